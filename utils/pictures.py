@@ -1,0 +1,69 @@
+"""What a run shows of its model: grids, the film of its training, the map of two latents, the projector's data."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+from PIL import Image
+
+from utils.data import Dataset
+from utils.files import write_whole
+from utils.images import captioned, grid, save_gif, save_png, to_uint8
+
+Decode = Callable[[np.ndarray], np.ndarray]  # latents (N, L) -> brightness (N, H, W, C) in [0, 1]
+Reconstruct = Callable[[np.ndarray], np.ndarray]  # uint8 images (N, H, W, C) -> brightness, the same shape
+
+
+def write_samples(folder: Path, epoch: int, decode: Decode, latents: np.ndarray) -> np.ndarray:
+    """Write samples_<epoch>.png, the decoded `latents` (N, L) in rows of ten; return the grid, uint8 (H', W', C)."""
+    sheet = grid(decode(latents), columns=10)
+    save_png(folder / f"samples_{epoch:03}.png", captioned(sheet, f"epoch {epoch}: samples from the prior"))
+    return sheet
+
+
+def write_reconstructions(folder: Path, epoch: int, reconstruct: Reconstruct, dataset: Dataset) -> np.ndarray:
+    """Write reconstructions_<epoch>.png: the first three test images of each label, each over its reconstruction.
+
+    Returns the grid, uint8 (H', W', C).
+    """
+    labels = np.unique(dataset.test_labels)
+    chosen = np.stack([np.flatnonzero(dataset.test_labels == label)[:3] for label in labels], axis=1)  # (3, labels)
+    originals = [dataset.test_images[row] for row in chosen]
+    rows = [images for original in originals for images in (original, to_uint8(reconstruct(original)))]
+    sheet = grid(np.concatenate(rows), columns=len(labels), pair_rows=True)
+    caption = f"epoch {epoch}: test images over their reconstructions"
+    save_png(folder / f"reconstructions_{epoch:03}.png", captioned(sheet, caption))
+    return sheet
+
+
+def write_film(folder: Path, name: str) -> None:
+    """Write training.gif from a run's grids called `name`, epoch by epoch."""
+    save_gif(folder / "training.gif", sorted(folder.glob(f"{name}_*.png")))
+
+
+def write_manifold(folder: Path, decode: Decode) -> None:
+    """Write manifold.png: a 2-D latent space decoded at 20 x 20 points that the prior makes equally likely."""
+    quantiles = scipy.stats.norm.ppf((np.arange(20) + 0.5) / 20)
+    across, up = np.meshgrid(quantiles, quantiles[::-1])  # the second latent grows upwards, as on a map
+    sheet = grid(decode(np.stack([across.ravel(), up.ravel()], axis=1)), columns=20, gap=0)
+    caption = f"z1 (across) and z2 (up) from {quantiles[0]:.2f} to {quantiles[-1]:.2f}: quantiles of the prior"
+    save_png(folder / "manifold.png", captioned(sheet, caption))
+
+
+def write_projector(folder: Path, z_mean: np.ndarray, labels: np.ndarray, images: np.ndarray) -> None:
+    """Write what TensorBoard's projector shows: codes (N, L), labels (N,), thumbnails of uint8 images (N, H, W, C)."""
+    side = int(np.ceil(np.sqrt(len(images))))  # the projector wants a square sprite
+    sprite = grid(255 - images, columns=side, gap=0).squeeze()
+    sprite = np.pad(sprite, [(0, sprite.shape[1] - sprite.shape[0])] + [(0, 0)] * (sprite.ndim - 1))
+    save_png(folder / "sprite.png", Image.fromarray(sprite))
+    rows = ("\t".join(f"{value:.4f}" for value in code) for code in z_mean)
+    write_whole(folder / "latents.tsv", "".join(f"{row}\n" for row in rows).encode())
+    write_whole(folder / "labels.tsv", "".join(f"{label}\n" for label in labels).encode())
+    height, width = images.shape[1:3]
+    config = (
+        'embeddings {\n  tensor_name: "test images, z_mean"\n  tensor_path: "latents.tsv"\n'
+        '  metadata_path: "labels.tsv"\n'
+        f'  sprite {{ image_path: "sprite.png" single_image_dim: {width} single_image_dim: {height} }}\n}}\n'
+    )
+    write_whole(folder / "projector_config.pbtxt", config.encode())

@@ -1,0 +1,234 @@
+"""What a user is told: doubts before a run, progress during it, and after it whether it is healthy."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.data import Dataset
+from utils.settings import Settings
+
+ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over the test set (Burda et al. 2015, section 5)
+PUBLISHED_NLL = {  # by data set, for a single stochastic layer trained on the ELBO, dynamic binarisation
+    "mnist": {"nll": 86.76, "source": "Burda et al. 2015", "model": "50 latents, 2 x 200 tanh, 5,000 samples"},
+}
+
+
+# --- before -----------------------------------------------------------------------------------------------------------
+def doubts(settings: Settings, steps: int) -> list[str]:
+    """What is legal but surely not meant, a sentence each; `steps` is the length of the run."""
+    s = settings
+    annealed = s.kl_schedule != "constant" and not s.autoencoder
+    found = []
+    if s.loss == "ce" and s.binarize == "none":
+        found.append("LOSS = ce on grey pixels (BINARIZE = none) is no likelihood: ELBO and NLL in nats mean nothing.")
+    if s.loss != "ce" and s.binarize == "dynamic":
+        found.append(f"LOSS = {s.loss} on black and white pixels; BINARIZE = none keeps the grey ones it is made for.")
+    if annealed and s.kl_steps > steps:
+        found.append(f"KL_STEPS = {s.kl_steps:,} exceeds the run's {steps:,} steps: KL_WEIGHT_END will not be reached.")
+    if annealed and s.kl_weight_start == s.kl_weight_end:
+        found.append(f"KL_SCHEDULE = {s.kl_schedule} from {s.kl_weight_start:g} to the same: it is constant.")
+    if not s.autoencoder and s.kl_weight_end == 0:
+        found.append("KL_WEIGHT_END = 0: nothing draws the latents to the prior, so samples will look like nothing.")
+    if s.reconstruction_reduction == "mean" and not s.autoencoder:
+        found.append("RECONSTRUCTION_REDUCTION = mean: the KL outweighs the reconstruction; expect a collapse.")
+    if s.autoencoder and s.free_bits > 0:
+        found.append("FREE_BITS does nothing with AUTOENCODER, which has no KL.")
+    return found
+
+
+def header(settings: Settings, dataset: Dataset, parameters: int, device: str, folder: Path) -> str:
+    """What is about to be trained, on what and where."""
+    s = settings
+    pixels = math.prod(dataset.train_images.shape[1:])
+    encoder, decoder = ("-".join(map(str, layers)) for layers in (s.encoder_layers, s.decoder_layers))
+    shape = "-".join(filter(None, (str(pixels), encoder, str(s.latent_dim), decoder, str(pixels))))
+    sizes = f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images"
+    return (
+        f"data       {s.dataset}: {sizes}, SHA-256 verified, from {dataset.source}\n"
+        f"model      {shape}, {parameters / 1e6:.1f} M parameters, {device}\n"
+        f"run        {folder}"
+    )
+
+
+# --- during -----------------------------------------------------------------------------------------------------------
+def progress_bar(steps: int, done: int) -> tqdm:
+    """The bar of a training run, 79 columns wide, counted in steps."""
+    return tqdm(total=steps, initial=done, ncols=79, ascii=" #", bar_format="compiling |{bar}|")
+
+
+def show_progress(bar: tqdm, line: dict[str, Any], epoch: int, epochs: int) -> None:
+    """Bring the bar up to a training line of the history."""
+    numbers = f"reconstruction {line['reconstruction']:.1f}"
+    if line["elbo"] is not None:
+        numbers = f"ELBO {line['elbo']:.1f}  KL {line['kl']:.1f} x {line['kl_weight']:.2f}"
+    bar.bar_format = f"epoch {epoch:>2}/{epochs} |{{bar}}| {line['images_per_second']:,.0f} images/s  {numbers}"
+    bar.update(line["step"] - bar.n)
+
+
+# --- after ------------------------------------------------------------------------------------------------------------
+def kind(settings: Settings) -> str:
+    """What the reconstruction loss is: a "likelihood" of binary pixels, a "density" of grey ones, or "none"."""
+    if settings.autoencoder:
+        return "none"
+    if settings.decoder_scale == "learned":
+        return "density"
+    return "likelihood" if settings.loss == "ce" and settings.binarize == "dynamic" else "none"
+
+
+def effective_beta(settings: Settings, pixels: int) -> float:
+    """The final weight of the KL against the reconstruction summed over pixels; 1 is the ELBO."""
+    return settings.kl_weight_end * (pixels if settings.reconstruction_reduction == "mean" else 1)
+
+
+def active_units(z_mean: np.ndarray) -> int:
+    """How many latents' posterior means (N, L) vary over the images by more than 0.01 (Burda et al. 2015)."""
+    return int((z_mean.var(axis=0) > ACTIVE_VARIANCE).sum())
+
+
+def make_report(
+    settings: Settings,
+    reconstruction: np.ndarray,
+    kl: np.ndarray,
+    z_mean: np.ndarray,
+    log_likelihood: tuple[np.ndarray, np.ndarray] | None,
+    history: list[dict[str, Any]],
+    pixels: int,
+) -> dict[str, Any]:
+    """Put a run's numbers together, ready for report.json.
+
+    Of the test images: reconstruction loss (N,) and KL (N, L) in nats, posterior means (N, L), and estimates (N,) of
+    log p(x) with their sampling variances (N,), or None.
+    """
+    meaning = kind(settings)
+    report: dict[str, Any] = {"kind": meaning, "test_reconstruction": float(reconstruction.mean())}
+    report |= dict.fromkeys(("test_elbo", "test_kl", "kl_per_latent", "active_units", "effective_beta"))
+    report |= {"latent_dim": settings.latent_dim}
+    if not settings.autoencoder:
+        report |= {
+            "test_elbo": float(-(reconstruction + kl.sum(axis=1)).mean()),
+            "test_kl": float(kl.sum(axis=1).mean()),
+            "kl_per_latent": [float(nats) for nats in kl.mean(axis=0)],
+            "active_units": active_units(z_mean),
+            "effective_beta": effective_beta(settings, pixels),
+        }
+    report |= dict.fromkeys(("test_nll", "test_log_density", "standard_error_images", "standard_error_sampling"))
+    report |= {"nll_samples": None, "published_nll": None}
+    if log_likelihood is not None:
+        estimates, variances = (np.asarray(values, np.float64) for values in log_likelihood)
+        count = len(estimates)
+        sampling_error = float(np.sqrt(variances.sum()) / count)
+        report |= {
+            "standard_error_images": float(estimates.std(ddof=1) / math.sqrt(count)),
+            "standard_error_sampling": sampling_error if math.isfinite(sampling_error) else None,
+            "nll_samples": settings.nll_samples,
+        }
+        if meaning == "likelihood":
+            report |= {"test_nll": float(-estimates.mean()), "published_nll": PUBLISHED_NLL.get(settings.dataset)}
+        else:
+            report |= {"test_log_density": float(estimates.mean())}
+    report["problems"] = problems(settings, report, history)
+    report["remarks"] = remarks(settings, report, history)
+    report["healthy"] = not report["problems"]
+    return report
+
+
+def problems(settings: Settings, report: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with a run, a plain sentence each."""
+    found = []
+    if report["active_units"] == 0:
+        found.append(
+            "Posterior collapse: no latent says anything about the image, so every reconstruction is the same picture."
+        )
+    beta = report["effective_beta"]
+    if beta is not None and settings.reconstruction_reduction == "mean":
+        found.append(
+            f"The KL outweighs the reconstruction: averaged over pixels, that makes an effective beta of {beta:,.4g}. "
+            "RECONSTRUCTION_REDUCTION = sum mends it."
+        )
+    elif beta is not None and beta >= 10:
+        found.append(f"The KL outweighs the reconstruction: an effective beta of {beta:,.4g}, where the ELBO has 1.")
+    tests = [line for line in history if line["split"] == "test"]
+    if tests and not settings.autoencoder and tests[-1]["kl_weight"] != settings.kl_weight_end:
+        found.append(
+            f"Unfinished: it ended at KL weight {tests[-1]['kl_weight']:.3g}, before KL_WEIGHT_END = "
+            f"{settings.kl_weight_end:g}. More EPOCHS or fewer KL_STEPS."
+        )
+    found += trouble_with_objective(history)
+    return found
+
+
+def trouble_with_objective(history: list[dict[str, Any]]) -> list[str]:
+    """Whether the objective went up again, among the lines whose KL weight is the final one and so can be compared."""
+    found = {}
+    for split in ("train", "test"):
+        lines = [line for line in history if line["split"] == split]
+        values = [line["objective"] for line in lines if line["kl_weight"] == lines[-1]["kl_weight"]]
+        found[split] = bool(values) and values[-1] > min(values) + max(0.5, 0.02 * abs(min(values)))
+    if found["train"]:
+        return ["Diverging: the training objective rose again at the end. A lower LEARNING_RATE mends that."]
+    if found["test"]:
+        return ["Overfitting: the test objective rose while that of training fell. Fewer EPOCHS or a smaller network."]
+    return []
+
+
+def remarks(settings: Settings, report: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
+    """What to know when reading a run's numbers, a plain sentence each."""
+    s, found = settings, []
+    if s.autoencoder:
+        found.append("A plain autoencoder has no prior and no likelihood: no samples, no ELBO, no NLL.")
+    elif s.loss == "ce" and s.binarize == "none":
+        found.append("Not a likelihood: cross-entropy on grey pixels. BINARIZE = dynamic makes it one.")
+    elif report["kind"] == "none":
+        found.append(
+            f"Not a likelihood: {s.loss} without its constants. DECODER_SCALE = learned makes it a density of pixels."
+        )
+    elif report["kind"] == "density":
+        found.append("A density of grey pixels, which may exceed 0: not to be compared with the NLL of binary ones.")
+    tests = [line for line in history if line["split"] == "test" and line["step"] > 0]
+    if len(tests) > 1 and tests[-1]["kl_weight"] == tests[-2]["kl_weight"]:
+        gain = tests[-2]["objective"] - tests[-1]["objective"]
+        if gain > 0.005 * abs(tests[-1]["objective"]):
+            found.append(f"Still learning: the last epoch lowered the test objective by {gain:.2g}. More EPOCHS help.")
+    return found
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as a few lines for the console."""
+    verdict = "Yes." if report["healthy"] else "No."
+    lines = ["", f"Is this run healthy?  {verdict}", *(f"  ! {sentence}" for sentence in report["problems"])]
+    meaning = report["kind"]
+    if report["test_elbo"] is None:
+        lines.append(f"  test reconstruction    {report['test_reconstruction']:.2f} nats")
+    else:
+        name = {"likelihood": "test ELBO", "density": "test ELBO (density)", "none": "-(loss + KL) on test"}[meaning]
+        binarised = ", binarised" if meaning == "likelihood" else ""
+        lines.append(
+            f"  {name:<22} {report['test_elbo']:.2f} nats   = -({report['test_reconstruction']:.2f} reconstruction"
+            f" + {report['test_kl']:.2f} KL){binarised}"
+        )
+    if report["nll_samples"]:
+        name, value = "test log-density", report["test_log_density"]
+        if meaning == "likelihood":
+            name, value = "test log-likelihood", -report["test_nll"]
+        sampling = report["standard_error_sampling"]
+        lines.append(
+            f"  {name:<22} {value:.2f} nats   +- {report['standard_error_images']:.2f} over images,"
+            f" +- {'?' if sampling is None else f'{sampling:.2f}'} sampling, K = {report['nll_samples']}"
+        )
+    if report["published_nll"]:
+        published = report["published_nll"]
+        lines.append(f"  published              -{published['nll']} nats   {published['source']}: {published['model']}")
+    if report["active_units"] is not None:
+        lines.append(f"  active units           {report['active_units']} of {report['latent_dim']}")
+    return "\n".join(lines + [f"  note                   {sentence}" for sentence in report["remarks"]])
+
+
+def look_at(folder: Path) -> str:
+    """Where the pictures of a run are."""
+    newest = [sorted(folder.glob(f"{name}_*.png"))[-1:] for name in ("samples", "reconstructions")]
+    names = [path.name for paths in newest for path in paths]
+    names += [name for name in ("training.gif", "manifold.png", "curves.png") if (folder / name).exists()]
+    return f"\nlook at    {folder}: {', '.join(names)}\n           tensorboard --logdir {folder.parent}"

@@ -1,0 +1,306 @@
+"""One run's folder: its settings, history, TensorBoard files and checkpoints, and how an interrupted run goes on.
+
+    params.json     every setting, the git commit, versions and device
+    history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test)
+    checkpoints/    the last three, each whole or not there
+    tensorboard/    event files and the projector's data
+"""
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event
+
+from utils.files import write_json, write_whole
+from utils.settings import Settings
+
+KEPT_CHECKPOINTS = 3
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class RunError(Exception):
+    """Something about a run's folder that the user has to know; its text is fit to be shown as it is."""
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+def derived_name(settings: Settings) -> str:
+    """A run's name when the user gives none, made of what most tells runs apart, e.g. mnist-ce-z20."""
+    scale = "-learned" if settings.decoder_scale == "learned" else ""
+    kind = "-ae" if settings.autoencoder else ""
+    return f"{settings.dataset}-{settings.loss}{scale}{kind}-z{settings.latent_dim}"
+
+
+def create(settings: Settings, device: str) -> Path:
+    """Make a new run's folder with its params.json and return it; an existing folder is never touched.
+
+    A derived name that is taken gets -2, -3, ... Raises RunError if RUN_NAME is taken, OSError if it can't be made.
+    """
+    name = settings.run_name or derived_name(settings)
+    parent = Path(settings.output_dir).expanduser()
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()  # fails when it exists, also if another run made it a moment ago
+            break
+        except FileExistsError:
+            if settings.run_name:
+                raise RunError(
+                    f"run_name: {name!r} is taken ({folder}); choose another, or go on with it: --resume {name}"
+                ) from None
+            number += 1
+    about = {
+        "settings": settings.model_dump(mode="json"),
+        "schedule_epochs": settings.epochs,  # what the learning rate's cosine spans, also when EPOCHS grows later
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "device": device,
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in ("tensorflow", "keras", "numpy")},
+    }
+    write_json(folder / "params.json", about)
+    return folder
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with "+changes" if files differ from it; None where git or the repository is missing."""
+    try:
+        ask = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+        return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def find(run: str, output_dir: str) -> Path:
+    """The folder of a run named on the command line, by its name or its path. Raises RunError if there is none."""
+    parent = Path(output_dir).expanduser()
+    for folder in (parent / run, Path(run).expanduser()):
+        if (folder / "params.json").is_file():
+            return folder
+    there = sorted(path.parent.name for path in parent.glob("*/params.json"))
+    raise RunError(f"--resume {run}: no such run in {parent}; there is {', '.join(there) or 'none'}")
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    """What params.json holds. Raises RunError if it can't be read."""
+    try:
+        return json.loads((folder / "params.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder / 'params.json'} can't be read: {error}") from None
+
+
+def lengthen(folder: Path, epochs: int) -> None:
+    """Note in params.json that a resumed run has more epochs now. Raises OSError."""
+    about = read_params(folder)
+    if about["settings"]["epochs"] != epochs:
+        write_json(folder / "params.json", about | {"settings": about["settings"] | {"epochs": epochs}})
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; raises RunError if another one trains in it. The lock ends with its process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder} is being trained by another process") from None
+        yield
+
+
+# --- history ----------------------------------------------------------------------------------------------------------
+def history_line(split: str, step: int, steps_per_epoch: int, terms: Any, weight: Any | None) -> dict[str, Any]:
+    """A line of history.jsonl after `step` steps; `terms` (3,) are objective, reconstruction loss and KL, in nats.
+
+    `weight` is the KL's; None is the plain autoencoder, which has neither KL nor ELBO.
+    """
+    objective, reconstruction, kl = (float(term) for term in terms)
+    line = {"step": step, "epoch": round(step / steps_per_epoch, 4), "split": split, "objective": objective}
+    line |= {"reconstruction": reconstruction} | dict.fromkeys(("kl", "kl_weight", "elbo"))
+    if weight is not None:
+        line |= {"kl": kl, "kl_weight": float(weight), "elbo": -(reconstruction + kl)}
+    return line
+
+
+def event_writer(folder: Path) -> contextlib.AbstractContextManager[tf.summary.SummaryWriter]:
+    """TensorBoard's writer for a run; it is closed at the end of the block."""
+    return contextlib.closing(tf.summary.create_file_writer(str(folder / "tensorboard")))
+
+
+def write_line(folder: Path, events: tf.summary.SummaryWriter, line: dict[str, Any]) -> None:
+    """Add a line to history.jsonl, and its numbers to TensorBoard under train/ or test/. Raises OSError."""
+    with open(folder / "history.jsonl", "a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+    with events.as_default(step=line["step"]):
+        for name, value in line.items():
+            if isinstance(value, float) and name != "epoch":
+                tf.summary.scalar(f"{line['split']}/{name}", value)
+
+
+def write_images(events: tf.summary.SummaryWriter, step: int, grids: dict[str, np.ndarray]) -> None:
+    """Show grids, uint8 (height, width, C) by name, in TensorBoard."""
+    with events.as_default(step=step):
+        for name, sheet in grids.items():
+            tf.summary.image(name, sheet[np.newaxis])
+
+
+def read_history(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """The lines of history.jsonl, of one split ("train", "test") or all, without one that a crash cut short."""
+    path = folder / "history.jsonl"
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return [line for line in lines if split in (None, line["split"])]
+
+
+def cut_back(folder: Path, step: int) -> None:
+    """Drop from the history and the event files what came after `step`: the resumed run will write it again."""
+    kept = [line for line in read_history(folder) if line["step"] <= step] if step else []
+    write_whole(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        if step:
+            cut_events(path, step)
+        else:
+            path.unlink()
+
+
+def cut_events(path: Path, step: int) -> None:
+    """Keep the records of a TensorBoard event file up to `step`; a last one that a crash cut short goes too."""
+    beside = path.with_name(f".{path.name}")
+    with tf.io.TFRecordWriter(str(beside)) as writer, contextlib.suppress(tf.errors.DataLossError):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            if Event.FromString(record).step <= step:
+                writer.write(record)
+    os.replace(beside, path)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+def checkpoint(**parts: Any) -> tf.train.Checkpoint:
+    """What a run is saved as: the networks, the optimizer and the rest that has a state; None is left out."""
+    return tf.train.Checkpoint(**{name: part for name, part in parts.items() if part is not None})
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a run's folder, oldest first."""
+    return sorted(int(path.stem.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*.index"))
+
+
+def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
+    """Write the checkpoint of `step` and drop all but the newest. Raises OSError (a full disk, no permission).
+
+    It is written in a folder of its own and moved into place, the index last: without it a checkpoint does not count.
+    """
+    place = folder / "checkpoints"
+    place.mkdir(exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".") as beside:
+            checkpoint.write(f"{beside}/step-{step}")
+            for path in sorted(Path(beside).glob("step-*"), key=lambda path: path.suffix == ".index"):
+                os.replace(path, place / path.name)
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, one_line(error.message), str(place)) from None
+    for old in saved_steps(folder)[:-KEPT_CHECKPOINTS]:
+        for path in sorted(place.glob(f"step-{old}.*"), key=lambda path: path.suffix != ".index"):
+            path.unlink()
+
+
+def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], None]) -> bool:
+    """Load the newest checkpoint that is whole, saying which were not; False if the run has none yet.
+
+    Damage is found by the checksums that TensorFlow keeps of every tensor. Raises RunError if no checkpoint is whole.
+    """
+    for stale in (folder / "checkpoints").glob(".*"):  # a write that was killed
+        shutil.rmtree(stale)
+    steps = saved_steps(folder)
+    for step in reversed(steps):
+        try:
+            checkpoint.read(str(folder / "checkpoints" / f"step-{step}")).assert_existing_objects_matched()
+            return True
+        except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+            say(f"checkpoint   step {step:,} is damaged ({one_line(str(error))}); trying the one before")
+    if steps:
+        raise RunError(f"{folder}: all its checkpoints are damaged; start a new run")
+    return False
+
+
+def check_terms(terms: tf.Tensor, step: int, folder: Path) -> None:
+    """Raise Diverged if objective, reconstruction loss or KL, in this order (3,), is NaN or infinite."""
+    named = zip(("objective", "reconstruction", "kl"), terms.numpy(), strict=True)
+    if broken := [f"{name} is {value}" for name, value in named if not np.isfinite(value)]:
+        raise Diverged(step, ", ".join(broken), folder)
+
+
+def check_weights(weights: Iterable[Any], step: int, folder: Path) -> None:
+    """Raise Diverged if a weight is NaN or infinite."""
+    if broken := [weight.path for weight in weights if not np.isfinite(weight.numpy()).all()]:
+        raise Diverged(step, f"{broken[0]} has weights that are not finite", folder)
+
+
+class Diverged(Exception):
+    """Training broke at a step, whose text says how and what is left to go on from."""
+
+    def __init__(self, step: int, what: str, folder: Path):
+        steps = saved_steps(folder)
+        left = f"the checkpoint of step {steps[-1]:,} is good" if steps else "there is no checkpoint yet"
+        super().__init__(f"diverged in step {step:,}: {what}; {left}; a lower LEARNING_RATE may help")
+
+
+def one_line(message: str) -> str:
+    """An error's first line, or its last 60 characters if it is long."""
+    line = next(iter(message.strip().splitlines()), "no reason given")
+    return line if len(line) <= 60 else f"...{line[-60:]}"
+
+
+# --- interrupts -------------------------------------------------------------------------------------------------------
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM, whose number is args[0]. Like KeyboardInterrupt it is not an Exception."""
+
+
+def raise_stopped(number: int, _frame: Any) -> None:
+    """A signal handler."""
+    raise Stopped(number)
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[list[int]]:
+    """Within the block a Ctrl-C or SIGTERM only adds its number to the list, for the loop to read where it is safe.
+
+    A second one raises Stopped at once. Signals reach the main thread only; in another one the list stays empty.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            raise_stopped(number, frame)
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
