@@ -135,7 +135,7 @@ def absolute_difference(x: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def gaussian_nll(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
-    """-log p(x|z) for Gaussian pixels of standard deviation exp(log_scale): sigma-VAE (Rybkin et al. 2021, eq. 4)."""
+    """-log p(x|z) for Gaussian pixels of standard deviation exp(log_scale): the sigma-VAE (Rybkin et al. 2021)."""
     pixels = math.prod(x.shape[1:])
     return squared_error(x, logits) * tf.exp(-2 * log_scale) / 2 + pixels * (log_scale + math.log(2 * math.pi) / 2)
 
@@ -378,16 +378,16 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
         if step == 0:
             runs.write_images(events, step, write_grids(vae, s, dataset, folder, epoch=0))
         sums, interval_start, seconds = tf.zeros(3), step, 0.0
+        if step < last_step:  # compile, by a call for no steps, so that the first speed shown is that of training
+            train_steps(images, tf.range(len(images)), tf.constant(step), tf.constant(step), seed, sums)
         while step < last_step:
             # 1. Train up to the next line of the history or the end of the epoch, whichever comes first.
             epoch = step // steps_per_epoch + 1
             epoch_end, interval_end = epoch * steps_per_epoch, (step // s.log_every + 1) * s.log_every
-            order = data.epoch_order(len(images), key=(s.seed, SHUFFLE, epoch))
-            first, stop = tf.constant(step), tf.constant(min(epoch_end, interval_end))
-            if bar.n == bar.initial:
-                train_steps(images, order, first, first, seed, sums)  # no step: it compiles, which is no training time
+            order = tf.constant(data.epoch_order(len(images), key=(s.seed, SHUFFLE, epoch)))
+            stop = tf.constant(min(epoch_end, interval_end))
             started = time.perf_counter()
-            sums, terms, reached = train_steps(images, order, first, stop, seed, sums)
+            sums, terms, reached = train_steps(images, order, tf.constant(step), stop, seed, sums)
             step = int(reached)  # here, once for many steps, the host waits for the device
             seconds += time.perf_counter() - started
             runs.check_terms(terms, step, folder)

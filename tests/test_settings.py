@@ -307,9 +307,9 @@ def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
 
 def test_help_joins_a_comment_of_several_lines_and_survives_a_percent_sign(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
-    line = 'DATA_DIR: str = "ä"  # half: 50 %, ä\n          # and (s) half\n# not this\n'
+    line = 'DATA_DIR: str = "ääääää"  # half: 50 %, ä\n          # and (s) half\n# not this\n'
     _, printed = run(["--help"], edited(tmp_path, r"^DATA_DIR.*\n", line))
-    assert "  half: 50 %, ä and (s) half [a text; default 'ä']\n" in printed
+    assert "  half: 50 %, ä and (s) half [a text; default 'ääääää']\n" in printed
 
 
 @pytest.mark.parametrize("columns", [80, 120])

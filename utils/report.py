@@ -150,28 +150,32 @@ def problems(settings: Settings, report: dict[str, Any], history: list[dict[str,
         )
     elif beta is not None and beta >= 10:
         found.append(f"The KL outweighs the reconstruction: an effective beta of {beta:,.4g}, where the ELBO has 1.")
-    tests = [line for line in history if line["split"] == "test"]
-    if tests and not settings.autoencoder and tests[-1]["kl_weight"] != settings.kl_weight_end:
+    annealed = settings.kl_schedule != "constant" and not settings.autoencoder
+    if annealed and history and history[-1]["step"] < settings.kl_steps:
         found.append(
-            f"Unfinished: it ended at KL weight {tests[-1]['kl_weight']:.3g}, before KL_WEIGHT_END = "
+            f"Unfinished: it ended at KL weight {history[-1]['kl_weight']:.3g}, before KL_WEIGHT_END = "
             f"{settings.kl_weight_end:g}. More EPOCHS or fewer KL_STEPS."
         )
-    found += trouble_with_objective(history)
-    return found
+    return found + trouble_with_objective(history)
 
 
 def trouble_with_objective(history: list[dict[str, Any]]) -> list[str]:
     """Whether the objective went up again, among the lines whose KL weight is the final one and so can be compared."""
-    found = {}
-    for split in ("train", "test"):
-        lines = [line for line in history if line["split"] == split]
-        values = [line["objective"] for line in lines if line["kl_weight"] == lines[-1]["kl_weight"]]
-        found[split] = bool(values) and values[-1] > min(values) + max(0.5, 0.02 * abs(min(values)))
-    if found["train"]:
-        return ["Diverging: the training objective rose again at the end. A lower LEARNING_RATE mends that."]
-    if found["test"]:
+    if rose_again(history, "train"):
+        return ["Diverging: the training objective rose again at the end. A lower LEARNING_RATE may mend that."]
+    if rose_again(history, "test"):
         return ["Overfitting: the test objective rose while that of training fell. Fewer EPOCHS or a smaller network."]
     return []
+
+
+def rose_again(history: list[dict[str, Any]], split: str) -> bool:
+    """Whether the last tenth of a split's objective lies over its best tenth by more than 2 percent (noise is less)."""
+    lines = [line for line in history if line["split"] == split]
+    values = np.array([line["objective"] for line in lines if line["kl_weight"] == lines[-1]["kl_weight"]])
+    if len(values) < 2:
+        return False
+    tenths = np.array([tenth.mean() for tenth in np.array_split(values, min(10, len(values)))])
+    return bool(tenths[-1] - tenths.min() > 0.02 * max(abs(tenths.min()), np.ptp(tenths)))
 
 
 def remarks(settings: Settings, report: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:

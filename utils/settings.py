@@ -216,7 +216,7 @@ def _import_error(error: Exception, names: dict[str, Any], params: Path) -> str:
     for name, node in _assignments(params).items():
         if node.lineno <= lines[-1] <= node.end_lineno and node.value:
             place = f"{place}: {name} = {ast.get_source_segment(_source(params), node.value)}"
-            with contextlib.suppress(Exception):  # the annotation may be missing, or wrong as well
+            with contextlib.suppress(Exception):  # another kind of error, or an annotation missing or wrong as well
                 return place + _without_quotes(node, error, names)
     return f"{place}: {type(error).__name__}: {error}"
 
@@ -226,8 +226,8 @@ def _without_quotes(node: ast.AnnAssign, error: NameError, names: dict[str, Any]
     if error.name not in [part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)]:
         raise error
     annotation = eval(ast.unparse(node.annotation), names)
-    text = _bare(annotation) is str or get_origin(annotation) is Literal
-    return f" is not allowed; {allowed(annotation)} is" + (" (is a quote missing?)" if text else "")
+    is_text = _bare(annotation) is str or get_origin(annotation) is Literal
+    return f" is not allowed; {allowed(annotation)} is" + (" (is a quote missing?)" if is_text else "")
 
 
 def _check_names(params: Path, module: ModuleType, assignments: dict[str, Any], annotations: dict[str, Any]) -> None:
