@@ -290,7 +290,9 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings
             with tf.GradientTape() as tape:
                 reconstruction, kl = loss_terms(vae, x, None if s.autoencoder else noise, s.loss)
                 minimised = objective(reconstruction, kl, weight, s.free_bits, divisor)
-            optimizer.apply(tape.gradient(minimised, weights), weights)
+            # The plain autoencoder does without z_log_std, which then has a gradient of zero instead of none.
+            gradients = tape.gradient(minimised, [weight.value for weight in weights], unconnected_gradients="zero")
+            optimizer.apply(gradients, weights)
 
             terms = mean_terms(minimised, reconstruction, kl)
             sums += terms
@@ -362,11 +364,15 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
     last_step = s.epochs * steps_per_epoch
     divisor = loss_divisor(s.reconstruction_reduction, images.shape[1:])
     checkpoint_every = -(-s.checkpoint_every // s.log_every) * s.log_every  # so that no interval is cut by a resume
-    optimizer = build_optimizer(vae, s, runs.read_params(folder)["schedule_epochs"] * steps_per_epoch)
+    horizon = runs.read_params(folder)["schedule_epochs"]
+    optimizer = build_optimizer(vae, s, horizon * steps_per_epoch)
     checkpoint = runs.checkpoint(encoder=vae.encoder, decoder=vae.decoder, log_scale=vae.log_scale, optimizer=optimizer)
     runs.restore(checkpoint, folder, say)
     step = int(optimizer.iterations)
     runs.cut_back(folder, step)
+    runs.lengthen(folder, s.epochs)
+    if s.epochs > horizon and s.lr_schedule == "cosine":
+        say(f"note       the learning rate's cosine ends with epoch {horizon}, as saved; later it stays a hundredth")
 
     train_steps = compile_train_steps(vae, optimizer, s)
     evaluate = compile_evaluation(vae, s)
@@ -376,7 +382,7 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
         report.progress_bar(last_step, step) as bar,
     ):
         if step == 0:
-            runs.write_images(events, step, write_grids(vae, s, dataset, folder, epoch=0))
+            runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch=0))
         sums, interval_start, seconds = tf.zeros(3), step, 0.0
         if step < last_step:  # compile, by a call for no steps, so that the first speed shown is that of training
             train_steps(images, tf.range(len(images)), tf.constant(step), tf.constant(step), seed, sums)
@@ -405,9 +411,10 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
                 reconstruction, kl, _ = evaluate(dataset.test_images)
                 minimised = objective(reconstruction, kl, scheduled_weight(s, step - 1), s.free_bits, divisor)
                 terms = mean_terms(minimised, reconstruction, kl)
+                runs.check_terms(terms, step, folder)
                 runs.write_line(folder, events, runs.history_line("test", step, steps_per_epoch, terms, weight))
                 if epoch % s.images_every == 0 or step == last_step:
-                    runs.write_images(events, step, write_grids(vae, s, dataset, folder, epoch))
+                    runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch))
 
             # 3. Keep what a resumed run goes on from; last, so that all that belongs to this step is on the disk.
             if step == last_step or (step == interval_end and (signals or step % checkpoint_every == 0)):
@@ -487,7 +494,6 @@ def main(command: Command) -> int:
         if command.resume is not None:
             folder = runs.find(command.resume, settings.output_dir)
             settings = resumed(load_saved(runs.read_params(folder)["settings"]), command.given)
-            runs.lengthen(folder, settings.epochs)
         train(settings, folder)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -36,12 +36,12 @@ KL_WEIGHT_START: Annotated[float, Ge(0)] = 0.0  # at step 0; a low start lets la
 KL_WEIGHT_END: Annotated[float, Ge(0)] = 1.0  # from KL_STEPS on; 1 is the ELBO, other values are beta-VAE's beta
 KL_STEPS: Annotated[int, Ge(1)] = 2_000  # training steps from start to end; an epoch has 468 at batch size 128
 KL_CYCLES: Annotated[int, Ge(1)] = 4  # ramps within KL_STEPS, "cyclical" only; each rises in its first half, then holds
-FREE_BITS: Annotated[float, Ge(0)] = 0.0  # nats of KL per latent that cost nothing; 0.1 or so keeps latents from dying
+FREE_BITS: Annotated[float, Ge(0)] = 0.0  # nats of KL per latent that cost nothing: no latent gains by giving up
 
 # --- optimiser --------------------------------------------------------------------------------------------------------
-BATCH_SIZE: Annotated[int, Ge(1)] = 128  # images per step; larger is faster per image and takes more epochs
-EPOCHS: Annotated[int, Ge(1)] = 20  # passes over the training images; more lowers the loss, slower and slower
-LEARNING_RATE: Annotated[float, Gt(0)] = 1e-3  # Adam's step size; 10 times more diverges, 10 times less is slow
+BATCH_SIZE: Annotated[int, Ge(1)] = 128  # images per step; a larger one makes fewer, less noisy steps an epoch
+EPOCHS: Annotated[int, Ge(1)] = 20  # passes over the training images
+LEARNING_RATE: Annotated[float, Gt(0)] = 1e-3  # Adam's step size; lower it when a run diverges
 LR_SCHEDULE: Literal["constant", "cosine"] = "cosine"  # "cosine" falls to a hundredth of it by the end of the run
 
 # --- run --------------------------------------------------------------------------------------------------------------

@@ -37,9 +37,14 @@ def write_reconstructions(folder: Path, epoch: int, reconstruct: Reconstruct, da
     return sheet
 
 
+def grids_of(folder: Path, name: str) -> list[Path]:
+    """A run's grids called `name`, in the order of their epochs."""
+    return sorted(folder.glob(f"{name}_*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))
+
+
 def write_film(folder: Path, name: str) -> None:
     """Write training.gif from a run's grids called `name`, epoch by epoch."""
-    save_gif(folder / "training.gif", sorted(folder.glob(f"{name}_*.png")))
+    save_gif(folder / "training.gif", grids_of(folder, name))
 
 
 def write_manifold(folder: Path, decode: Decode) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data import Dataset
+from utils.pictures import grids_of
 from utils.settings import Settings
 
 ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over the test set (Burda et al. 2015, section 5)
@@ -143,13 +144,9 @@ def problems(settings: Settings, report: dict[str, Any], history: list[dict[str,
             "Posterior collapse: no latent says anything about the image, so every reconstruction is the same picture."
         )
     beta = report["effective_beta"]
-    if beta is not None and settings.reconstruction_reduction == "mean":
-        found.append(
-            f"The KL outweighs the reconstruction: averaged over pixels, that makes an effective beta of {beta:,.4g}. "
-            "RECONSTRUCTION_REDUCTION = sum mends it."
-        )
-    elif beta is not None and beta >= 10:
-        found.append(f"The KL outweighs the reconstruction: an effective beta of {beta:,.4g}, where the ELBO has 1.")
+    if beta is not None and beta >= 10:
+        cure = " RECONSTRUCTION_REDUCTION = sum mends it." if settings.reconstruction_reduction == "mean" else ""
+        found.append(f"The KL outweighs the reconstruction: an effective beta of {beta:,.4g}; the ELBO has 1.{cure}")
     annealed = settings.kl_schedule != "constant" and not settings.autoencoder
     if annealed and history and history[-1]["step"] < settings.kl_steps:
         found.append(
@@ -232,7 +229,7 @@ def table(report: dict[str, Any]) -> str:
 
 def look_at(folder: Path) -> str:
     """Where the pictures of a run are."""
-    newest = [sorted(folder.glob(f"{name}_*.png"))[-1:] for name in ("samples", "reconstructions")]
+    newest = [grids_of(folder, name)[-1:] for name in ("samples", "reconstructions")]
     names = [path.name for paths in newest for path in paths]
     names += [name for name in ("training.gif", "manifold.png", "curves.png") if (folder / name).exists()]
     return f"\nlook at    {folder}: {', '.join(names)}\n           tensorboard --logdir {folder.parent}"

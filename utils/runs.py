@@ -142,24 +142,41 @@ def history_line(split: str, step: int, steps_per_epoch: int, terms: Any, weight
     return line
 
 
-def event_writer(folder: Path) -> contextlib.AbstractContextManager[tf.summary.SummaryWriter]:
-    """TensorBoard's writer for a run; it is closed at the end of the block."""
-    return contextlib.closing(tf.summary.create_file_writer(str(folder / "tensorboard")))
+@contextlib.contextmanager
+def os_errors(place: Path) -> Iterator[None]:
+    """Raise what TensorFlow's writers raise (a full disk, no permission) as OSError."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, one_line(error.message), str(place)) from None
+
+
+@contextlib.contextmanager
+def event_writer(folder: Path) -> Iterator[tf.summary.SummaryWriter]:
+    """TensorBoard's writer for a run; it is closed at the end of the block. Raises OSError."""
+    place = folder / "tensorboard"
+    with os_errors(place):
+        events = tf.summary.create_file_writer(str(place))
+    try:
+        yield events
+    finally:
+        with os_errors(place):
+            events.close()
 
 
 def write_line(folder: Path, events: tf.summary.SummaryWriter, line: dict[str, Any]) -> None:
     """Add a line to history.jsonl, and its numbers to TensorBoard under train/ or test/. Raises OSError."""
     with open(folder / "history.jsonl", "a") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
-    with events.as_default(step=line["step"]):
+    with os_errors(folder / "tensorboard"), events.as_default(step=line["step"]):
         for name, value in line.items():
             if isinstance(value, float) and name != "epoch":
                 tf.summary.scalar(f"{line['split']}/{name}", value)
 
 
-def write_images(events: tf.summary.SummaryWriter, step: int, grids: dict[str, np.ndarray]) -> None:
-    """Show grids, uint8 (height, width, C) by name, in TensorBoard."""
-    with events.as_default(step=step):
+def write_images(folder: Path, events: tf.summary.SummaryWriter, step: int, grids: dict[str, np.ndarray]) -> None:
+    """Show grids, uint8 (height, width, C) by name, in TensorBoard. Raises OSError."""
+    with os_errors(folder / "tensorboard"), events.as_default(step=step):
         for name, sheet in grids.items():
             tf.summary.image(name, sheet[np.newaxis])
 
@@ -191,7 +208,8 @@ def cut_events(path: Path, step: int) -> None:
     with tf.io.TFRecordWriter(str(beside)) as writer, contextlib.suppress(tf.errors.DataLossError):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             if Event.FromString(record).step <= step:
-                writer.write(record)
+                with os_errors(path):
+                    writer.write(record)
     os.replace(beside, path)
 
 
@@ -213,13 +231,10 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
     """
     place = folder / "checkpoints"
     place.mkdir(exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=place, prefix=".") as beside:
-            checkpoint.write(f"{beside}/step-{step}")
-            for path in sorted(Path(beside).glob("step-*"), key=lambda path: path.suffix == ".index"):
-                os.replace(path, place / path.name)
-    except tf.errors.OpError as error:
-        raise OSError(errno.EIO, one_line(error.message), str(place)) from None
+    with os_errors(place), tempfile.TemporaryDirectory(dir=place, prefix=".") as beside:
+        checkpoint.write(f"{beside}/step-{step}")
+        for path in sorted(Path(beside).glob("step-*"), key=lambda path: path.suffix == ".index"):
+            os.replace(path, place / path.name)
     for old in saved_steps(folder)[:-KEPT_CHECKPOINTS]:
         for path in sorted(place.glob(f"step-{old}.*"), key=lambda path: path.suffix != ".index"):
             path.unlink()

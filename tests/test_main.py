@@ -1,0 +1,599 @@
+"""main.py: its formulas against SciPy and closed forms, its training against the same VAE written anew in NumPy."""
+
+import math
+from functools import cache
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.special import expit, logsumexp
+from scipy.stats import bernoulli, kstest, laplace, norm
+
+import main
+from utils import data, runs
+from utils.settings import from_params
+
+few = settings(max_examples=25, deadline=None)
+SHAPE = (4, 2, 2)
+SCHEDULES = ("constant", "linear", "sigmoid", "cosine", "cyclical")
+TINY = {  # all that these tests rely on: params.py is the user's to edit
+    "binarize": "none", "encoder_layers": (3,), "decoder_layers": (3,), "activation": "tanh", "latent_dim": 2,
+    "autoencoder": False, "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
+    "kl_schedule": "linear", "kl_weight_start": 0.25, "kl_weight_end": 1.5, "kl_steps": 4, "kl_cycles": 2,
+    "free_bits": 0.0, "batch_size": 2, "epochs": 2, "learning_rate": 0.02, "lr_schedule": "cosine", "seed": 3,
+    "log_every": 2, "checkpoint_every": 100, "images_every": 1, "nll_samples": 8,
+}  # fmt: skip
+
+
+def float32(values):
+    return tf.constant(values, tf.float32)
+
+
+def random_images(count, seed=0):
+    return np.random.default_rng(seed).integers(1, 256, (count, *SHAPE), dtype=np.uint8)
+
+
+def random_vae(chosen, seed=0):
+    """A VAE in which no weight is zero."""
+    vae, rng = main.build_vae(chosen, SHAPE), np.random.default_rng(seed)
+    for weight in vae.weights:
+        weight.assign(rng.normal(0, 0.5, weight.shape))
+    return vae
+
+
+@cache
+def graph(function, compiled):
+    return tf.function(function, jit_compile=compiled)
+
+
+def drawn(function, *arguments, compiled=False):
+    """What a function draws; under XLA it is not the same as without."""
+    return graph(function, compiled)(*arguments).numpy()
+
+
+# --- the same VAE in NumPy, float64 -----------------------------------------------------------------------------------
+class NumpyVAE:
+    """A VAE with the weights of another one; its images are (B, D)."""
+
+    def __init__(self, chosen, weights):
+        self.settings, self.log_scale = chosen, weights[-1] if chosen.decoder_scale == "learned" else None
+        pairs = list(zip(weights[::2], weights[1::2], strict=False))  # (kernel, bias)
+        split = len(chosen.encoder_layers) + 2
+        self.encoder_layers, self.decoder_layers = pairs[:split], pairs[split : split + len(chosen.decoder_layers) + 1]
+
+    def hidden(self, values, layers):
+        activation = {"tanh": np.tanh, "elu": lambda a: np.where(a > 0, a, np.expm1(a))}[self.settings.activation]
+        for kernel, bias in layers:
+            values = activation(values @ kernel + bias)
+        return values
+
+    def encode(self, x):
+        *body, mean, log_std = self.encoder_layers
+        hidden = self.hidden(x, body)
+        return [hidden @ kernel + bias for kernel, bias in (mean, log_std)]
+
+    def decode(self, z):
+        *body, (kernel, bias) = self.decoder_layers
+        return self.hidden(z, body) @ kernel + bias
+
+    def loss(self, x, logits):
+        p, scale = 1 / (1 + np.exp(-logits)), None if self.log_scale is None else np.exp(self.log_scale)
+        pixels = {
+            "ce": lambda: -x * np.log(p) - (1 - x) * np.log(1 - p),
+            "mse": lambda: (x - p) ** 2 if scale is None else -norm.logpdf(x, p, scale),
+            "ad": lambda: abs(x - p) if scale is None else -laplace.logpdf(x, p, scale),
+        }[self.settings.loss]()
+        return pixels.sum(axis=-1)
+
+    def terms(self, x, noise):
+        """Reconstruction loss (B,) and KL (B, L)."""
+        mean, log_std = self.encode(x)
+        if self.settings.autoencoder:
+            return self.loss(x, self.decode(mean)), np.zeros_like(mean)
+        kl = 0.5 * (mean**2 + np.exp(log_std) ** 2) - 0.5 - log_std
+        return self.loss(x, self.decode(mean + np.exp(log_std) * noise)), kl
+
+
+def plain_kl_weight(name, step, start, end, steps, cycles):
+    t = min(step / steps, 1)
+
+    def logistic(t):
+        return 1 / (1 + math.exp(6 - 12 * t))
+
+    rise = {
+        "constant": 1,
+        "linear": t,
+        "sigmoid": (logistic(t) - logistic(0)) / (logistic(1) - logistic(0)),
+        "cosine": 0.5 - 0.5 * math.cos(math.pi * t),
+        "cyclical": 1 if t == 1 else min(2 * (t * cycles - math.floor(t * cycles)), 1),
+    }[name]
+    return start + rise * (end - start)
+
+
+def mean_terms(chosen, weights, x, noise, step):
+    """What training reports of a step: objective, mean reconstruction loss, mean KL."""
+    s = chosen
+    reconstruction, kl = NumpyVAE(s, weights).terms(x.reshape(len(x), -1), noise)
+    beta = plain_kl_weight(s.kl_schedule, step, s.kl_weight_start, s.kl_weight_end, s.kl_steps, s.kl_cycles)
+    divisor = math.prod(SHAPE) if s.reconstruction_reduction == "mean" else 1
+    charged = sum(max(column.mean(), s.free_bits) for column in kl.T)
+    return np.array([reconstruction.mean() / divisor + beta * charged, reconstruction.mean(), kl.sum(axis=1).mean()])
+
+
+def numpy_training(chosen, weights, batches, horizon):
+    """Train on batches of (x, noise) by Adam (Kingma & Ba 2014, end of section 2), differentiating by differences.
+
+    Returns the weights after each step, with those before it first, and the mean_terms of each step.
+    """
+    shapes = [weight.shape for weight in weights]
+    flat = np.concatenate([np.float64(weight).ravel() for weight in weights])
+
+    def unflat(flat):
+        ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+        return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), shapes, strict=True)]
+
+    m, v, trained, history = np.zeros_like(flat), np.zeros_like(flat), [unflat(flat)], []
+    for step, (x, noise) in enumerate(batches):
+        history.append(mean_terms(chosen, trained[-1], x, noise, step))
+        nudges = 1e-5 * np.eye(len(flat))
+        ahead, behind = (
+            np.array([mean_terms(chosen, unflat(flat + sign * nudge), x, noise, step)[0] for nudge in nudges])
+            for sign in (1, -1)
+        )
+        gradient = (ahead - behind) / 2e-5
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        rate = chosen.learning_rate
+        if chosen.lr_schedule == "cosine":
+            rate *= 0.01 + 0.99 * (1 + math.cos(math.pi * step / horizon)) / 2
+        rate *= math.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
+        flat = flat - rate * m / (np.sqrt(v) + 1e-7)
+        trained.append(unflat(flat))
+    return trained, np.array(history)
+
+
+def training_batch(chosen, images, order, step, seed, compiled=False):
+    """The batch (x, noise) of a step: the images that are its turn, and draws that belong to (seed, purpose, step)."""
+    s = chosen
+    first = step % (len(images) // s.batch_size) * s.batch_size
+    x = np.float32(images[order[first : first + s.batch_size]] / 255)
+    if s.binarize == "dynamic":
+        x = drawn(main.binarize, float32(x), main.random_key(seed, main.PIXELS, step), compiled=compiled)
+    key = main.random_key(seed, main.NOISE, step)
+    return x, drawn(main.standard_normal, (s.batch_size, s.latent_dim), key, compiled=compiled)
+
+
+# --- random draws -----------------------------------------------------------------------------------------------------
+def test_every_seed_purpose_and_step_has_a_key_of_its_own():
+    purposes = [main.ENCODER_WEIGHTS, main.DECODER_WEIGHTS, main.SHUFFLE, main.PIXELS, main.NOISE, main.TEST_NOISE]
+    purposes += [main.GRID_LATENTS, main.IMPORTANCE_NOISE]
+    steps = (0, 1, 2, 16, 17, 10**6, 2**31 - 1)
+    asked = [(seed, purpose, step) for seed in (0, 1, 2, 16, 2**31 - 1) for purpose in purposes for step in steps]
+    assert len({tuple(main.random_key(*key).numpy()) for key in asked}) == len(asked)
+    np.testing.assert_array_equal(main.random_key(tf.constant(5), 3, tf.constant(9)), main.random_key(5, 3, 9))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_noise_is_standard_normal_and_pixels_are_white_with_their_brightness_as_probability(compiled):
+    keys = [main.random_key(0, main.NOISE, step) for step in (0, 0, 1)]
+    noise, same, other = (drawn(main.standard_normal, (20_000,), key, compiled=compiled) for key in keys)
+    assert kstest(noise, "norm").pvalue > 1e-4
+    assert (noise == same).all()
+    assert not (noise == other).any()
+
+    levels = np.linspace(0, 1, 11, dtype=np.float32).reshape(11, 1, 1, 1)
+    x = np.tile(levels, (1, 100, 100, 1))
+    white, same, other = (drawn(main.binarize, float32(x), key, compiled=compiled) for key in keys)
+    assert white.dtype == np.float32
+    assert set(white.ravel()) == {0, 1}
+    assert abs(white.mean(axis=(1, 2, 3)) - levels.ravel()).max() < 5 * math.sqrt(0.25 / 10_000)
+    assert not white[0].any()  # black stays black, and white white
+    assert white[-1].all()
+    assert (white == same).all()
+    assert 0.4 < (white == other)[5].mean() < 0.6
+
+
+# --- networks and sampler ---------------------------------------------------------------------------------------------
+def test_initial_weights_are_glorots_and_differ_by_layer_and_seed_and_only_by_these():
+    chosen = TINY | {"encoder_layers": (4, 4), "decoder_layers": (4, 4), "latent_dim": 4}  # every kernel is 4 x 4
+    vaes = [main.build_vae(from_params(**chosen | {"seed": seed}), (2, 2, 1)) for seed in (0, 1, 0)]
+    kernels, others, again = ([w.numpy() for w in vae.weights if w.name == "kernel"] for vae in vaes)
+    assert len({kernel.tobytes() for kernel in kernels + others}) == len(kernels + others) == 14
+    np.testing.assert_array_equal(kernels, again)
+    limit = math.sqrt(6 / (4 + 4))
+    assert kstest(np.ravel(kernels + others), "uniform", (-limit, 2 * limit)).pvalue > 1e-3
+    assert not any(w.numpy().any() for w in vaes[0].weights if w.name == "bias")
+
+
+@pytest.mark.parametrize(("encoder_layers", "decoder_layers"), [((), (3,)), ((5, 3), ())])
+def test_the_networks_and_what_is_decoded_are_numpys(encoder_layers, decoder_layers):
+    chosen = from_params(**TINY | {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers})
+    vae, images = random_vae(chosen), random_images(5)
+    plain = NumpyVAE(chosen, [weight.numpy() for weight in vae.weights])
+    x = images.reshape(5, -1) / 255
+    mean, log_std = plain.encode(x)
+    noise = np.random.default_rng(1).normal(size=(5, 2))
+
+    z_mean, z_log_std, logits = main.forward(vae, float32(images / 255), float32(noise))
+    np.testing.assert_allclose(z_mean, mean, atol=1e-5)
+    np.testing.assert_allclose(z_log_std, log_std, atol=1e-5)
+    np.testing.assert_allclose(logits, plain.decode(mean + np.exp(log_std) * noise).reshape(5, *SHAPE), atol=1e-5)
+    np.testing.assert_allclose(main.decode(vae, noise), expit(plain.decode(noise)).reshape(5, *SHAPE), atol=1e-5)
+    np.testing.assert_allclose(main.reconstruct(vae, images), expit(plain.decode(mean)).reshape(5, *SHAPE), atol=1e-5)
+
+
+def test_a_sample_is_the_mean_plus_noise_times_the_standard_deviation():
+    z = main.sample_latent(float32([[1, -2]]), float32([[0, math.log(3)]]), float32([[0.5, -2]]))
+    np.testing.assert_allclose(z, [[1.5, -8]], rtol=1e-6)
+    noise = main.standard_normal((20_000, 2), main.random_key(0, main.NOISE, 0))
+    z = main.sample_latent(float32([3, -1]), float32([math.log(0.2), math.log(2)]), noise).numpy()
+    for latent, distribution in enumerate([norm(3, 0.2), norm(-1, 2)]):
+        assert kstest(z[:, latent], distribution.cdf).pvalue > 1e-4
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+SCIPY_LOSSES = {  # by (loss, whether its scale is learned), per pixel, with p = sigmoid(logits)
+    ("ce", False): lambda x, p, scale: -x * bernoulli.logpmf(1, p) - (1 - x) * bernoulli.logpmf(0, p),
+    ("mse", False): lambda x, p, scale: -norm.logpdf(x, p, math.sqrt(1 / 2)) - math.log(math.pi) / 2,
+    ("ad", False): lambda x, p, scale: -laplace.logpdf(x, p, 1) - math.log(2),
+    ("mse", True): lambda x, p, scale: -norm.logpdf(x, p, scale),
+    ("ad", True): lambda x, p, scale: -laplace.logpdf(x, p, scale),
+}
+
+
+@st.composite
+def images_and_logits(draw):
+    shape = draw(hnp.array_shapes(min_dims=4, max_dims=4, max_side=3))
+    return [draw(hnp.arrays(np.float32, shape, elements=st.floats(*ends, width=32))) for ends in ((0, 1), (-12, 12))]
+
+
+@pytest.mark.parametrize(("loss", "learned"), SCIPY_LOSSES)
+@few
+@given(images_and_logits(), st.floats(-3, 3))
+def test_a_loss_is_scipys_minus_log_density_of_each_image(loss, learned, images, log_scale):
+    x, logits = images
+    found = main.reconstruction_loss(float32(x), float32(logits), loss, float32(log_scale) if learned else None)
+    pixels = SCIPY_LOSSES[loss, learned](np.float64(x), expit(np.float64(logits)), math.exp(log_scale))
+    np.testing.assert_allclose(found, pixels.sum(axis=(1, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "nats"), [("ce", 784 * math.log(2)), ("mse", 784 / 4), ("ad", 784 / 2)])
+def test_a_loss_at_logit_0_for_a_black_image_is_known(loss, nats):
+    x = tf.zeros((2, 28, 28, 1))
+    np.testing.assert_allclose(main.reconstruction_loss(x, x, loss, None), [nats, nats], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "wrong"), [("ce", 200), ("mse", 1), ("ad", 1)])
+def test_a_loss_and_its_gradient_are_finite_at_logits_of_200(loss, wrong):
+    x, logits = float32([0, 1, 0, 1]), float32([-200, -200, 200, 200])
+    x, logits = tf.reshape(x, (4, 1, 1, 1)), tf.Variable(tf.reshape(logits, (4, 1, 1, 1)))
+    with tf.GradientTape() as tape:
+        value = main.reconstruction_loss(x, logits, loss, None)
+    np.testing.assert_allclose(value, [0, wrong, wrong, 0], atol=1e-6)
+    slope = [0, -1, 1, 0] if loss == "ce" else 0  # of the others the sigmoid is flat
+    np.testing.assert_allclose(np.ravel(tape.gradient(value, logits)), slope, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["mse", "ad"])
+def test_the_learned_scale_is_drawn_to_the_rmse_or_the_mean_absolute_error(loss):
+    rng = np.random.default_rng(0)
+    x, logits = rng.uniform(size=(3, 5, 4, 1)), rng.normal(size=(3, 5, 4, 1))
+    error = x - expit(logits)
+    best = np.log(np.sqrt((error**2).mean()) if loss == "mse" else abs(error).mean())
+    log_scale = tf.Variable([best - 0.1, best, best + 0.1], dtype=tf.float32)
+    with tf.GradientTape() as tape:
+        losses = [main.reconstruction_loss(float32(x), float32(logits), loss, scale) for scale in tf.unstack(log_scale)]
+        total = tf.reduce_sum(losses)
+    below, at, above = tape.gradient(total, log_scale).numpy()
+    assert below < -1 < 1 < above
+    assert at == pytest.approx(0, abs=1e-4)
+    entropy = norm(0, math.exp(best)).entropy() if loss == "mse" else laplace(0, math.exp(best)).entropy()
+    assert np.mean(losses[1]) == pytest.approx(20 * entropy, rel=1e-5)  # per image of 20 pixels
+
+
+# --- KL ---------------------------------------------------------------------------------------------------------------
+def test_the_kl_is_known_for_three_posteriors_latent_by_latent():
+    kl = main.kl_to_standard_normal(float32([[0, 1, 0]]), float32([[0, 0, 1]]))
+    np.testing.assert_allclose(kl, [[0, 0.5, (math.e**2 - 3) / 2]], rtol=1e-6)
+
+
+@few
+@given(st.floats(-5, 5), st.floats(-3, 2.5))
+def test_the_kl_is_the_mean_of_log_q_minus_log_p(mean, log_std):
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)  # exact, as the integrand is quadratic
+    z, std = mean + math.exp(log_std) * nodes, math.exp(log_std)
+    expected = weights @ (norm.logpdf(z, mean, std) - norm.logpdf(z)) / weights.sum()
+    found = main.kl_to_standard_normal(float32([[mean]]), float32([[log_std]]))
+    np.testing.assert_allclose(found, [[expected]], rtol=1e-5, atol=1e-5)
+
+
+def test_free_bits_clamp_the_batch_mean_of_each_latent_and_below_them_nothing_pulls():
+    kl = tf.Variable([[0.0, 1.0, 0.3], [0.4, 3.0, 0.9]])  # two images; means 0.2, 2.0 and 0.6
+    for free_bits, charged, slopes in ((0.0, 2.8, [0.5, 0.5, 0.5]), (0.3, 2.9, [0, 0.5, 0.5]), (1.0, 4, [0, 0.5, 0])):
+        with tf.GradientTape() as tape:
+            value = main.charged_kl(kl, free_bits)
+        assert value.numpy() == pytest.approx(charged)
+        np.testing.assert_allclose(tape.gradient(value, kl), [slopes, slopes])
+
+
+# --- KL schedule ------------------------------------------------------------------------------------------------------
+kl_weights = st.floats(0, 1e6, width=32, allow_subnormal=False)
+
+
+@few
+@given(st.sampled_from(SCHEDULES), kl_weights, kl_weights, st.integers(1, 10**6), st.data())
+def test_a_schedule_is_exact_at_its_start_at_its_end_and_ever_after(name, start, end, steps, more):
+    cycles = more.draw(st.integers(1, min(steps, 20)), "cycles")
+    at_start, *behind = (
+        main.kl_weight(step, name, start, end, steps, cycles).numpy() for step in (0, steps, steps + 1, 2**31 - 1)
+    )
+    assert at_start == np.float32(end if name == "constant" else start)
+    assert behind == [np.float32(end)] * 3
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("start", "end", "steps", "cycles"), [(0.0, 1.0, 24, 3), (0.2, 4.0, 7, 2), (2.0, 0.5, 10, 1)])
+def test_a_schedule_is_its_formula_in_plain_python_and_monotone_unless_cyclical(name, start, end, steps, cycles):
+    found = [float(main.kl_weight(step, name, start, end, steps, cycles)) for step in range(steps + 3)]
+    expected = [plain_kl_weight(name, step, start, end, steps, cycles) for step in range(steps + 3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    if name != "cyclical":
+        assert found == sorted(found, reverse=start > end)
+
+
+def test_the_middle_of_a_schedule_and_the_ramps_of_a_cyclical_one():
+    for name, middle in {"constant": 3, "linear": 2, "sigmoid": 2, "cosine": 2}.items():
+        assert float(main.kl_weight(50, name, 1.0, 3.0, 100, 4)) == pytest.approx(middle, rel=1e-6)
+    ramps = [float(main.kl_weight(step, "cyclical", 0.0, 1.0, 16, 2)) for step in range(18)]
+    np.testing.assert_allclose(ramps, 2 * [0, 0.25, 0.5, 0.75, 1, 1, 1, 1] + [1, 1])
+
+
+def test_a_schedule_is_the_same_for_a_tensor_and_compiled():
+    @tf.function(jit_compile=True)
+    def compiled(step):
+        return tf.stack([main.kl_weight(step, name, 0.5, 2.0, 12, 3) for name in SCHEDULES])
+
+    for step in (0, 5, 6, 11, 12, 13):
+        plain = [main.kl_weight(step, name, 0.5, 2.0, 12, 3).numpy() for name in SCHEDULES]
+        rounding = 0 if step in (0, 12, 13) else 1e-6
+        np.testing.assert_allclose(compiled(tf.constant(step)), plain, rtol=rounding)
+    assert compiled.experimental_get_tracing_count() == 1
+
+
+# --- objective --------------------------------------------------------------------------------------------------------
+def test_the_objective_and_what_is_reported_are_batch_means_of_sums():
+    reconstruction, kl = float32([10, 30]), float32([[0, 1, 0.3], [0.4, 3, 0.9]])
+    minimised = main.objective(reconstruction, kl, float32(0.5), 0.3, 16)
+    assert minimised.numpy() == pytest.approx(20 / 16 + 0.5 * 2.9)
+    np.testing.assert_allclose(main.mean_terms(minimised, reconstruction, kl), [2.7, 20, 2.8], rtol=1e-6)
+    assert [main.loss_divisor(reduction, (28, 28, 3)) for reduction in ("sum", "mean")] == [1, 28 * 28 * 3]
+
+
+@pytest.mark.parametrize("autoencoder", [False, True])
+def test_the_loss_terms_are_numpys_and_without_noise_those_of_the_autoencoder(autoencoder):
+    chosen = from_params(**TINY | {"autoencoder": autoencoder})
+    vae, images, noise = random_vae(chosen), random_images(3), np.random.default_rng(1).normal(size=(3, 2))
+    found = main.loss_terms(vae, float32(images / 255), None if autoencoder else float32(noise), "ce")
+    expected = NumpyVAE(chosen, [weight.numpy() for weight in vae.weights]).terms(images.reshape(3, -1) / 255, noise)
+    for part, plain in zip(found, expected, strict=True):
+        np.testing.assert_allclose(part, plain, rtol=1e-5)
+    assert found[1].numpy().any() != autoencoder
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+SEED = 5  # of the draws; the initial weights have another one
+HORIZON = 5  # steps of the learning rate's cosine
+ORDER = np.array([4, 0, 6, 2, 1, 5, 3], np.int32)  # of seven images: three batches of two, and one that is left out
+
+
+class Training:
+    """A tiny VAE and its compiled steps; each run starts anew."""
+
+    def __init__(self, compiled, **overrides):
+        self.settings = from_params(**TINY | overrides)
+        self.vae = random_vae(self.settings)
+        self.optimizer = main.build_optimizer(self.vae, self.settings, HORIZON)
+        self.variables = self.vae.weights + self.optimizer.variables
+        self.start = [variable.numpy() for variable in self.variables]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(main, "xla_pays", lambda vae: compiled)
+            self.train_steps = main.compile_train_steps(self.vae, self.optimizer, self.settings)
+
+    def run(self, *ends, images=None):
+        """Train from 0 to each end in turn; return the weights, and sums, last terms and step of the last call."""
+        for variable, value in zip(self.variables, self.start, strict=True):
+            variable.assign(value)
+        images = random_images(7) if images is None else images
+        step, sums = 0, float32([100, 200, 300])
+        for end in ends:
+            sums, terms, step = self.train_steps(
+                tf.constant(images), tf.constant(ORDER), tf.constant(step), tf.constant(end), tf.constant(SEED), sums
+            )
+        return [weight.numpy() for weight in self.vae.weights], sums.numpy(), terms.numpy(), int(step)
+
+
+@pytest.fixture(scope="module")
+def with_xla():
+    return Training(True, encoder_layers=(), binarize="dynamic", free_bits=0.0)
+
+
+def assert_is_numpys(training, compiled):
+    s = training.settings
+    batches = [training_batch(s, random_images(7), ORDER, step, SEED, compiled) for step in range(5)]
+    trained, history = numpy_training(s, training.start[: len(training.vae.weights)], batches, HORIZON)
+    found, sums, terms, step = training.run(5)
+    assert step == 5
+    np.testing.assert_allclose(terms, history[-1], rtol=1e-4)
+    np.testing.assert_allclose(sums - float32([100, 200, 300]), history.sum(axis=0), rtol=1e-5)
+    for weight, plain in zip(found, trained[-1], strict=True):
+        np.testing.assert_allclose(weight, plain, atol=2e-4)  # each step moves a weight by up to 0.02
+
+
+def test_five_steps_under_xla_are_those_of_numpy(with_xla):
+    assert_is_numpys(with_xla, compiled=True)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"loss": "mse", "decoder_scale": "learned", "reconstruction_reduction": "mean", "free_bits": 0.5},
+        {"loss": "ad", "decoder_scale": "learned", "encoder_layers": (3, 2), "activation": "elu"},
+        {"loss": "ad", "kl_schedule": "cyclical", "lr_schedule": "constant", "binarize": "dynamic"},
+        {"loss": "mse", "autoencoder": True},
+    ],
+    ids=lambda overrides: "-".join(map(str, overrides.values())),
+)
+def test_five_steps_without_xla_are_those_of_numpy(overrides):
+    assert_is_numpys(Training(False, **overrides), compiled=False)
+
+
+def test_two_calls_train_to_the_bits_of_one_and_a_call_for_no_steps_does_nothing(with_xla):
+    whole, sums, terms, step = with_xla.run(5)
+    parts, part_sums, part_terms, part_step = with_xla.run(0, 3, 5)
+    for weight, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(weight, other)
+    np.testing.assert_array_equal((*terms, step), (*part_terms, part_step))
+    np.testing.assert_allclose(sums, part_sums, rtol=1e-6)
+    untouched, sums, _, step = with_xla.run(0)
+    for weight, before in zip(untouched, with_xla.start, strict=False):
+        np.testing.assert_array_equal(weight, before)
+    assert (list(sums), step) == ([100, 200, 300], 0)
+    assert with_xla.train_steps.experimental_get_tracing_count() == 1  # step, stop and seed are tensors
+
+
+def test_training_stops_behind_the_first_step_that_is_not_finite_and_says_which(with_xla, monkeypatch):
+    images = random_images(7)
+    images[:, 0, 0, 0] = 0  # so that nothing depends on the weights of this pixel ...
+    images[ORDER[4], 0, 0, 0] = 255  # ... but in step 3, where a standard deviation becomes infinite
+    poisoned = [value.copy() for value in with_xla.start]
+    poisoned[2][0] = 60  # the kernel of z_log_std; tanh keeps the reconstruction finite, but the KL is not
+    monkeypatch.setattr(with_xla, "start", poisoned)
+    _, sums, terms, step = with_xla.run(2, images=images)
+    assert step == 2
+    assert np.isfinite([*sums, *terms]).all()
+    _, _, terms, step = with_xla.run(5, images=images)
+    assert step == int(with_xla.optimizer.iterations) == 3
+    assert list(np.isfinite(terms)) == [False, True, False]
+
+
+def test_the_learning_rate_falls_on_a_cosine_to_a_hundredth_and_stays():
+    for schedule, factors in (("cosine", (1, 0.505, 0.01, 0.01)), ("constant", (1, 1, 1, 1))):
+        chosen = from_params(**TINY | {"lr_schedule": schedule, "learning_rate": 0.004})
+        optimizer = main.build_optimizer(main.build_vae(chosen, SHAPE), chosen, horizon=100)
+        for step, factor in zip((0, 50, 100, 1000), factors, strict=True):
+            optimizer.iterations.assign(step)
+            assert float(optimizer.learning_rate) == pytest.approx(0.004 * factor, rel=1e-5)
+
+
+def test_xla_pays_for_dense_networks_and_on_a_gpu_for_convolutions_too(monkeypatch):
+    vae = main.build_vae(from_params(**TINY), SHAPE)
+    x = keras.Input(SHAPE)
+    encoder, decoder = (keras.Model(x, layer(1, 2)(x)) for layer in (keras.layers.Conv2D, keras.layers.Conv2DTranspose))
+    for gpu in (False, True):
+        monkeypatch.setattr(main, "has_gpu", lambda gpu=gpu: gpu)
+        assert main.xla_pays(vae)
+        assert main.xla_pays(vae._replace(encoder=encoder)) == gpu
+        assert main.xla_pays(vae._replace(decoder=decoder)) == gpu
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("autoencoder", [False, True])
+def test_the_evaluation_is_numpys_image_by_image_and_the_same_every_time(monkeypatch, autoencoder):
+    monkeypatch.setattr(main, "xla_pays", lambda vae: False)
+    chosen = from_params(**TINY | {"autoencoder": autoencoder})
+    vae, images = random_vae(chosen), random_images(2_000)  # two batches
+    evaluate = main.compile_evaluation(vae, chosen)
+    reconstruction, kl, z_mean = evaluate(images)
+
+    plain, x = NumpyVAE(chosen, [weight.numpy() for weight in vae.weights]), images.reshape(2_000, -1) / 255
+    keys = [main.random_key(chosen.seed, main.TEST_NOISE, start) for start in (0, 1_000)]
+    noise = np.concatenate([drawn(main.standard_normal, (1_000, 2), key) for key in keys])
+    expected_reconstruction, expected_kl = plain.terms(x, noise)
+    np.testing.assert_allclose(reconstruction, expected_reconstruction, rtol=1e-4)
+    np.testing.assert_allclose(kl, expected_kl, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(z_mean, plain.encode(x)[0], atol=1e-5)
+    np.testing.assert_array_equal(reconstruction, evaluate(images)[0])
+
+
+@pytest.mark.parametrize("overrides", [{"loss": "ce"}, {"loss": "mse", "decoder_scale": "learned"}])
+def test_the_log_likelihood_of_a_vae_is_the_integral_over_its_latents(overrides):
+    chosen = from_params(**TINY | overrides | {"nll_samples": 2_000})
+    vae, images = random_vae(chosen), np.where(random_images(30) > 127, 255, 0).astype(np.uint8)
+    vae.encoder.get_layer("z_log_std").bias.assign([0.5, 0.3])  # wide, so that no image is missed
+    plain, x = NumpyVAE(chosen, [weight.numpy() for weight in vae.weights]), images.reshape(30, -1) / 255
+    axis = np.arange(-7, 7.05, 0.1)
+    z = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    log_p_x_z = norm.logpdf(z).sum(axis=1) - [plain.loss(image, plain.decode(z)) for image in x]  # (30, grid)
+    exact = logsumexp(log_p_x_z, axis=1) + 2 * math.log(0.1)
+
+    estimate, variance = main.estimate_log_likelihood(vae, chosen, images)
+    scores = (estimate - exact) / np.sqrt(variance)
+    assert variance.max() < 0.1
+    assert abs(scores).max() < 5
+    assert 0.5 < np.sqrt((scores**2).mean()) < 1.6  # of 30 standard normal numbers
+
+
+def test_no_two_batches_of_the_likelihood_share_a_draw(monkeypatch):
+    chosen = from_params(**TINY | {"nll_samples": 1_001})  # a thousand images are a batch
+    vae = main.build_vae(chosen, SHAPE)
+
+    def first_and_last_noise(x, z_mean, z_log_std, log_p_x_given_z, draw_noise, samples):
+        assert samples == 1_001
+        return draw_noise(tf.constant(0)), draw_noise(tf.constant(samples - 1))
+
+    monkeypatch.setattr(main, "log_likelihood", first_and_last_noise)
+    monkeypatch.setattr(main, "xla_pays", lambda vae: False)
+    noise = np.stack(main.estimate_log_likelihood(vae, chosen, random_images(3_000)))  # (2, 3000, L)
+    assert noise.shape == (2, 3_000, 2)
+    assert len(np.unique(noise.reshape(-1, 2), axis=0)) == 6_000
+
+
+# --- loop -------------------------------------------------------------------------------------------------------------
+def test_the_history_of_a_run_is_that_of_numpy(monkeypatch, tmp_path):
+    monkeypatch.setattr(main, "xla_pays", lambda vae: False)
+    epochs_shown = []
+    monkeypatch.setattr(main, "write_grids", lambda vae, s, dataset, folder, epoch: epochs_shown.append(epoch) or {})
+    chosen = from_params(**TINY)
+    train, test = random_images(7), random_images(3, seed=1)
+    labels = np.zeros(7, np.uint8)
+    (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {"epochs": 2}}')
+    vae = random_vae(chosen)
+    start = [weight.numpy() for weight in vae.weights]
+    main.fit(vae, chosen, data.Dataset("tiny", train, labels, test, labels[:3], ""), tmp_path, say=print)
+
+    orders = [np.random.default_rng((chosen.seed, main.SHUFFLE, epoch)).permutation(7) for epoch in (1, 2)]
+    batches = [training_batch(chosen, train, orders[step // 3], step, chosen.seed) for step in range(6)]  # three steps an epoch
+    noise = drawn(main.standard_normal, (3, 2), main.random_key(chosen.seed, main.TEST_NOISE, 0))
+    trained, means = numpy_training(chosen, start, batches, horizon=6)
+    expected = []
+    for step, split in ((2, "train"), (3, "test"), (4, "train"), (6, "train"), (6, "test")):
+        if split == "train":  # a mean over two steps
+            terms = means[step - 2 : step].mean(axis=0)
+        else:
+            terms = mean_terms(chosen, trained[step], test / 255, noise, step - 1)
+        beta = plain_kl_weight("linear", step - 1, chosen.kl_weight_start, chosen.kl_weight_end, chosen.kl_steps, 1)
+        expected.append((step, split, step / 3, *terms, beta, -terms[1] - terms[2]))
+    columns = ("step", "split", "epoch", "objective", "reconstruction", "kl", "kl_weight", "elbo")
+    found = [tuple(line[column] for column in columns) for line in runs.read_history(tmp_path)]
+    assert [line[:2] for line in found] == [line[:2] for line in expected]
+    np.testing.assert_allclose([line[2:] for line in found], [line[2:] for line in expected], rtol=1e-4)
+    assert epochs_shown == [0, 1, 2]
+    for weight, plain in zip(vae.weights, trained[-1], strict=True):
+        np.testing.assert_allclose(weight, plain, atol=2e-4)
+
+
+@pytest.mark.parametrize("autoencoder", [False, True])
+def test_the_grids_of_two_epochs_show_the_same_latents_and_an_autoencoder_has_no_samples(monkeypatch, autoencoder):
+    monkeypatch.setattr(main.pictures, "write_reconstructions", lambda folder, epoch, reconstruct, dataset: epoch)
+    monkeypatch.setattr(main.pictures, "write_samples", lambda folder, epoch, decode, latents: np.array(latents))
+    chosen = from_params(**TINY | {"autoencoder": autoencoder})
+    first, second = (main.write_grids(None, chosen, None, None, epoch) for epoch in (1, 2))
+    assert [first.pop("reconstructions"), second.pop("reconstructions")] == [1, 2]
+    assert list(first) == list(second) == ([] if autoencoder else ["samples"])
+    for latents in first.values():
+        np.testing.assert_array_equal(latents, second["samples"])
+        assert latents.shape == (100, 2)
+        assert kstest(latents.ravel(), "norm").pvalue > 1e-3

@@ -1,0 +1,634 @@
+"""main.py as a user runs it: in real processes that are left alone, killed, interrupted, and starved of disk."""
+
+import ast
+import contextlib
+import io
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format
+from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+from tensorboard.util.tensor_util import make_ndarray
+
+import main
+from utils import data, plots, quiet, runs
+from utils.settings import from_params, load_saved, read_command_line
+
+REPOSITORY = Path(main.__file__).parent
+SMALL = shlex.split("--encoder-layers 32 --decoder-layers 32 --latent-dim 2 --kl-steps 200 --nll-samples 4 --epochs 3")
+SMALL += shlex.split("--batch-size 500 --log-every 25 --checkpoint-every 40")  # neither fits the 120 steps of an epoch
+SAVED = [300, 350, 360]  # the checkpoints that are left: 40 is rounded up to 50, and the last step is kept
+PATIENCE = 300  # seconds that nothing here needs; a test that hangs is better stopped
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+class Script:
+    """main.py in a process of its own, started in the folder `home`."""
+
+    def __init__(self, home, *arguments):
+        # Importing main has set a variable of TensorFlow's here, which a user's shell has not.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+        self.files = [home / f"{time.monotonic_ns()}.{stream}" for stream in ("out", "err")]
+        with open(self.files[0], "wb") as out, open(self.files[1], "wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, REPOSITORY / "main.py", *arguments],
+                cwd=home, env=environment | {"PYTHONUNBUFFERED": "1"}, stdout=out, stderr=err,
+            )  # fmt: skip
+        self.home = home
+
+    out = property(lambda self: self.files[0].read_text())
+    err = property(lambda self: self.files[1].read_text())
+
+    @property
+    def folder(self):
+        """The run's folder, as the script tells it."""
+        self.wait_until(lambda: re.search(r"^run +\S+\n", self.out, re.MULTILINE))
+        return self.home / re.search(r"^run +(\S+)", self.out, re.MULTILINE)[1]
+
+    def wait_until(self, condition):
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.process.poll() is None, f"it ended too soon:\n{self.out}\n{self.err}"
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def freeze(self, condition):
+        """Stop the process in its tracks while the condition holds."""
+        while True:
+            self.wait_until(condition)
+            self.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.1)
+            if condition():
+                return
+            self.process.send_signal(signal.SIGCONT)
+
+    def end(self, number=None):
+        """Wait for the end, after sending a signal; return the exit code."""
+        if number:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+
+def history(folder, split=None):
+    """The lines of history.jsonl, without one that is just being written."""
+    path = folder / "history.jsonl"
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [line for text in whole.splitlines() if (line := json.loads(text))["split"] == split or split is None]
+
+
+def last_step(folder):
+    return max([line["step"] for line in history(folder)], default=0)
+
+
+def checkpoint_of(folder, step):
+    """The tensors of a checkpoint by their names; TensorFlow compares each with its checksum."""
+    reader = tf.train.load_checkpoint(f"{folder}/checkpoints/step-{step}")
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def contents(folder):
+    """Every file below the folder and what it holds."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def here(*argv):
+    """main.py in this process: its exit code."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return main.main(read_command_line(list(map(str, argv))))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def without_bar(err):
+    """The lines of stderr that are not the progress bar's; a line of the bar begins with a carriage return."""
+    bar = r"(compiling|epoch +\d+/\d+) \|[ #]+\|.*"
+    return [line for line in re.split(r"[\r\n]", err) if line.strip() and not re.fullmatch(bar, line)]
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    return data.load("mnist", from_params().data_dir)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """What became of two runs of the same settings that were started at once.
+
+    `unbroken` was left alone. `broken` was killed, resumed, interrupted, resumed, terminated, and resumed
+    from a damaged checkpoint; what its folder held and what it said at each of these ends is in `stops`.
+    """
+    home = tmp_path_factory.mktemp("home")
+    unbroken, broken = processes = [Script(home, *SMALL), Script(home, *SMALL)]
+    try:
+        folder = broken.folder
+        stops = {}
+
+        def stop(name, number, script):
+            code = script.end(number)
+            shutil.copytree(folder, home / name)
+            stops[name] = SimpleNamespace(folder=home / name, code=code, out=script.out, err=script.err)
+
+        def go_on(*words):
+            processes.append(Script(home, *words))
+            return processes[-1]
+
+        # 1. Killed when the history had gone beyond the newest checkpoint; before that, frozen, it was asked for again.
+        broken.freeze(lambda: 0 < max(runs.saved_steps(folder), default=0) < last_step(folder))
+        before, err = contents(folder), io.StringIO()
+        with contextlib.chdir(home), contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+            refused = here("--resume", folder.name, "--epochs", "9")
+        asked_twice = SimpleNamespace(code=refused, err=err.getvalue(), before=before, after=contents(folder))
+        stop("killed", signal.SIGKILL, broken)
+
+        # 2. Interrupted, then terminated, each time after at least one new line of the history.
+        words = ["--resume", folder.name]
+        for name, number in (("interrupted", signal.SIGINT), ("terminated", signal.SIGTERM)):
+            reached = last_step(folder)
+            script = go_on(*words)
+            script.wait_until(lambda reached=reached: last_step(folder) > reached)
+            stop(name, number, script)
+            words = re.search(r"go on with: python main\.py (.*)", stops[name].out)[1].split()  # as we are told
+
+        # 3. The newest checkpoint loses half of its data.
+        newest = folder / "checkpoints" / f"step-{runs.saved_steps(folder)[-1]}.data-00000-of-00001"
+        os.truncate(newest, newest.stat().st_size // 2)
+        stop("finished", None, go_on(*words))
+
+        unbroken.end()
+        yield SimpleNamespace(unbroken=unbroken, broken=folder, stops=stops, asked_twice=asked_twice)
+    finally:
+        for script in processes:
+            script.process.kill()
+            script.process.wait()
+
+
+# --- a run that is left alone -----------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def run(story):
+    """The folder of the unbroken run."""
+    assert story.unbroken.process.returncode == 0, story.unbroken.err
+    return story.unbroken.folder
+
+
+def test_the_script_leaves_everything_in_the_folder_of_the_run(run):
+    epochs = ("000", "001", "002", "003")
+    expected = {"params.json", "history.jsonl", "report.json", "curves.png", "manifold.png", "training.gif"}
+    expected |= {f"{name}_{epoch}.png" for name in ("samples", "reconstructions") for epoch in epochs}
+    expected |= {f"checkpoints/step-{step}.{part}" for step in SAVED for part in ("index", "data-00000-of-00001")}
+    expected |= {f"tensorboard/{name}" for name in ("latents.tsv", "labels.tsv", "sprite.png")}
+    expected |= {"tensorboard/projector_config.pbtxt"}
+    found = {name for name in contents(run) if "tfevents" not in name}
+    assert found - {".lock"} == expected
+    with Image.open(run / "training.gif") as film:
+        assert film.n_frames == len(epochs)
+    for path in run.glob("*.png"):
+        with Image.open(path) as picture:
+            picture.load()
+
+
+def test_stderr_has_the_progress_bar_and_nothing_else_and_it_fits_80_columns(story):
+    scripts = [story.unbroken, *story.stops.values()]
+    for script in scripts:
+        assert without_bar(script.err) == []
+        assert all(len(line) <= 79 for line in re.split(r"[\r\n]", script.err))
+    line = r"epoch  (\d)/3 \|#+ *\| [\d,]+ images/s  ELBO -\d+\.\d  KL \d+\.\d x \d\.\d\d"
+    assert sorted(set(re.findall(line, story.unbroken.err))) == ["1", "2", "3"]
+
+
+def test_params_json_has_every_setting_and_what_it_ran_on(run):
+    saved = json.loads((run / "params.json").read_text())
+    statements = ast.parse((REPOSITORY / "params.py").read_text()).body
+    constants = {node.target.id.lower() for node in statements if isinstance(node, ast.AnnAssign)}
+    assert set(saved["settings"]) == constants
+    named = {"encoder_layers": [32], "latent_dim": 2, "batch_size": 500, "checkpoint_every": 40, "run_name": ""}
+    assert named.items() <= saved["settings"].items()
+    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", saved["git_commit"])
+    assert saved["device"] in ("CPU with XLA", "GPU with XLA")
+    assert saved["versions"]["tensorflow"] == tf.__version__
+    assert saved["versions"]["numpy"] == np.__version__
+    assert saved["versions"]["python"] == sys.version.split()[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", saved["started"])
+
+
+def test_the_history_has_a_line_each_log_interval_and_each_epoch(run):
+    lines = history(run)
+    assert [line["step"] for line in lines if line["split"] == "train"] == [*range(25, 360, 25), 360]
+    assert [line["step"] for line in lines if line["split"] == "test"] == [120, 240, 360]
+    names = ["step", "epoch", "split", "objective", "reconstruction", "kl", "kl_weight", "elbo"]
+    for line in lines:
+        assert list(line) == names + ["images_per_second"] * (line["split"] == "train")
+        assert line["epoch"] == pytest.approx(line["step"] / 120, abs=1e-4)
+        assert line["kl_weight"] == pytest.approx(min((line["step"] - 1) / 200, 1))  # of the step before, 0 the first
+        assert line["elbo"] == pytest.approx(-(line["reconstruction"] + line["kl"]))
+        if line["split"] == "test":
+            assert line["objective"] == pytest.approx(line["reconstruction"] + line["kl_weight"] * line["kl"])
+    assert all(0 < line["images_per_second"] < 1e8 for line in lines if line["split"] == "train")
+    assert lines[-1]["elbo"] > lines[0]["elbo"] + 50  # it learns
+
+
+def events(folder):
+    """What TensorBoard's own reader finds, {(tag, step): number or picture}; nothing may be there twice."""
+    found = {}
+    for path in sorted((folder / "tensorboard").glob("*tfevents*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                assert (value.tag, event.step) not in found
+                content = make_ndarray(value.tensor)
+                if value.metadata.plugin_data.plugin_name == "images":
+                    with Image.open(io.BytesIO(content[2])) as picture:  # behind its width and height
+                        found[value.tag, event.step] = np.asarray(picture)
+                else:
+                    found[value.tag, event.step] = content.item()
+    return found
+
+
+def test_tensorboard_shows_the_history_and_the_grids(run):
+    found = events(run)
+    numbers = {key: value for key, value in found.items() if np.ndim(value) == 0}
+    assert numbers == {
+        (f"{line['split']}/{name}", line["step"]): np.float32(line[name])
+        for line in history(run)
+        for name in ("objective", "reconstruction", "kl", "kl_weight", "elbo")
+    }
+    grids = {key: value for key, value in found.items() if np.ndim(value) > 0}
+    assert set(grids) == {(name, 120 * epoch) for name in ("samples", "reconstructions") for epoch in range(4)}
+    for (name, step), sheet in grids.items():
+        with Image.open(run / f"{name}_{step // 120:03}.png") as picture:
+            pixels = np.asarray(picture)
+        np.testing.assert_array_equal(pixels[: 2 * len(sheet) : 2, ::2], sheet)  # enlarged, above the caption
+        assert (pixels[2 * len(sheet) :, -6:] == 255).all()  # the caption ends before the edge
+
+
+def test_the_projector_has_ten_thousand_codes_labels_and_thumbnails(run):
+    folder = run / "tensorboard"
+    config = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig()).embeddings[0]
+    assert np.loadtxt(folder / config.tensor_path).shape == (10_000, 2)
+    labels = np.loadtxt(folder / config.metadata_path)
+    assert np.bincount(labels.astype(int)).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert list(config.sprite.single_image_dim) == [28, 28]
+    with Image.open(folder / config.sprite.image_path) as sprite:
+        assert sprite.size == (100 * 28, 100 * 28)
+
+
+def test_report_and_pictures_are_of_the_last_checkpoint(run, mnist):
+    """Its networks, worked out in NumPy for the binarised test images, give what was written."""
+    binary = data.binarize_test(mnist.test_images)
+    vae = main.build_vae(load_saved(runs.read_params(run)["settings"]), (28, 28, 1))
+    tf.train.Checkpoint(encoder=vae.encoder, decoder=vae.decoder).read(f"{run}/checkpoints/step-360").expect_partial()
+    hidden, mean, log_std = ([part.numpy() for part in layer.weights] for layer in vae.encoder.layers if layer.weights)
+    features = np.maximum(binary.reshape(10_000, 784) / 255 @ hidden[0] + hidden[1], 0)
+    z_mean, z_log_std = features @ mean[0] + mean[1], features @ log_std[0] + log_std[1]
+    kl = np.exp(2 * z_log_std) / 2 + z_mean**2 / 2 - 0.5 - z_log_std
+
+    report = json.loads((run / "report.json").read_text())
+    np.testing.assert_allclose(report["kl_per_latent"], kl.mean(axis=0), rtol=1e-4)
+    assert report["active_units"] == sum(z_mean.var(axis=0) > 0.01)
+    np.testing.assert_allclose(np.loadtxt(run / "tensorboard" / "latents.tsv"), z_mean, atol=2e-3)
+
+    rows = [np.flatnonzero(mnist.test_labels == label)[0] for label in range(10)]  # the first of each label
+    deep, out = ([part.numpy() for part in layer.weights] for layer in vae.decoder.layers if layer.weights)
+    logits = np.maximum(z_mean[rows] @ deep[0] + deep[1], 0) @ out[0] + out[1]
+    expected = [binary[rows].reshape(10, 28, 28), 255 / (1 + np.exp(-logits.reshape(10, 28, 28)))]
+    with Image.open(run / "reconstructions_003.png") as picture:
+        sheet = np.asarray(picture, float)[::2, ::2]
+    for row, images in enumerate(expected):
+        found = np.stack([sheet[2 + 30 * row :][:28, 2 + 30 * column :][:, :28] for column in range(10)])
+        assert np.abs(found - images).max() < 1.01
+
+
+def test_report_history_and_console_tell_the_same(run, story):
+    report, test = json.loads((run / "report.json").read_text()), history(run, "test")[-1]
+    assert report["test_elbo"] == pytest.approx(-(report["test_reconstruction"] + report["test_kl"]))
+    assert sum(report["kl_per_latent"]) == pytest.approx(report["test_kl"], rel=1e-5)
+    for name in ("elbo", "reconstruction", "kl"):
+        assert report[f"test_{name}"] == pytest.approx(test[name], rel=1e-5)
+    assert -report["test_nll"] > report["test_elbo"]  # the bound of four samples is tighter than that of one
+    assert (report["kind"], report["nll_samples"], report["effective_beta"]) == ("likelihood", 4, 1.0)
+    out = story.unbroken.out
+    table = " ".join(out.split())
+    rounded = {name: f"{value:.2f}" for name, value in report.items() if isinstance(value, float)}
+    terms = f"-({rounded['test_reconstruction']} reconstruction + {rounded['test_kl']} KL)"
+    assert f"test ELBO {rounded['test_elbo']} nats = {terms}" in table
+    assert f"log-likelihood -{rounded['test_nll']} nats +- {rounded['standard_error_images']} over images" in table
+    assert f"+- {rounded['standard_error_sampling']} sampling, K = 4" in table
+    assert f"active units {report['active_units']} of 2" in table
+    assert ("healthy? Yes." in table) == report["healthy"]
+    assert all(sentence in out for sentence in report["problems"] + report["remarks"])
+    assert f"predictions/{run.name}: samples_003.png, reconstructions_003.png, training.gif, manifold.png" in out
+    assert out.startswith("data       mnist: 60,000 + 10,000 images, SHA-256 verified")
+
+
+# --- a run that is broken again and again -----------------------------------------------------------------------------
+def test_two_runs_at_once_have_a_folder_each(story):
+    assert {story.unbroken.folder.name, story.broken.name} == {"mnist-ce-z2", "mnist-ce-z2-2"}
+
+
+def test_a_run_that_is_being_trained_is_not_gone_on_with(story):
+    asked = story.asked_twice
+    assert asked.code == 2
+    assert re.fullmatch(r"main\.py: error: .*mnist-ce-z2(-2)? is being trained by another process\n", asked.err)
+    assert asked.after == asked.before
+
+
+def test_a_killed_run_had_gone_beyond_its_checkpoint(story):
+    stop = story.stops["killed"]
+    assert stop.code == -signal.SIGKILL
+    assert 0 < runs.saved_steps(stop.folder)[-1] < last_step(stop.folder)
+
+
+@pytest.mark.parametrize(("name", "code"), [("interrupted", 130), ("terminated", 143)])
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(name, code, story):
+    stop = story.stops[name]
+    assert stop.code == code
+    assert runs.saved_steps(stop.folder)[-1] == last_step(stop.folder) > last_step(story.stops["killed"].folder)
+    way_on = f"python main.py --resume predictions/{story.broken.name}"
+    assert stop.out.splitlines()[-1] == f"stopped    go on with: {way_on}"
+    assert not (stop.folder / "report.json").exists()
+
+
+def test_a_damaged_checkpoint_costs_one_line(story):
+    damaged = runs.saved_steps(story.stops["terminated"].folder)[-1]
+    lines = [line for line in story.stops["finished"].out.splitlines() if "damaged" in line]
+    assert len(lines) == 1
+    assert f"step {damaged:,} is damaged" in lines[0]
+
+
+def test_a_run_that_was_broken_ends_as_one_that_never_was(run, story):
+    assert story.stops["finished"].code == 0
+    broken = story.broken
+    for step in SAVED:
+        first, second = checkpoint_of(run, step), checkpoint_of(broken, step)
+        assert first.keys() == second.keys()
+        assert len(first) > 30  # ten weights, and each with both moments of Adam
+        for name, tensor in first.items():
+            np.testing.assert_array_equal(tensor, second[name], err_msg=name)
+    lines = [[{**line, "images_per_second": 0} for line in history(folder)] for folder in (run, broken)]
+    assert lines[0] == lines[1]
+    shown = [events(folder) for folder in (run, broken)]
+    assert shown[0].keys() == shown[1].keys()
+    for key, value in shown[0].items():
+        np.testing.assert_array_equal(value, shown[1][key], err_msg=str(key))
+    files = [contents(folder) for folder in (run, broken)]
+    own = ("tfevents", "curves.png", "params.json", "history.jsonl", "checkpoints/")  # with times, or the run's name
+    files = [{name: held for name, held in held.items() if not any(word in name for word in own)} for held in files]
+    assert files[0] == files[1]
+    about = [json.loads((folder / "params.json").read_text()) | {"started": ""} for folder in (run, broken)]
+    assert about[0] == about[1]
+
+
+# --- other runs, in this process and on few images --------------------------------------------------------------------
+FEW = shlex.split("--encoder-layers 16 --decoder-layers 16 --latent-dim 3 --kl-steps 8 --nll-samples 0 --epochs 3")
+FEW += shlex.split("--batch-size 100 --log-every 4 --checkpoint-every 4")  # 18 steps; 4 does not fit the 6 of an epoch
+
+
+@contextlib.contextmanager
+def few_images_in(folder, mnist):
+    """`here` runs in this folder, with 600 images to train on and 200 to test on, and without XLA: it compiles long."""
+    parts = {name: images[:600 if "train" in name else 200] for name, images in mnist._asdict().items() if "_" in name}
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+        patch.setattr(main, "xla_pays", lambda vae: False)
+        patch.setattr(data, "load", lambda *_: mnist._replace(**parts))
+        yield
+
+
+@pytest.fixture
+def small(tmp_path, mnist):
+    """The folder in which `here` runs on few images."""
+    with few_images_in(tmp_path, mnist):
+        yield tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, mnist):
+    """The folder of a finished run on few images; to be copied before it is changed."""
+    home = tmp_path_factory.mktemp("few")
+    with few_images_in(home, mnist), contextlib.redirect_stderr(io.StringIO()):
+        assert here(*FEW, "--run-name", "done") == 0
+    return home / "predictions" / "done"
+
+
+@pytest.fixture
+def done(finished, small):
+    """A copy of the finished run, in the place where `here` looks for it."""
+    shutil.copytree(finished, small / "predictions" / "done")
+    return small / "predictions" / "done"
+
+
+def numbers(lines, *names):
+    return np.array([[line[name] for name in names] for line in lines])
+
+
+def test_a_line_of_the_history_is_the_mean_of_its_steps(done):
+    assert here(*FEW, "--run-name", "all", "--log-every", "1") == 0
+    every, lines = history(done.parent / "all", "train"), history(done, "train")
+    assert [line["step"] for line in lines] == [4, 8, 12, 16, 18]  # 5 to 8 lie in two epochs; 17, 18 are left
+    for line, first in zip(lines, (0, 4, 8, 12, 16), strict=True):
+        means = numbers(every[first : line["step"]], "objective", "reconstruction", "kl", "elbo").mean(axis=0)
+        found = numbers([line], "objective", "reconstruction", "kl", "elbo")[0]
+        np.testing.assert_allclose(found, means, rtol=1e-4)
+        assert line["kl_weight"] == every[line["step"] - 1]["kl_weight"]
+    weighted = numbers(every, "reconstruction")[:, 0] + np.minimum(np.arange(18) / 8, 1) * numbers(every, "kl")[:, 0]
+    np.testing.assert_allclose(numbers(every, "objective")[:, 0], weighted, rtol=1e-4)
+    tests = [history(folder, "test") for folder in (done, done.parent / "all")]
+    np.testing.assert_allclose(*[numbers(test, "objective", "kl") for test in tests], rtol=1e-4)
+
+
+def test_grids_are_of_the_same_latents_and_images_and_as_often_as_is_asked(small):
+    assert here(*FEW, "--run-name", "still", "--learning-rate", "1e-30", "--images-every", "2") == 0
+    folder = small / "predictions" / "still"
+    for name in ("samples", "reconstructions"):
+        assert sorted(path.stem[-3:] for path in folder.glob(f"{name}_*.png")) == ["000", "002", "003"]
+        grids = [value for (tag, _), value in sorted(events(folder).items()) if tag == name]
+        assert len(grids) == 3
+        assert (grids[0] == grids[1]).all()
+        assert (grids[0] == grids[2]).all()
+        assert np.ptp(grids[0][grids[0] < 255]) > 0
+
+
+def test_the_autoencoder_makes_no_samples_and_has_no_elbo(small, capsys):
+    assert here(*FEW, "--run-name", "ae", "--autoencoder", "--latent-dim", "2") == 0
+    folder = small / "predictions" / "ae"
+    pictures = {path.name for path in folder.iterdir() if path.suffix in (".png", ".gif")}
+    assert pictures == {f"reconstructions_00{n}.png" for n in range(4)} | {"curves.png", "training.gif"}
+    with Image.open(folder / "training.gif") as film:
+        assert film.n_frames == 4
+    for line in history(folder):
+        assert (line["kl"], line["kl_weight"], line["elbo"]) == (None, None, None)
+        assert line["objective"] == line["reconstruction"]
+    tags = {f"{split}/{name}" for split in ("train", "test") for name in ("objective", "reconstruction")}
+    assert {tag for tag, _ in events(folder)} == tags | {"reconstructions"}
+    said = capsys.readouterr()
+    assert not re.search(r"(ELBO|KL|NLL|likelihood)\b.*\d", said.out + said.err)
+
+
+def test_a_learned_scale_gives_a_density_and_a_likelihood_of_grey_pixels_is_warned_of(small, capsys):
+    grey = ("--binarize", "none", "--epochs", "1", "--nll-samples", "2")
+    assert here(*FEW, *grey, "--run-name", "density", "--loss", "mse", "--decoder-scale", "learned") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"test log-density +-?\d+", said)
+    assert not re.search(r"NLL:|log-likelihood|published", said)
+    assert here(*FEW, *grey, "--run-name", "grey") == 0
+    before, after = capsys.readouterr().out.split("healthy?")
+    assert "note       LOSS = ce on grey pixels" in before
+    assert "Not a likelihood: cross-entropy on grey pixels" in after
+    assert not re.search(r"test (ELBO|log)|published", after)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--resume", "none"], 2, r"--resume none: no such run in predictions; there is done"),
+        (["--resume", "done", "--latent-dim", "2"], 2, r"--latent-dim 2 contradicts the run's 3; .*may grow.*"),
+        (["--resume", "done", "--epochs", "2"], 2, r"--epochs 2 contradicts the run's 3; .*"),
+        ([*FEW, "--run-name", "done"], 2, r"run_name: 'done' is taken .*--resume done"),
+        ([*FEW, "--batch-size", "601"], 2, r"batch_size: 601 is not allowed; at most 600, all training images, is"),
+        ([*FEW, "--output-dir", "predictions/done/report.json/below"], 1, r".*report\.json/below: Not a directory"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_a_line_and_nothing_is_changed(words, code, told, done, capsys):
+    before = contents(done.parent)
+    assert here(*words) == code
+    assert re.fullmatch(f"main\\.py: error: {told}\n", capsys.readouterr().err)
+    assert contents(done.parent) == before
+
+
+def test_checkpoints_that_are_all_damaged_are_told_and_nothing_is_changed(done, capsys):
+    for path in (done / "checkpoints").glob("*.data*"):
+        os.truncate(path, 1_000)
+    before = contents(done)
+    assert here("--resume", "done", "--epochs", "4") == 2
+    said = capsys.readouterr()
+    assert re.fullmatch(r"main\.py: error: .*all its checkpoints are damaged.*\n", said.err)
+    assert said.out.count("is damaged") == 3
+    assert contents(done) == before
+
+
+def test_a_finished_run_is_only_judged_again(done, capsys):
+    before = contents(done)
+    assert here("--resume", "done") == 0
+    after = contents(done)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert all("tfevents" in name for name in changed)
+    assert "healthy?" in capsys.readouterr().out
+
+
+def test_a_signal_while_the_run_is_judged_leaves_a_run_to_go_on_with(small, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "save_curves", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        assert here(*FEW, "--run-name", "late") == 143
+    assert "stopped    go on with: python main.py --resume predictions/late" in capsys.readouterr().out
+    assert here("--resume", "late") == 0
+    assert (small / "predictions" / "late" / "curves.png").exists()
+
+
+def test_more_epochs_keep_the_horizon_of_the_learning_rate_and_say_so(done, capsys, monkeypatch):
+    built = []
+
+    def build_optimizer(vae, settings, horizon, real=main.build_optimizer):
+        built.append((real(vae, settings, horizon), horizon))
+        return built[-1][0]
+
+    monkeypatch.setattr(main, "build_optimizer", build_optimizer)
+    lines = history(done)
+    for epochs in (4, 5):
+        assert here("--resume", "done", "--epochs", epochs) == 0
+        about = json.loads((done / "params.json").read_text())
+        assert (about["settings"]["epochs"], about["schedule_epochs"]) == (epochs, 3)
+        optimizer, horizon = built[-1]
+        assert horizon == 3 * 6
+        assert float(optimizer.learning_rate) == pytest.approx(1e-3 * 0.01)  # it stays where the cosine ended
+        assert int(optimizer.iterations) == last_step(done) == epochs * 6
+        assert re.search("learning rate|LEARNING_RATE", capsys.readouterr().out.split("healthy?")[0])
+    assert history(done)[: len(lines)] == lines
+
+
+@pytest.mark.parametrize(
+    ("words", "step", "what", "saved"),
+    [
+        ("--learning-rate 1e6 --log-every 1 --checkpoint-every 2", 4, "objective is nan, reconstruction is nan", [2]),
+        ("--learning-rate 1e6 --log-every 1 --checkpoint-every 1", 3, "kernel has weights that are not finite", [1, 2]),
+        # The step before has the last finite terms, and is the only one of its epoch: the test images' terms are not.
+        ("--learning-rate 1e37 --log-every 1 --checkpoint-every 2 --batch-size 600", 1, "", []),
+    ],
+)
+def test_a_run_that_diverges_says_where_and_how_and_keeps_what_is_good(words, step, what, saved, small, capsys):
+    assert here(*FEW, "--run-name", "nan", *words.split()) == 1
+    folder = small / "predictions" / "nan"
+    left = f"the checkpoint of step {saved[-1]} is good" if saved else "there is no checkpoint yet"
+    told = f"main\\.py: error: diverged in step {step}: .*{what}.*; {left}; .*LEARNING_RATE.*"
+    assert re.fullmatch(told, without_bar(capsys.readouterr().err)[-1])
+    assert runs.saved_steps(folder) == saved
+    for tensors in map(checkpoint_of, [folder] * len(saved), saved):
+        assert all(np.isfinite(tensor).all() for name, tensor in tensors.items() if "coder" in name)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "room"),
+    [
+        (runs, "write_line", 3, 0),
+        (runs, "write_images", 2, 3_000),  # enough for all but the event file
+        (runs, "save", 2, 3_000),
+        (plots, "save_curves", 1, 3_000),
+    ],
+)
+def test_a_full_disk_costs_a_line_and_nothing_that_was_there(owner, name, call, room, small, capsys, monkeypatch):
+    calls, folder = [], small / "predictions" / "full"
+    real = getattr(owner, name)
+
+    def fill(*arguments, **named):
+        calls.append(name)
+        if len(calls) == call:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))  # no file may grow beyond
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, fill)
+    try:
+        code = here(*FEW, "--run-name", "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert code == 1
+    [line] = [line for line in without_bar(capsys.readouterr().err) if not line.startswith("WARNING:tensorflow")]
+    assert re.fullmatch(r"main\.py: error: .*File too large.*", line)
+    assert not [path for path in folder.rglob(".*") if path.name != ".lock"]  # nothing half-written is left
+    assert {path.name for path in folder.glob("*.json")} == {"params.json", *(["report.json"] * (owner is plots))}
+    assert len(runs.saved_steps(folder)) >= 1
+    assert all(checkpoint_of(folder, step) for step in runs.saved_steps(folder))
+
+
+# --- chatter ----------------------------------------------------------------------------------------------------------
+CHATTER = (
+    "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+    "I0000 00:00:1795348089.636801   15772 port.cc:153] oneDNN custom operations are on. You may see slightly ...",
+    "2026-11-22 11:48:15.123456: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on.",
+    "2026-11-22 11:48:15.123456: E external/local_xla/cuda_fft.cc:467] Unable to register cuFFT factory: ...",
+    "2026-11-22 11:48:15.123456: E tensorflow/cuda_diagnostics.cc:1] failed call to cuInit: INTERNAL: CUDA error: ...",
+    "To enable the following instructions: AVX2 AVX512F, in other operations, rebuild TensorFlow with the ...",
+)
+NEWS = ("E0000 00:00:1795348089.636801   1 gpu.cc:1] out of memory", "Traceback (most recent call last):", "In doubt")
+
+
+@pytest.mark.parametrize("error", [None, ImportError])
+def test_chatter_is_dropped_and_all_else_comes_through(error, capfd):
+    lines = [line for pair in zip(CHATTER, NEWS * 2, strict=True) for line in pair]
+    with pytest.raises(error) if error else contextlib.nullcontext(), quiet.quiet_start():
+        os.write(2, "".join(f"{line}\n" for line in lines).encode())  # as C++ does, past sys.stderr
+        if error:
+            raise error
+    os.write(2, b"afterwards I0000 \n")
+    assert capfd.readouterr().err.splitlines() == [*NEWS, *NEWS, "afterwards I0000 "]
