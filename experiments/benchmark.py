@@ -52,59 +52,30 @@ def load_images():
 # trains on from where it was and, when all is computed, returns the mean objective of its last epoch in nats.
 
 
-def keras_networks():
-    """Encoder and decoder as Keras networks; ours and Keras `fit` train the same ones."""
-    import keras
-
-    def mlp(sizes):
-        hidden = [keras.layers.Dense(size, activation="relu") for size in sizes[1:-1]]
-        return keras.Sequential([keras.Input(sizes[:1]), *hidden, keras.layers.Dense(sizes[-1])])
-
-    return mlp(ENCODER_SIZES), mlp(DECODER_SIZES)
-
-
-def keras_objective(encoder, decoder, x, noise):
-    """Negative ELBO in nats, a scalar, of binary images x (B, 784) with standard normal noise (B, 20)."""
-    import tensorflow as tf
-
-    z_mean, z_log_std = tf.split(encoder(x), 2, axis=1)
-    logits = decoder(z_mean + tf.exp(z_log_std) * noise)
-    reconstruction = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=logits), axis=1)
-    kl = 0.5 * tf.reduce_sum(z_mean**2 + tf.exp(2.0 * z_log_std) - 1.0 - 2.0 * z_log_std, axis=1)
-    return tf.reduce_mean(reconstruction + kl)
-
-
 def ours(images, batch_size):
-    """This project's loop: data on the device, an epoch's steps in one call of one XLA-compiled function."""
-    import keras
+    """This project's loop, main.py as it is: data on the device, an epoch's steps in one call of one function."""
     import tensorflow as tf
 
-    encoder, decoder = keras_networks()
-    weights = encoder.trainable_weights + decoder.trainable_weights
-    optimizer = keras.optimizers.Adam(LEARNING_RATE)
-    optimizer.build(weights)
-    data, rng, steps_per_epoch = tf.constant(images), np.random.default_rng(0), len(images) // batch_size
+    import main as project
+    from utils.settings import from_params
 
-    @tf.function(jit_compile=True)
-    def train_steps(data, order, step):
-        total = 0.0
-        # Over the rows, not over tf.range(first, last): XLA would compile anew for every other first and last.
-        for rows in order:
-            x = tf.cast(tf.gather(data, rows), tf.float32) / 255.0
-            uniform = tf.random.stateless_uniform(x.shape, seed=[0, step], alg="philox")
-            noise = tf.random.stateless_normal((batch_size, LATENTS), seed=[1, step], alg="philox")
-            with tf.GradientTape() as tape:
-                objective = keras_objective(encoder, decoder, tf.cast(uniform < x, tf.float32), noise)
-            optimizer.apply(tape.gradient(objective, weights))
-            total += objective
-            step += 1
-        return total / steps_per_epoch
+    settings = from_params(
+        binarize="dynamic", encoder_layers=HIDDEN, decoder_layers=HIDDEN, activation="relu", latent_dim=LATENTS,
+        autoencoder=False, loss="ce", reconstruction_reduction="sum", kl_schedule="constant", kl_weight_end=1.0,
+        free_bits=0.0, batch_size=batch_size, learning_rate=LEARNING_RATE, lr_schedule="constant",
+    )  # fmt: skip
+    data = tf.constant(images.reshape(-1, 28, 28, 1))
+    vae = project.build_vae(settings, data.shape[1:])
+    optimizer = project.build_optimizer(vae, settings, horizon=1)
+    train_steps = project.compile_train_steps(vae, optimizer, settings)
+    rng, steps_per_epoch, seed = np.random.default_rng(0), len(images) // batch_size, tf.constant(0)
 
     def train(epochs):
         for _ in range(epochs):
-            order = rng.permutation(len(images)).astype(np.int32).reshape(steps_per_epoch, batch_size)
-            objective = train_steps(data, tf.constant(order), tf.cast(optimizer.iterations, tf.int64))
-        return float(objective)
+            order = tf.constant(rng.permutation(len(images)), tf.int32)
+            first = tf.cast(optimizer.iterations, tf.int32)
+            sums, _, _ = train_steps(data, order, first, first + steps_per_epoch, seed, tf.zeros(3))
+        return float(sums[0]) / steps_per_epoch
 
     return train
 
@@ -114,10 +85,21 @@ def keras_fit(images, batch_size):
     import keras
     import tensorflow as tf
 
+    def mlp(sizes):
+        hidden = [keras.layers.Dense(size, activation="relu") for size in sizes[1:-1]]
+        return keras.Sequential([keras.Input(sizes[:1]), *hidden, keras.layers.Dense(sizes[-1])])
+
+    def negative_elbo(encoder, decoder, x, noise):
+        z_mean, z_log_std = tf.split(encoder(x), 2, axis=1)
+        logits = decoder(z_mean + tf.exp(z_log_std) * noise)
+        reconstruction = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=logits), axis=1)
+        kl = 0.5 * tf.reduce_sum(z_mean**2 + tf.exp(2.0 * z_log_std) - 1.0 - 2.0 * z_log_std, axis=1)
+        return tf.reduce_mean(reconstruction + kl)
+
     class VAE(keras.Model):
         def __init__(self):
             super().__init__()
-            self.encoder, self.decoder = keras_networks()
+            self.encoder, self.decoder = mlp(ENCODER_SIZES), mlp(DECODER_SIZES)
             self.loss_tracker = keras.metrics.Mean(name="loss")
 
         def train_step(self, data):
@@ -125,7 +107,7 @@ def keras_fit(images, batch_size):
             x = tf.cast(tf.random.uniform(tf.shape(x)) < x, tf.float32)
             noise = tf.random.normal((tf.shape(x)[0], LATENTS))
             with tf.GradientTape() as tape:
-                objective = keras_objective(self.encoder, self.decoder, x, noise)
+                objective = negative_elbo(self.encoder, self.decoder, x, noise)
             self.optimizer.apply(tape.gradient(objective, self.trainable_weights), self.trainable_weights)
             self.loss_tracker.update_state(objective)
             return {"loss": self.loss_tracker.result()}

@@ -565,7 +565,7 @@ def test_the_history_of_a_run_is_that_of_numpy(monkeypatch, tmp_path):
     main.fit(vae, chosen, data.Dataset("tiny", train, labels, test, labels[:3], ""), tmp_path, say=print)
 
     orders = [np.random.default_rng((chosen.seed, main.SHUFFLE, epoch)).permutation(7) for epoch in (1, 2)]
-    batches = [training_batch(chosen, train, orders[step // 3], step, chosen.seed) for step in range(6)]  # three steps an epoch
+    batches = [training_batch(chosen, train, orders[step // 3], step, chosen.seed) for step in range(6)]
     noise = drawn(main.standard_normal, (3, 2), main.random_key(chosen.seed, main.TEST_NOISE, 0))
     trained, means = numpy_training(chosen, start, batches, horizon=6)
     expected = []

@@ -1,7 +1,9 @@
 """utils/runs.py: names, history, event files, checkpoints and signals, each broken on purpose."""
 
+import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,10 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from utils import runs
 from utils.settings import from_params
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def contents(folder):
@@ -53,6 +59,15 @@ def test_a_name_given_and_taken_is_refused_and_what_is_there_is_left_alone(tmp_p
     with pytest.raises(runs.RunError, match=r"^run_name: 'mine' is taken .* --resume mine$"):
         runs.create(from_params(run_name="mine", output_dir=str(tmp_path)), "CPU")
     assert contents(tmp_path) == before
+
+
+def test_a_folder_that_could_not_be_filled_does_not_take_the_name(tmp_path, monkeypatch):
+    settings = from_params(run_name="mine", output_dir=str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_json", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            runs.create(settings, "CPU")
+    assert runs.create(settings, "CPU") == tmp_path / "mine"
 
 
 def test_the_folder_of_runs_may_be_in_the_home_folder(tmp_path, monkeypatch):
@@ -209,6 +224,18 @@ def test_an_event_file_that_is_empty_stays_so(tmp_path):
     assert contents(tmp_path) == {"events": b""}
 
 
+def test_an_event_file_that_cannot_be_cut_for_want_of_room_stays_whole(tmp_path):
+    written(tmp_path, [10, 20, 30])
+    before = contents(tmp_path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+        with pytest.raises(OSError, match="File too large"):
+            runs.cut_events(only_event_file(tmp_path), 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert contents(tmp_path) == before
+
+
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 def state(value=0.0):
     """Something to save: a checkpoint of one array, and the array."""
@@ -250,7 +277,7 @@ def test_a_save_that_breaks_on_the_way_does_not_count(parts_moved, tmp_path, mon
 
     def replace(*paths):
         if len(moved) == parts_moved:
-            raise OSError(28, "No space left on device")
+            full_disk()
         moved.append(paths)
         real(*paths)
 

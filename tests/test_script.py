@@ -130,8 +130,8 @@ def mnist():
 def story(tmp_path_factory):
     """What became of two runs of the same settings that were started at once.
 
-    `unbroken` was left alone. `broken` was killed, resumed, interrupted, resumed, terminated, and resumed
-    from a damaged checkpoint; what its folder held and what it said at each of these ends is in `stops`.
+    `unbroken` was left alone. `broken` was killed, resumed, interrupted, resumed, terminated, and resumed from a
+    damaged checkpoint; what its folder held and what it said at each of these ends is in `stops`.
     """
     home = tmp_path_factory.mktemp("home")
     unbroken, broken = processes = [Script(home, *SMALL), Script(home, *SMALL)]
@@ -399,10 +399,12 @@ FEW += shlex.split("--batch-size 100 --log-every 4 --checkpoint-every 4")  # 18 
 
 @contextlib.contextmanager
 def few_images_in(folder, mnist):
-    """`here` runs in this folder, with 600 images to train on and 200 to test on, and without XLA: it compiles long."""
+    """`here` runs in this folder, with 600 images to train on and 200 to test on, and without what takes long: XLA's
+    compilation, and drawing the curves."""
     parts = {name: images[:600 if "train" in name else 200] for name, images in mnist._asdict().items() if "_" in name}
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         patch.setattr(main, "xla_pays", lambda vae: False)
+        patch.setattr(plots, "save_figure", lambda path, figure: path.touch())
         patch.setattr(data, "load", lambda *_: mnist._replace(**parts))
         yield
 
@@ -442,7 +444,7 @@ def test_a_line_of_the_history_is_the_mean_of_its_steps(done):
         means = numbers(every[first : line["step"]], "objective", "reconstruction", "kl", "elbo").mean(axis=0)
         found = numbers([line], "objective", "reconstruction", "kl", "elbo")[0]
         np.testing.assert_allclose(found, means, rtol=1e-4)
-        assert line["kl_weight"] == every[line["step"] - 1]["kl_weight"]
+        assert line["kl_weight"] == pytest.approx(min((line["step"] - 1) / 8, 1))
     weighted = numbers(every, "reconstruction")[:, 0] + np.minimum(np.arange(18) / 8, 1) * numbers(every, "kl")[:, 0]
     np.testing.assert_allclose(numbers(every, "objective")[:, 0], weighted, rtol=1e-4)
     tests = [history(folder, "test") for folder in (done, done.parent / "all")]
@@ -517,6 +519,31 @@ def test_checkpoints_that_are_all_damaged_are_told_and_nothing_is_changed(done, 
     assert re.fullmatch(r"main\.py: error: .*all its checkpoints are damaged.*\n", said.err)
     assert said.out.count("is damaged") == 3
     assert contents(done) == before
+
+
+@pytest.mark.parametrize(("name", "call"), [("write_line", 2), ("write_images", 2)])
+def test_a_run_that_breaks_off_at_the_end_of_an_epoch_lacks_nothing_later(name, call, small, monkeypatch):
+    """The checkpoint comes last: what belongs to its step is not written again."""
+    calls, real = [], getattr(runs, name)
+
+    def break_off(*arguments):
+        calls.append(name)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    words = ["--run-name", "cut", "--log-every", "6", "--checkpoint-every", "6"]
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, name, break_off)
+        assert here(*FEW, *words) == 130
+    assert here("--resume", "cut") == 0
+    folder = small / "predictions" / "cut"
+    assert [(line["step"], line["split"]) for line in history(folder)] == [
+        (step, split) for step in (6, 12, 18) for split in ("train", "test")
+    ]
+    for name in ("samples", "reconstructions"):
+        assert [step for tag, step in events(folder) if tag == name] == [0, 6, 12, 18]
+        assert sorted(path.stem[-3:] for path in folder.glob(f"{name}_*.png")) == ["000", "001", "002", "003"]
 
 
 def test_a_finished_run_is_only_judged_again(done, capsys):
