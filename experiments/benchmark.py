@@ -204,7 +204,7 @@ def jax_scan(images, batch_size):
 
     params = [mlp(ENCODER_SIZES, jax.random.key(0)), mlp(DECODER_SIZES, jax.random.key(1))]
     state = (params, jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params), 0)
-    # JAX's default, and the fastest of its three here: with rbg and unsafe_rbg a step takes 3 to 5 percent longer.
+    # JAX's default, and the fastest of its three on a CPU: with rbg and unsafe_rbg a step took 3 to 17 percent longer.
     key = jax.random.key(2, impl="threefry2x32")
     data, rng, steps_per_epoch = jnp.asarray(images), np.random.default_rng(0), len(images) // batch_size
 

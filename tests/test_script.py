@@ -586,21 +586,24 @@ def test_more_epochs_keep_the_horizon_of_the_learning_rate_and_say_so(done, caps
 
 
 @pytest.mark.parametrize(
-    ("words", "step", "what", "saved"),
+    ("words", "what", "good"),
     [
-        ("--learning-rate 1e6 --log-every 1 --checkpoint-every 2", 4, "objective is nan, reconstruction is nan", [2]),
-        ("--learning-rate 1e6 --log-every 1 --checkpoint-every 1", 3, "kernel has weights that are not finite", [1, 2]),
-        # The step before has the last finite terms, and is the only one of its epoch: the test images' terms are not.
-        ("--learning-rate 1e37 --log-every 1 --checkpoint-every 2 --batch-size 600", 1, "", []),
+        ("--learning-rate 1e6 --checkpoint-every 2", r"(objective|reconstruction|kl) is (nan|-?inf)", True),
+        ("--learning-rate 1e6 --checkpoint-every 1", r"has weights that are not finite|is (nan|-?inf)", True),
+        # The weights break in the only step of an epoch: its terms are still finite, those of the test images are not.
+        ("--learning-rate 1e37 --checkpoint-every 2 --batch-size 600", r"is (nan|-?inf)", False),
     ],
 )
-def test_a_run_that_diverges_says_where_and_how_and_keeps_what_is_good(words, step, what, saved, small, capsys):
-    assert here(*FEW, "--run-name", "nan", *words.split()) == 1
+def test_a_run_that_diverges_says_where_and_how_and_keeps_what_is_good(words, what, good, small, capsys):
+    assert here(*FEW, "--run-name", "nan", "--log-every", "1", *words.split()) == 1
     folder = small / "predictions" / "nan"
-    left = f"the checkpoint of step {saved[-1]} is good" if saved else "there is no checkpoint yet"
-    told = f"main\\.py: error: diverged in step {step}: .*{what}.*; {left}; .*LEARNING_RATE.*"
-    assert re.fullmatch(told, without_bar(capsys.readouterr().err)[-1])
-    assert runs.saved_steps(folder) == saved
+    saved = runs.saved_steps(folder)
+    assert bool(saved) == good
+    left = f"the checkpoint of step {saved[-1]} is good" if good else "there is no checkpoint yet"
+    line = without_bar(capsys.readouterr().err)[-1]
+    told = re.fullmatch(rf"main\.py: error: diverged in step (\d+): .*({what}).*; {left}; .*LEARNING_RATE.*", line)
+    assert told, line
+    assert int(told[1]) > max(saved, default=0)
     for tensors in map(checkpoint_of, [folder] * len(saved), saved):
         assert all(np.isfinite(tensor).all() for name, tensor in tensors.items() if "coder" in name)
 
