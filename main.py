@@ -259,9 +259,13 @@ def brightness(images: tf.Tensor) -> tf.Tensor:
     return tf.cast(images, tf.float32) / 255
 
 
-def binarize(x: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Draw every pixel white (1) with its brightness as probability, else black (0); the draw follows from `key`."""
-    return tf.cast(tf.random.stateless_uniform(x.shape, key, alg="philox") < x, tf.float32)
+def draw_epoch(images: np.ndarray, settings: Settings, epoch: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """What an epoch trains on, on the device: the uint8 images (N, H, W, C), drawn anew if BINARIZE is dynamic, and
+    the order (N,) in which they are used. An epoch uses an image once, so every use has black and white of its own.
+    """
+    if settings.binarize == "dynamic":
+        images = data.binarize(images, (settings.seed, PIXELS, epoch))
+    return tf.constant(images), tf.constant(data.epoch_order(len(images), (settings.seed, SHUFFLE, epoch)))
 
 
 def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings) -> Callable:
@@ -282,8 +286,6 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings
         while step < stop and tf.reduce_all(tf.math.is_finite(terms)):
             rows = step % steps_per_epoch * s.batch_size + tf.range(s.batch_size)
             x = brightness(tf.gather(images, tf.gather(order, rows)))  # (B, H, W, C)
-            if s.binarize == "dynamic":
-                x = binarize(x, random_key(seed, PIXELS, step))
             noise = standard_normal((s.batch_size, s.latent_dim), random_key(seed, NOISE, step))  # (B, L)
             weight = scheduled_weight(s, step)
 
@@ -359,10 +361,9 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
     Raises runs.Diverged, runs.Stopped (Ctrl-C or SIGTERM; a checkpoint has been written) and OSError (a full disk).
     """
     s = settings
-    images, seed = tf.constant(dataset.train_images), tf.constant(s.seed)
-    steps_per_epoch = len(images) // s.batch_size
+    seed, steps_per_epoch = tf.constant(s.seed), len(dataset.train_images) // s.batch_size
     last_step = s.epochs * steps_per_epoch
-    divisor = loss_divisor(s.reconstruction_reduction, images.shape[1:])
+    divisor = loss_divisor(s.reconstruction_reduction, dataset.train_images.shape[1:])
     checkpoint_every = -(-s.checkpoint_every // s.log_every) * s.log_every  # so that no interval is cut by a resume
     horizon = runs.read_params(folder)["schedule_epochs"]
     optimizer = build_optimizer(vae, s, horizon * steps_per_epoch)
@@ -385,14 +386,16 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
             runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch=0))
         sums, interval_start, seconds = tf.zeros(3), step, 0.0
         if step < last_step:  # compile, by a call for no steps, so that the first speed shown is that of training
-            train_steps(images, tf.range(len(images)), tf.constant(step), tf.constant(step), seed, sums)
+            train_steps(*draw_epoch(dataset.train_images, s, 0), tf.constant(0), tf.constant(0), seed, sums)
+        drawn = None
         while step < last_step:
             # 1. Train up to the next line of the history or the end of the epoch, whichever comes first.
             epoch = step // steps_per_epoch + 1
             epoch_end, interval_end = epoch * steps_per_epoch, (step // s.log_every + 1) * s.log_every
-            order = tf.constant(data.epoch_order(len(images), key=(s.seed, SHUFFLE, epoch)))
-            stop = tf.constant(min(epoch_end, interval_end))
             started = time.perf_counter()
+            if drawn != epoch:
+                (images, order), drawn = draw_epoch(dataset.train_images, s, epoch), epoch
+            stop = tf.constant(min(epoch_end, interval_end))
             sums, terms, reached = train_steps(images, order, tf.constant(step), stop, seed, sums)
             step = int(reached)  # here, once for many steps, the host waits for the device
             seconds += time.perf_counter() - started
@@ -466,7 +469,7 @@ def train(settings: Settings, folder: Path | None = None, say: Callable[[str], N
     if s.batch_size > (count := len(dataset.train_images)):
         raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
     if s.binarize == "dynamic":
-        dataset = dataset._replace(test_images=data.binarize_test(dataset.test_images))
+        dataset = dataset._replace(test_images=data.binarize(dataset.test_images, data.TEST_BINARIZATION_KEY))
     vae = build_vae(s, dataset.train_images.shape[1:])
     device += " with XLA" if xla_pays(vae) else " without XLA"
     folder = folder or runs.create(s, device)

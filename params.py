@@ -12,7 +12,7 @@ from pydantic import StringConstraints
 # --- data -------------------------------------------------------------------------------------------------------------
 DATASET: Literal["mnist", "fashion_mnist"] = "mnist"  # 60,000 + 10,000 grey images of 28 x 28: digits or clothes
 DATA_DIR: str = "~/.cache/vae"  # folder where a downloaded data set is kept, so that it is fetched once
-BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel black or white, anew every step,
+BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel black or white, anew every epoch,
                                                   # with its grey value as probability: what likelihoods need
 
 # --- model ------------------------------------------------------------------------------------------------------------

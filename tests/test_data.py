@@ -328,14 +328,17 @@ def test_pip_is_limited_in_time_and_its_failure_names_no_host(tmp_path, monkeypa
     assert options["env"]["TMPDIR"] == str(tmp_path)  # a folder that the caller removes
 
 
-def test_binarized_test_images_are_one_fixed_draw_of_the_grey_values():
+def test_binarized_images_are_a_draw_of_the_grey_values_that_follows_from_its_key():
     grey = np.random.default_rng(2).integers(256, size=(500, 28, 28, 1), dtype=np.uint8)
     grey[:100] = 0
     grey[100:200] = 255
-    drawn = data.binarize_test(grey)
+    drawn = data.binarize(grey, (1, 2))
     assert (drawn.dtype, drawn.shape) == (np.uint8, grey.shape)
     assert set(np.unique(drawn)) == {0, 255}
-    np.testing.assert_array_equal(drawn, data.binarize_test(grey))
+    np.testing.assert_array_equal(drawn, data.binarize(grey, (1, 2)))
+    other = data.binarize(grey, (1, 3))
+    middle = (grey > 118) & (grey < 138)
+    assert 0.4 < (drawn == other)[middle].mean() < 0.6
     np.testing.assert_array_equal(drawn[:200], grey[:200])  # black and white are certain
     probability = grey / 255
     standard_error = np.sqrt((probability * (1 - probability)).sum()) / grey.size

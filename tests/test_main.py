@@ -160,8 +160,6 @@ def training_batch(chosen, images, order, step, seed, compiled=False):
     s = chosen
     first = step % (len(images) // s.batch_size) * s.batch_size
     x = np.float32(images[order[first : first + s.batch_size]] / 255)
-    if s.binarize == "dynamic":
-        x = drawn(main.binarize, float32(x), main.random_key(seed, main.PIXELS, step), compiled=compiled)
     key = main.random_key(seed, main.NOISE, step)
     return x, drawn(main.standard_normal, (s.batch_size, s.latent_dim), key, compiled=compiled)
 
@@ -177,23 +175,28 @@ def test_every_seed_purpose_and_step_has_a_key_of_its_own():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_noise_is_standard_normal_and_pixels_are_white_with_their_brightness_as_probability(compiled):
+def test_noise_is_standard_normal(compiled):
     keys = [main.random_key(0, main.NOISE, step) for step in (0, 0, 1)]
     noise, same, other = (drawn(main.standard_normal, (20_000,), key, compiled=compiled) for key in keys)
     assert kstest(noise, "norm").pvalue > 1e-4
     assert (noise == same).all()
     assert not (noise == other).any()
 
-    levels = np.linspace(0, 1, 11, dtype=np.float32).reshape(11, 1, 1, 1)
-    x = np.tile(levels, (1, 100, 100, 1))
-    white, same, other = (drawn(main.binarize, float32(x), key, compiled=compiled) for key in keys)
-    assert white.dtype == np.float32
-    assert set(white.ravel()) == {0, 1}
-    assert abs(white.mean(axis=(1, 2, 3)) - levels.ravel()).max() < 5 * math.sqrt(0.25 / 10_000)
-    assert not white[0].any()  # black stays black, and white white
-    assert white[-1].all()
-    assert (white == same).all()
-    assert 0.4 < (white == other)[5].mean() < 0.6
+
+@pytest.mark.parametrize("binarize", ["none", "dynamic"])
+def test_an_epoch_has_an_order_and_if_binarised_a_draw_of_its_own(binarize):
+    grey = np.random.default_rng(0).integers(1, 255, (200, 8, 8, 1), dtype=np.uint8)
+    chosen, other_seed = (from_params(binarize=binarize, seed=seed) for seed in (0, 1))
+    asked = [(chosen, 1), (chosen, 1), (chosen, 2), (other_seed, 1)]
+    (images, order), same, *others = [[t.numpy() for t in main.draw_epoch(grey, s, epoch)] for s, epoch in asked]
+    np.testing.assert_array_equal(np.sort(order), np.arange(200))
+    np.testing.assert_array_equal(order, same[1])
+    np.testing.assert_array_equal(images, same[0])
+    for other_images, other_order in others:
+        assert (order == other_order).mean() < 0.1
+        assert (other_images == images).all() == (binarize == "none")
+    assert (set(np.unique(images)) == {0, 255}) == (binarize == "dynamic")
+    assert abs(images.mean() - grey.mean()) < (0.01 if binarize == "none" else 5 * 128 / math.sqrt(grey.size))
 
 
 # --- networks and sampler ---------------------------------------------------------------------------------------------
@@ -417,7 +420,7 @@ class Training:
 
 @pytest.fixture(scope="module")
 def with_xla():
-    return Training(True, encoder_layers=(), binarize="dynamic", free_bits=0.0)
+    return Training(True, encoder_layers=(), free_bits=0.0)
 
 
 def assert_is_numpys(training, compiled):
@@ -441,7 +444,7 @@ def test_five_steps_under_xla_are_those_of_numpy(with_xla):
     [
         {"loss": "mse", "decoder_scale": "learned", "reconstruction_reduction": "mean", "free_bits": 0.5},
         {"loss": "ad", "decoder_scale": "learned", "encoder_layers": (3, 2), "activation": "elu"},
-        {"loss": "ad", "kl_schedule": "cyclical", "lr_schedule": "constant", "binarize": "dynamic"},
+        {"loss": "ad", "kl_schedule": "cyclical", "lr_schedule": "constant"},
         {"loss": "mse", "autoencoder": True},
     ],
     ids=lambda overrides: "-".join(map(str, overrides.values())),

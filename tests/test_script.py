@@ -288,7 +288,7 @@ def test_the_projector_has_ten_thousand_codes_labels_and_thumbnails(run):
 
 def test_report_and_pictures_are_of_the_last_checkpoint(run, mnist):
     """Its networks, worked out in NumPy for the binarised test images, give what was written."""
-    binary = data.binarize_test(mnist.test_images)
+    binary = data.binarize(mnist.test_images, data.TEST_BINARIZATION_KEY)
     vae = main.build_vae(load_saved(runs.read_params(run)["settings"]), (28, 28, 1))
     tf.train.Checkpoint(encoder=vae.encoder, decoder=vae.decoder).read(f"{run}/checkpoints/step-360").expect_partial()
     hidden, mean, log_std = ([part.numpy() for part in layer.weights] for layer in vae.encoder.layers if layer.weights)

@@ -53,7 +53,7 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package d
 
 SILENCE_SECONDS = 15  # a connection that says nothing for so long has failed
 PIP_SECONDS = 300  # for the whole of pip's run, however slowly the bytes drip
-TEST_BINARIZATION_SEED = 20131220  # any number would do, as long as it never changes
+TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as it never changes
 
 
 class Dataset(NamedTuple):
@@ -121,14 +121,14 @@ def load(name: str, data_dir: str, say: Callable[[str], None] = print) -> Datase
     raise DataError("\n".join((f"no source has {title}:", *failures, way_out)))
 
 
-def binarize_test(images: np.ndarray) -> np.ndarray:
-    """Draw every pixel black or white, once and for all: uint8 images in, uint8 of 0 or 255 of the same shape out.
+def binarize(images: np.ndarray, key: Sequence[int]) -> np.ndarray:
+    """Draw every pixel black or white: uint8 images in, uint8 of 0 or 255 of the same shape out.
 
-    A pixel is 255 with probability pixel / 255 (a Bernoulli draw). The generator starts from TEST_BINARIZATION_SEED,
-    never from a run's seed, so every run is tested on the same images and their likelihoods can be compared.
+    A pixel is 255 with probability pixel / 255 (a Bernoulli draw). The draw follows from `key` alone: the test images'
+    is TEST_BINARIZATION_KEY, never a run's seed, so every run is tested on the same images and can be compared.
     """
-    draws = np.random.default_rng(TEST_BINARIZATION_SEED).integers(255, size=images.shape, dtype=np.uint8)
-    return np.where(draws < images, np.uint8(255), np.uint8(0))  # of 255 equally likely draws, `pixel` lie below it
+    draws = np.random.default_rng(key).integers(255, size=images.shape, dtype=np.uint8)
+    return (draws < images).view(np.uint8) * np.uint8(255)  # of 255 equally likely draws, `pixel` lie below it
 
 
 def epoch_order(count: int, key: Sequence[int]) -> np.ndarray:
