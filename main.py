@@ -422,7 +422,7 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
             # 3. Keep what a resumed run goes on from; last, so that all that belongs to this step is on the disk.
             if step == last_step or (step == interval_end and (signals or step % checkpoint_every == 0)):
                 runs.check_weights(vae.weights, step, folder)
-                events.flush()
+                runs.flush(folder, events)
                 runs.save(checkpoint, folder, step)
                 if signals:
                     raise runs.Stopped(signals[0])

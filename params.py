@@ -18,7 +18,7 @@ BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel b
 # --- model ------------------------------------------------------------------------------------------------------------
 ENCODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # units per hidden layer; () is linear
 DECODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # the same for the decoder, in order from z to pixels
-ACTIVATION: Literal["relu", "gelu", "silu", "elu", "tanh"] = "relu"  # behind each hidden layer
+ACTIVATION: Literal["relu", "gelu", "silu", "elu", "tanh"] = "silu"  # behind each hidden layer
 LATENT_DIM: Annotated[int, Ge(1)] = 20  # latents per image; 2 can be looked at as a map (manifold.png)
 AUTOENCODER: bool = False  # True leaves out noise and KL: the plain autoencoder, which has no prior to sample from
 
@@ -40,7 +40,7 @@ FREE_BITS: Annotated[float, Ge(0)] = 0.0  # nats of KL per latent that cost noth
 
 # --- optimiser --------------------------------------------------------------------------------------------------------
 BATCH_SIZE: Annotated[int, Ge(1)] = 128  # images per step; a larger one makes fewer, less noisy steps an epoch
-EPOCHS: Annotated[int, Ge(1)] = 20  # passes over the training images
+EPOCHS: Annotated[int, Ge(1)] = 15  # passes over the training images
 LEARNING_RATE: Annotated[float, Gt(0)] = 1e-3  # Adam's step size; lower it when a run diverges
 LR_SCHEDULE: Literal["constant", "cosine"] = "cosine"  # "cosine" falls to a hundredth of it by the end of the run
 

@@ -217,7 +217,7 @@ def table(report: dict[str, Any]) -> str:
         sampling = report["standard_error_sampling"]
         lines.append(
             f"  {name:<22} {value:.2f} nats   +- {report['standard_error_images']:.2f} over images,"
-            f" +- {'?' if sampling is None else f'{sampling:.2f}'} sampling, K = {report['nll_samples']}"
+            f" +- {'?' if sampling is None else f'{sampling:.2g}'} sampling, K = {report['nll_samples']}"
         )
     if report["published_nll"]:
         published = report["published_nll"]

@@ -191,6 +191,12 @@ def read_history(folder: Path, split: str | None = None) -> list[dict[str, Any]]
     return [line for line in lines if split in (None, line["split"])]
 
 
+def flush(folder: Path, events: tf.summary.SummaryWriter) -> None:
+    """Put on the disk what TensorBoard's writer still holds. Raises OSError."""
+    with os_errors(folder / "tensorboard"):
+        events.flush()
+
+
 def cut_back(folder: Path, step: int) -> None:
     """Drop from the history and the event files what came after `step`: the resumed run will write it again."""
     kept = [line for line in read_history(folder) if line["step"] <= step] if step else []
