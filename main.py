@@ -62,7 +62,7 @@ def build_encoder(image_shape: tuple[int, ...], layers: tuple[int, ...], activat
     x = keras.Input(image_shape, name="x")
     hidden = keras.layers.Flatten()(x)
     for number, units in enumerate(layers):
-        hidden = dense(units, (seed, ENCODER_WEIGHTS, number), activation)(hidden)
+        hidden = dense(units, (seed, ENCODER_WEIGHTS, number), activation, name=f"encoder_{number}")(hidden)
     z_mean = dense(latent_dim, (seed, ENCODER_WEIGHTS, len(layers)), name="z_mean")(hidden)
     z_log_std = dense(latent_dim, (seed, ENCODER_WEIGHTS, len(layers) + 1), name="z_log_std")(hidden)
     return keras.Model(x, [z_mean, z_log_std], name="encoder")
@@ -82,8 +82,8 @@ def build_decoder(image_shape: tuple[int, ...], layers: tuple[int, ...], activat
     """z (B, L) -> logits (B, H, W, C), whose sigmoid is each pixel's brightness, or its probability of being white."""
     z = hidden = keras.Input((latent_dim,), name="z")
     for number, units in enumerate(layers):
-        hidden = dense(units, (seed, DECODER_WEIGHTS, number), activation)(hidden)
-    logits = dense(math.prod(image_shape), (seed, DECODER_WEIGHTS, len(layers)))(hidden)
+        hidden = dense(units, (seed, DECODER_WEIGHTS, number), activation, name=f"decoder_{number}")(hidden)
+    logits = dense(math.prod(image_shape), (seed, DECODER_WEIGHTS, len(layers)), name="pixels")(hidden)
     return keras.Model(z, keras.layers.Reshape(image_shape, name="logits")(logits), name="decoder")
 
 
@@ -422,7 +422,6 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
             # 3. Keep what a resumed run goes on from; last, so that all that belongs to this step is on the disk.
             if step == last_step or (step == interval_end and (signals or step % checkpoint_every == 0)):
                 runs.check_weights(vae.weights, step, folder)
-                runs.flush(folder, events)
                 runs.save(checkpoint, folder, step)
                 if signals:
                     raise runs.Stopped(signals[0])
@@ -481,6 +480,7 @@ def train(settings: Settings, folder: Path | None = None, say: Callable[[str], N
     with runs.locked(folder):
         try:
             fit(vae, s, dataset, folder, say)
+            say(f"testing    {len(dataset.test_images):,} images that it has not been trained on")
             say(report.table(judge(vae, s, dataset, folder)))
         except (runs.Stopped, KeyboardInterrupt):
             say(f"\nstopped    go on with: python main.py --resume {folder}")

@@ -74,7 +74,11 @@ def create(settings: Settings, device: str) -> Path:
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("tensorflow", "keras", "numpy")},
     }
-    write_json(folder / "params.json", about)
+    try:
+        write_json(folder / "params.json", about)
+    except OSError:
+        folder.rmdir()  # so that the name is free again
+        raise
     return folder
 
 
@@ -191,12 +195,6 @@ def read_history(folder: Path, split: str | None = None) -> list[dict[str, Any]]
     return [line for line in lines if split in (None, line["split"])]
 
 
-def flush(folder: Path, events: tf.summary.SummaryWriter) -> None:
-    """Put on the disk what TensorBoard's writer still holds. Raises OSError."""
-    with os_errors(folder / "tensorboard"):
-        events.flush()
-
-
 def cut_back(folder: Path, step: int) -> None:
     """Drop from the history and the event files what came after `step`: the resumed run will write it again."""
     kept = [line for line in read_history(folder) if line["step"] <= step] if step else []
@@ -211,11 +209,14 @@ def cut_back(folder: Path, step: int) -> None:
 def cut_events(path: Path, step: int) -> None:
     """Keep the records of a TensorBoard event file up to `step`; a last one that a crash cut short goes too."""
     beside = path.with_name(f".{path.name}")
-    with tf.io.TFRecordWriter(str(beside)) as writer, contextlib.suppress(tf.errors.DataLossError):
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            if Event.FromString(record).step <= step:
-                with os_errors(path):
+    try:
+        with os_errors(path), tf.io.TFRecordWriter(str(beside)) as writer, contextlib.suppress(tf.errors.DataLossError):
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                if Event.FromString(record).step <= step:
                     writer.write(record)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     os.replace(beside, path)
 
 
