@@ -25,6 +25,7 @@ from utils.settings import Command, Settings, SettingsError, load_saved, read_co
 
 if __name__ == "__main__":
     COMMAND = read_command_line()  # before the seconds that TensorFlow takes, so that a typo is told at once
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins, Ctrl-C just ends it, without a traceback
 
 with quiet_start():
     import keras
@@ -491,6 +492,7 @@ def train(settings: Settings, folder: Path | None = None, say: Callable[[str], N
 
 def main(command: Command) -> int:
     """Train as the command line says; return the exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, runs.raise_stopped)
     try:
         settings, folder = command.settings, None
