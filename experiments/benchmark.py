@@ -74,8 +74,8 @@ def ours(images, batch_size):
     def train(epochs):
         for _ in range(epochs):
             first = tf.cast(optimizer.iterations, tf.int32)
-            epoch = project.draw_epoch(images, settings, int(first))
-            sums, _, _ = train_steps(*epoch, first, first + steps_per_epoch, seed, tf.zeros(3))
+            batches = project.draw_epoch(images, settings, int(first))
+            sums, _, _ = train_steps(batches, first, first + steps_per_epoch, seed, tf.zeros(3))
         return float(sums[0]) / steps_per_epoch
 
     return train

@@ -62,7 +62,7 @@ class NumpyVAE:
     def __init__(self, chosen, weights):
         self.settings, self.log_scale = chosen, weights[-1] if chosen.decoder_scale == "learned" else None
         pairs = list(zip(weights[::2], weights[1::2], strict=False))  # (kernel, bias)
-        split = len(chosen.encoder_layers) + 2
+        split = len(chosen.encoder_layers) + 1
         self.encoder_layers, self.decoder_layers = pairs[:split], pairs[split : split + len(chosen.decoder_layers) + 1]
 
     def hidden(self, values, layers):
@@ -72,9 +72,8 @@ class NumpyVAE:
         return values
 
     def encode(self, x):
-        *body, mean, log_std = self.encoder_layers
-        hidden = self.hidden(x, body)
-        return [hidden @ kernel + bias for kernel, bias in (mean, log_std)]
+        *body, (kernel, bias) = self.encoder_layers
+        return np.split(self.hidden(x, body) @ kernel + bias, 2, axis=1)
 
     def decode(self, z):
         *body, (kernel, bias) = self.decoder_layers
@@ -155,11 +154,10 @@ def numpy_training(chosen, weights, batches, horizon):
     return trained, np.array(history)
 
 
-def training_batch(chosen, images, order, step, seed, compiled=False):
+def training_batch(chosen, batches, step, seed, compiled=False):
     """The batch (x, noise) of a step: the images that are its turn, and draws that belong to (seed, purpose, step)."""
     s = chosen
-    first = step % (len(images) // s.batch_size) * s.batch_size
-    x = np.float32(images[order[first : first + s.batch_size]] / 255)
+    x = np.float32(batches[step % len(batches)] / 255)
     key = main.random_key(seed, main.NOISE, step)
     return x, drawn(main.standard_normal, (s.batch_size, s.latent_dim), key, compiled=compiled)
 
@@ -185,29 +183,33 @@ def test_noise_is_standard_normal(compiled):
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic"])
 def test_an_epoch_has_an_order_and_if_binarised_a_draw_of_its_own(binarize):
-    grey = np.random.default_rng(0).integers(1, 255, (200, 8, 8, 1), dtype=np.uint8)
-    chosen, other_seed = (from_params(binarize=binarize, seed=seed) for seed in (0, 1))
+    grey = np.random.default_rng(0).integers(1, 255, (203, 8, 8, 1), dtype=np.uint8)
+    chosen, other_seed = (from_params(binarize=binarize, seed=seed, batch_size=20) for seed in (0, 1))
     asked = [(chosen, 1), (chosen, 1), (chosen, 2), (other_seed, 1)]
-    (images, order), same, *others = [[t.numpy() for t in main.draw_epoch(grey, s, epoch)] for s, epoch in asked]
-    np.testing.assert_array_equal(np.sort(order), np.arange(200))
-    np.testing.assert_array_equal(order, same[1])
-    np.testing.assert_array_equal(images, same[0])
-    for other_images, other_order in others:
-        assert (order == other_order).mean() < 0.1
-        assert (other_images == images).all() == (binarize == "none")
-    assert (set(np.unique(images)) == {0, 255}) == (binarize == "dynamic")
-    assert abs(images.mean() - grey.mean()) < (0.01 if binarize == "none" else 5 * 128 / math.sqrt(grey.size))
+    batches, same, *others = [main.draw_epoch(grey, s, epoch).numpy() for s, epoch in asked]
+    assert (batches.shape, batches.dtype) == ((10, 20, 8, 8, 1), np.uint8)  # 203 images are ten batches of 20
+    np.testing.assert_array_equal(batches, same)
+    order = data.epoch_order(203, (0, main.SHUFFLE, 1))[:200]
+    images = batches.reshape(200, 8, 8, 1)
+    if binarize == "none":
+        np.testing.assert_array_equal(images, grey[order])
+    else:
+        assert set(np.unique(images)) == {0, 255}
+        assert np.corrcoef(images.ravel(), grey[order].ravel())[0, 1] > 0.5  # of images in another order: 0
+    for other in others:
+        assert (other == batches).mean() < (0.1 if binarize == "none" else 0.6)
 
 
 # --- networks and sampler ---------------------------------------------------------------------------------------------
 def test_initial_weights_are_glorots_and_differ_by_layer_and_seed_and_only_by_these():
-    chosen = TINY | {"encoder_layers": (4, 4), "decoder_layers": (4, 4), "latent_dim": 4}  # every kernel is 4 x 4
+    chosen = TINY | {"encoder_layers": (4, 4), "decoder_layers": (4, 4), "latent_dim": 4}
     vaes = [main.build_vae(from_params(**chosen | {"seed": seed}), (2, 2, 1)) for seed in (0, 1, 0)]
     kernels, others, again = ([w.numpy() for w in vae.weights if w.name == "kernel"] for vae in vaes)
-    assert len({kernel.tobytes() for kernel in kernels + others}) == len(kernels + others) == 14
-    np.testing.assert_array_equal(kernels, again)
-    limit = math.sqrt(6 / (4 + 4))
-    assert kstest(np.ravel(kernels + others), "uniform", (-limit, 2 * limit)).pvalue > 1e-3
+    assert len({kernel.tobytes() for kernel in kernels + others}) == len(kernels + others) == 12
+    for kernel, same in zip(kernels, again, strict=True):
+        np.testing.assert_array_equal(kernel, same)
+    ranges = [kernel.ravel() / math.sqrt(6 / sum(kernel.shape)) for kernel in kernels + others]
+    assert kstest(np.concatenate(ranges), "uniform", (-1, 2)).pvalue > 1e-3
     assert not any(w.numpy().any() for w in vaes[0].weights if w.name == "bias")
 
 
@@ -389,7 +391,7 @@ def test_the_loss_terms_are_numpys_and_without_noise_those_of_the_autoencoder(au
 # --- training ---------------------------------------------------------------------------------------------------------
 SEED = 5  # of the draws; the initial weights have another one
 HORIZON = 5  # steps of the learning rate's cosine
-ORDER = np.array([4, 0, 6, 2, 1, 5, 3], np.int32)  # of seven images: three batches of two, and one that is left out
+BATCHES = random_images(6).reshape(3, 2, *SHAPE)
 
 
 class Training:
@@ -405,15 +407,15 @@ class Training:
             patch.setattr(main, "xla_pays", lambda vae: compiled)
             self.train_steps = main.compile_train_steps(self.vae, self.optimizer, self.settings)
 
-    def run(self, *ends, images=None):
+    def run(self, *ends, batches=None):
         """Train from 0 to each end in turn; return the weights, and sums, last terms and step of the last call."""
         for variable, value in zip(self.variables, self.start, strict=True):
             variable.assign(value)
-        images = random_images(7) if images is None else images
+        batches = BATCHES if batches is None else batches
         step, sums = 0, float32([100, 200, 300])
         for end in ends:
             sums, terms, step = self.train_steps(
-                tf.constant(images), tf.constant(ORDER), tf.constant(step), tf.constant(end), tf.constant(SEED), sums
+                tf.constant(batches), tf.constant(step), tf.constant(end), tf.constant(SEED), sums
             )
         return [weight.numpy() for weight in self.vae.weights], sums.numpy(), terms.numpy(), int(step)
 
@@ -425,7 +427,7 @@ def with_xla():
 
 def assert_is_numpys(training, compiled):
     s = training.settings
-    batches = [training_batch(s, random_images(7), ORDER, step, SEED, compiled) for step in range(5)]
+    batches = [training_batch(s, BATCHES, step, SEED, compiled) for step in range(5)]
     trained, history = numpy_training(s, training.start[: len(training.vae.weights)], batches, HORIZON)
     found, sums, terms, step = training.run(5)
     assert step == 5
@@ -468,16 +470,16 @@ def test_two_calls_train_to_the_bits_of_one_and_a_call_for_no_steps_does_nothing
 
 
 def test_training_stops_behind_the_first_step_that_is_not_finite_and_says_which(with_xla, monkeypatch):
-    images = random_images(7)
-    images[:, 0, 0, 0] = 0  # so that nothing depends on the weights of this pixel ...
-    images[ORDER[4], 0, 0, 0] = 255  # ... but in step 3, where a standard deviation becomes infinite
+    batches = BATCHES.copy()
+    batches[:, :, 0, 0, 0] = 0  # so that nothing depends on the weights of this pixel ...
+    batches[2, 0, 0, 0, 0] = 255  # ... but in step 3, where a standard deviation becomes infinite
     poisoned = [value.copy() for value in with_xla.start]
-    poisoned[2][0] = 60  # the kernel of z_log_std; tanh keeps the reconstruction finite, but the KL is not
+    poisoned[0][0, 2:] = 60  # from that pixel to z_log_std; tanh keeps the reconstruction finite, but the KL is not
     monkeypatch.setattr(with_xla, "start", poisoned)
-    _, sums, terms, step = with_xla.run(2, images=images)
+    _, sums, terms, step = with_xla.run(2, batches=batches)
     assert step == 2
     assert np.isfinite([*sums, *terms]).all()
-    _, _, terms, step = with_xla.run(5, images=images)
+    _, _, terms, step = with_xla.run(5, batches=batches)
     assert step == int(with_xla.optimizer.iterations) == 3
     assert list(np.isfinite(terms)) == [False, True, False]
 
@@ -525,7 +527,7 @@ def test_the_evaluation_is_numpys_image_by_image_and_the_same_every_time(monkeyp
 def test_the_log_likelihood_of_a_vae_is_the_integral_over_its_latents(overrides):
     chosen = from_params(**TINY | overrides | {"nll_samples": 2_000})
     vae, images = random_vae(chosen), np.where(random_images(30) > 127, 255, 0).astype(np.uint8)
-    vae.encoder.get_layer("z_log_std").bias.assign([0.5, 0.3])  # wide, so that no image is missed
+    vae.encoder.get_layer("posterior").bias.assign([0, 0, 0.6, 0.5])  # wide, so that no image is missed
     plain, x = NumpyVAE(chosen, [weight.numpy() for weight in vae.weights]), images.reshape(30, -1) / 255
     axis = np.arange(-7, 7.05, 0.1)
     z = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
@@ -567,8 +569,9 @@ def test_the_history_of_a_run_is_that_of_numpy(monkeypatch, tmp_path):
     start = [weight.numpy() for weight in vae.weights]
     main.fit(vae, chosen, data.Dataset("tiny", train, labels, test, labels[:3], ""), tmp_path, say=print)
 
-    orders = [np.random.default_rng((chosen.seed, main.SHUFFLE, epoch)).permutation(7) for epoch in (1, 2)]
-    batches = [training_batch(chosen, train, orders[step // 3], step, chosen.seed) for step in range(6)]
+    orders = [np.random.default_rng((chosen.seed, main.SHUFFLE, epoch)).permutation(7)[:6] for epoch in (1, 2)]
+    epochs = train[np.stack(orders)].reshape(2, 3, 2, *SHAPE)
+    batches = [training_batch(chosen, epochs[step // 3], step, chosen.seed) for step in range(6)]
     noise = drawn(main.standard_normal, (3, 2), main.random_key(chosen.seed, main.TEST_NOISE, 0))
     trained, means = numpy_training(chosen, start, batches, horizon=6)
     expected = []
