@@ -10,6 +10,7 @@ Shapes: B images a batch, (H, W, C) an image, L latents. Losses and KL are in na
 
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ if __name__ == "__main__":
     COMMAND = read_command_line()  # before the seconds that TensorFlow takes, so that a typo is told at once
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins, Ctrl-C just ends it, without a traceback
 
-# Spare XLA on a CPU a copy of nearly all weights in every step, 7 percent of it. Whoever sets flags knows better.
+# Spare XLA on a CPU a copy of nearly all weights in every step, 6 percent of it. Whoever sets flags knows better.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_copy_insertion_use_region_analysis=true")
 with quiet_start():
     import keras
@@ -487,7 +488,7 @@ def train(settings: Settings, folder: Path | None = None, say: Callable[[str], N
             say(f"testing    {len(dataset.test_images):,} images that it has not been trained on")
             say(report.table(judge(vae, s, dataset, folder)))
         except (runs.Stopped, KeyboardInterrupt):
-            say(f"\nstopped    go on with: python main.py --resume {folder}")
+            say(f"\nstopped    go on with: python main.py --resume {shlex.quote(str(folder))}")
             raise
     say(report.look_at(folder))
     return vae, folder

@@ -558,10 +558,10 @@ def test_a_finished_run_is_only_judged_again(done, capsys):
 def test_a_signal_while_the_run_is_judged_leaves_a_run_to_go_on_with(small, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(plots, "save_curves", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
-        assert here(*FEW, "--run-name", "late") == 143
-    assert "stopped    go on with: python main.py --resume predictions/late" in capsys.readouterr().out
-    assert here("--resume", "late") == 0
-    assert (small / "predictions" / "late" / "curves.png").exists()
+        assert here(*FEW, "--run-name", "late", "--output-dir", "my runs") == 143
+    told = re.search(r"stopped    go on with: python main\.py (.*)", capsys.readouterr().out)[1]
+    assert here(*shlex.split(told)) == 0
+    assert (small / "my runs" / "late" / "curves.png").exists()
 
 
 def test_more_epochs_keep_the_horizon_of_the_learning_rate_and_say_so(done, capsys, monkeypatch):

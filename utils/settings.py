@@ -142,7 +142,7 @@ def _did_you_mean(word: Any, known: Iterable[str]) -> str:
 
 
 # --- annotations in words ---------------------------------------------------------------------------------------------
-NOUNS = {bool: "True or False", int: "an integer", float: "a number"}
+NOUNS = {bool: "True or False", int: "an integer", float: "a finite number"}
 BOUNDS = {"ge": "of at least", "gt": "greater than", "le": "of at most", "lt": "less than"}
 PLAIN_NAME = r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$"  # put in words here; any other pattern is shown as it is
 
@@ -153,7 +153,7 @@ def allowed(annotation: Any, typed: bool = False) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(", ".join(map(repr, get_args(kind))).rsplit(", ", 1))
     if get_origin(kind) is tuple:
-        items = re.sub(r"^an? (\w+)", r"\1s", allowed(get_args(kind)[0]))
+        items = re.sub(r"^an? ((?:finite )?\w+)", r"\1s", allowed(get_args(kind)[0]))
         return f"none or a list of {items} as in 512 512" if typed else f"a tuple of {items} as in (512, 512)"
     if kind is str:
         pattern = next((rule.pattern for rule in rules if hasattr(rule, "pattern")), None)
