@@ -372,7 +372,7 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
     checkpoint_every = -(-s.checkpoint_every // s.log_every) * s.log_every  # so that no interval is cut by a resume
     horizon = runs.read_params(folder)["schedule_epochs"]
     optimizer = build_optimizer(vae, s, horizon * steps_per_epoch)
-    checkpoint = runs.checkpoint(encoder=vae.encoder, decoder=vae.decoder, log_scale=vae.log_scale, optimizer=optimizer)
+    checkpoint = runs.checkpoint(**vae._asdict(), optimizer=optimizer)
     runs.restore(checkpoint, folder, say)
     step = int(optimizer.iterations)
     runs.cut_back(folder, step)

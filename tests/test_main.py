@@ -600,6 +600,20 @@ def test_the_history_of_a_run_is_that_of_numpy(monkeypatch, tmp_path):
         np.testing.assert_allclose(weight, plain, atol=2e-4)
 
 
+def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(main, "xla_pays", lambda vae: False)
+    monkeypatch.setattr(main, "write_grids", lambda *_, **__: {})
+    (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {"epochs": 2}}')
+    chosen = from_params(**TINY | {"loss": "mse", "decoder_scale": "learned"})
+    dataset = data.Dataset("tiny", random_images(7), np.zeros(7), random_images(3), np.zeros(3), "")
+    trained, restored = random_vae(chosen), random_vae(chosen, seed=1)
+    main.fit(trained, chosen, dataset, tmp_path, say=print)
+    runs.checkpoint(**restored._asdict()).read(str(tmp_path / "checkpoints" / "step-6")).expect_partial()
+    assert len(trained.weights) == 9
+    for weight, same in zip(trained.weights, restored.weights, strict=True):
+        np.testing.assert_array_equal(weight, same)
+
+
 @pytest.mark.parametrize("autoencoder", [False, True])
 def test_the_grids_of_two_epochs_show_the_same_latents_and_an_autoencoder_has_no_samples(monkeypatch, autoencoder):
     monkeypatch.setattr(main.pictures, "write_reconstructions", lambda folder, epoch, reconstruct, dataset: epoch)
