@@ -29,7 +29,7 @@ if __name__ == "__main__":
     COMMAND = read_command_line()  # before the seconds that TensorFlow takes, so that a typo is told at once
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins, Ctrl-C just ends it, without a traceback
 
-# Spare XLA on a CPU a copy of nearly all weights in every step, 6 percent of it. Whoever sets flags knows better.
+# Spares XLA on a CPU a copy of nearly all weights in every step, 6 percent of its time. A user's own flags win.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_copy_insertion_use_region_analysis=true")
 with quiet_start():
     import keras
@@ -38,7 +38,8 @@ with quiet_start():
 from utils import data, pictures, plots, report, runs
 from utils.likelihood import log_likelihood
 
-# What a random draw is for. Each is keyed by (seed, purpose, step), so a resumed run draws what an unbroken one draws.
+# What a random draw is for. Each is keyed by the seed, its purpose and where it is due (layer; step; epoch and batch),
+# so a resumed run draws what an unbroken one draws.
 ENCODER_WEIGHTS, DECODER_WEIGHTS, SHUFFLE, PIXELS, NOISE, TEST_NOISE, GRID_LATENTS, IMPORTANCE_NOISE = range(8)
 
 
@@ -115,40 +116,33 @@ def build_vae(settings: Settings, image_shape: tuple[int, ...]) -> VAE:
     return VAE(encoder, decoder, keras.Variable(0.0, name="log_scale") if learned else None)  # starts at width 1
 
 
-# --- losses: one number per image, (B,), in nats, summed over pixels --------------------------------------------------
-def flat(images: tf.Tensor) -> tf.Tensor:
-    """(B, H, W, C) -> (B, H * W * C). XLA loops faster over long rows: a training step gains 6 percent."""
-    return tf.reshape(images, (-1, math.prod(images.shape[1:])))
-
-
+# --- losses: of flattened images (B, D), one number per image, (B,), in nats, summed over pixels ----------------------
 def cross_entropy(x: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """-log p(x|z) for pixels that are Bernoulli with probability sigmoid(logits) (Kingma & Welling 2013, appendix C.1).
 
     Computed from the logits, as the logarithm of a sigmoid that has been rounded to 0 would be infinite.
     """
-    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=flat(x), logits=flat(logits)), axis=1)
+    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=logits), axis=1)
 
 
 def squared_error(x: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Squared error: up to a constant, -log p(x|z) for Gaussian pixels with variance 1/2."""
-    return tf.reduce_sum(tf.square(flat(x) - tf.sigmoid(flat(logits))), axis=1)
+    return tf.reduce_sum(tf.square(x - tf.sigmoid(logits)), axis=1)
 
 
 def absolute_difference(x: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Absolute difference: up to a constant, -log p(x|z) for Laplace pixels with scale 1."""
-    return tf.reduce_sum(tf.abs(flat(x) - tf.sigmoid(flat(logits))), axis=1)
+    return tf.reduce_sum(tf.abs(x - tf.sigmoid(logits)), axis=1)
 
 
 def gaussian_nll(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
     """-log p(x|z) for Gaussian pixels of standard deviation exp(log_scale): the sigma-VAE (Rybkin et al. 2021)."""
-    pixels = math.prod(x.shape[1:])
-    return squared_error(x, logits) * tf.exp(-2 * log_scale) / 2 + pixels * (log_scale + math.log(2 * math.pi) / 2)
+    return squared_error(x, logits) * tf.exp(-2 * log_scale) / 2 + x.shape[1] * (log_scale + math.log(2 * math.pi) / 2)
 
 
 def laplace_nll(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
     """-log p(x|z) for Laplace pixels of scale exp(log_scale), the twin of gaussian_nll."""
-    pixels = math.prod(x.shape[1:])
-    return absolute_difference(x, logits) * tf.exp(-log_scale) + pixels * (log_scale + math.log(2))
+    return absolute_difference(x, logits) * tf.exp(-log_scale) + x.shape[1] * (log_scale + math.log(2))
 
 
 FIXED_SCALE_LOSSES = {"ce": cross_entropy, "mse": squared_error, "ad": absolute_difference}
@@ -156,7 +150,9 @@ LEARNED_SCALE_LOSSES = {"mse": gaussian_nll, "ad": laplace_nll}
 
 
 def reconstruction_loss(x: tf.Tensor, logits: tf.Tensor, loss: str, log_scale: tf.Tensor | None) -> tf.Tensor:
-    """The reconstruction loss (B,) that LOSS and DECODER_SCALE name; `log_scale` is None where the scale is fixed."""
+    """The loss (B,) of images (B, H, W, C) that LOSS names; `log_scale` is None if DECODER_SCALE is fixed."""
+    pixels = math.prod(x.shape[1:])  # in one row, over which XLA loops faster: 6 percent of a training step
+    x, logits = tf.reshape(x, (-1, pixels)), tf.reshape(logits, (-1, pixels))
     if log_scale is None:
         return FIXED_SCALE_LOSSES[loss](x, logits)
     return LEARNED_SCALE_LOSSES[loss](x, logits, log_scale)
@@ -198,34 +194,25 @@ def kl_weight(step: tf.Tensor | int, schedule: str, start: float, end: float, st
 
 
 def scheduled_weight(settings: Settings, step: tf.Tensor | int) -> tf.Tensor:
-    """kl_weight with the schedule of the settings."""
+    """kl_weight with the schedule of the settings; 0 for the plain autoencoder, which has no KL to weigh."""
     s = settings
+    if s.autoencoder:
+        return tf.constant(0.0)
     return kl_weight(step, s.kl_schedule, s.kl_weight_start, s.kl_weight_end, s.kl_steps, s.kl_cycles)
 
 
 # --- objective --------------------------------------------------------------------------------------------------------
-def forward(vae: VAE, x: tf.Tensor, noise: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """x (B, H, W, C) -> z_mean, z_log_std (B, L), logits (B, H, W, C). Without noise it is the plain autoencoder."""
-    z_mean, z_log_std = vae.encoder(x)
-    z = z_mean if noise is None else sample_latent(z_mean, z_log_std, noise)
-    return z_mean, z_log_std, vae.decoder(z)
-
-
-def decode(vae: VAE, z: np.ndarray) -> np.ndarray:
-    """Latents (N, L) -> brightness (N, H, W, C) in [0, 1]."""
-    return tf.sigmoid(vae.decoder(tf.constant(z, tf.float32))).numpy()
-
-
-def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
-    """uint8 images (N, H, W, C) -> the brightness that their posterior means are decoded to, the same shape."""
-    return decode(vae, vae.encoder(brightness(tf.constant(images)))[0])
-
-
 def loss_terms(vae: VAE, x: tf.Tensor, noise: tf.Tensor | None, loss: str) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reconstruction loss (B,) and KL (B, L), whose sum is -ELBO. The plain autoencoder has a KL of zero."""
-    z_mean, z_log_std, logits = forward(vae, x, noise)
-    kl = tf.zeros_like(z_mean) if noise is None else kl_to_standard_normal(z_mean, z_log_std)
-    return reconstruction_loss(x, logits, loss, vae.log_scale), kl
+    """Reconstruction loss (B,) and KL (B, L) of images (B, H, W, C) under noise (B, L); their sum is -ELBO.
+
+    Without noise it is the plain autoencoder: it decodes z_mean, and its KL is zero.
+    """
+    z_mean, z_log_std = vae.encoder(x)
+    if noise is None:
+        z, kl = z_mean, tf.zeros_like(z_mean)
+    else:
+        z, kl = sample_latent(z_mean, z_log_std, noise), kl_to_standard_normal(z_mean, z_log_std)
+    return reconstruction_loss(x, vae.decoder(z), loss, vae.log_scale), kl
 
 
 def objective(reconstruction: tf.Tensor, kl: tf.Tensor, weight: tf.Tensor, free_bits: float, divisor: int) -> tf.Tensor:
@@ -280,9 +267,9 @@ def draw_epoch(images: np.ndarray, settings: Settings, epoch: int) -> tf.Tensor:
 def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings) -> Callable:
     """One compiled function that trains for many steps: with Python between the steps it would take twice as long.
 
-    train_steps(batches, step, stop, seed, sums) takes an epoch's uint8 batches (steps, B, H, W, C), the first step and
-    the one to stop before, and adds to `sums` (3,) the mean_terms of each step. It returns the sums, the terms of the
-    last step and the number of steps done; behind a step whose terms are not finite it stops early.
+    train_steps(batches, step, stop, seed, sums) takes an epoch's uint8 batches (steps, B, H, W, C), the first step, the
+    one to stop before and the seed of the noise, and adds to `sums` (3,) the mean_terms of each step. It returns the
+    sums, the terms of the last step, and the step it has come to: earlier than `stop` if these terms are not finite.
     """
     s = settings
     weights = vae.weights
@@ -299,7 +286,7 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings
             with tf.GradientTape() as tape:
                 reconstruction, kl = loss_terms(vae, x, None if s.autoencoder else noise, s.loss)
                 minimised = objective(reconstruction, kl, weight, s.free_bits, divisor)
-            optimizer.apply(tape.gradient(minimised, [weight.value for weight in weights]), weights)
+            optimizer.apply(tape.gradient(minimised, [variable.value for variable in weights]), weights)
 
             terms = mean_terms(minimised, reconstruction, kl)
             sums += terms
@@ -391,7 +378,8 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
             runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch=0))
         sums, interval_start, seconds = tf.zeros(3), step, 0.0
         if step < last_step:  # compile, by a call for no steps, so that the first speed shown is that of training
-            train_steps(draw_epoch(dataset.train_images, s, 0), tf.constant(0), tf.constant(0), seed, sums)
+            unused = tf.zeros((steps_per_epoch, s.batch_size, *dataset.train_images.shape[1:]), tf.uint8)
+            train_steps(unused, tf.constant(0), tf.constant(0), seed, sums)
         drawn = None
         while step < last_step:
             # 1. Train up to the next line of the history or the end of the epoch, whichever comes first.
@@ -430,6 +418,16 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
                 runs.save(checkpoint, folder, step)
                 if signals:
                     raise runs.Stopped(signals[0])
+
+
+def decode(vae: VAE, z: np.ndarray) -> np.ndarray:
+    """Latents (N, L) -> brightness (N, H, W, C) in [0, 1]."""
+    return tf.sigmoid(vae.decoder(tf.constant(z, tf.float32))).numpy()
+
+
+def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
+    """uint8 images (N, H, W, C) -> the brightness that their posterior means are decoded to, the same shape."""
+    return decode(vae, vae.encoder(brightness(tf.constant(images)))[0])
 
 
 def write_grids(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, epoch: int) -> dict[str, np.ndarray]:
@@ -508,12 +506,9 @@ def main(command: Command) -> int:
         return 128 + signal.SIGINT
     except runs.Stopped as stopped:
         return 128 + stopped.args[0]
-    except (SettingsError, runs.RunError) as error:
+    except (SettingsError, runs.RunError, data.DataError, runs.Diverged) as error:
         print(f"main.py: error: {error}", file=sys.stderr)
-        return 2
-    except (data.DataError, runs.Diverged) as error:
-        print(f"main.py: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, SettingsError | runs.RunError) else 1
     except OSError as error:
         print(f"main.py: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -54,7 +54,7 @@ def load_images():
 
 
 def ours(images, batch_size):
-    """This project's loop, main.py as it is: data on the device, an epoch's steps in one call of one function."""
+    """This project's loop, main.py as it is: an epoch is drawn, put on the device and trained on in one call."""
     import tensorflow as tf
 
     import main as project
@@ -63,7 +63,8 @@ def ours(images, batch_size):
     settings = from_params(
         binarize="dynamic", encoder_layers=HIDDEN, decoder_layers=HIDDEN, activation="relu", latent_dim=LATENTS,
         autoencoder=False, loss="ce", reconstruction_reduction="sum", kl_schedule="constant", kl_weight_end=1.0,
-        free_bits=0.0, batch_size=batch_size, learning_rate=LEARNING_RATE, lr_schedule="constant",
+        decoder_scale="fixed", free_bits=0.0, batch_size=batch_size, learning_rate=LEARNING_RATE,
+        lr_schedule="constant",
     )  # fmt: skip
     images = images.reshape(-1, 28, 28, 1)
     vae = project.build_vae(settings, images.shape[1:])
@@ -282,8 +283,9 @@ def worker(name, steps, batch_size, threads):
 
 def run_worker(name, args):
     """Start a worker process for one measurement and return its result; a failure ends the run and shows why."""
-    # The two OpenBLAS variables choose its kernels: whoever has set them for NumPy's sake would tilt the comparison.
-    environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+    # These choose kernels and how XLA compiles: whoever has set them for another purpose would tilt the comparison.
+    tilting = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "XLA_FLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in tilting}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
     command = [sys.executable, "-m", "experiments.benchmark", "--worker", name, "--steps", str(args.steps)]
     command += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]

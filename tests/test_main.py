@@ -118,6 +118,8 @@ def mean_terms(chosen, weights, x, noise, step):
     s = chosen
     reconstruction, kl = NumpyVAE(s, weights).terms(x.reshape(len(x), -1), noise)
     beta = plain_kl_weight(s.kl_schedule, step, s.kl_weight_start, s.kl_weight_end, s.kl_steps, s.kl_cycles)
+    if s.autoencoder:
+        beta = 0  # free bits or not
     divisor = math.prod(SHAPE) if s.reconstruction_reduction == "mean" else 1
     charged = sum(max(column.mean(), s.free_bits) for column in kl.T)
     return np.array([reconstruction.mean() / divisor + beta * charged, reconstruction.mean(), kl.sum(axis=1).mean()])
@@ -231,7 +233,8 @@ def test_the_networks_and_what_is_decoded_are_numpys(encoder_layers, decoder_lay
     mean, log_std = plain.encode(x)
     noise = np.random.default_rng(1).normal(size=(5, 2))
 
-    z_mean, z_log_std, logits = main.forward(vae, float32(images / 255), float32(noise))
+    z_mean, z_log_std = vae.encoder(float32(images / 255))
+    logits = vae.decoder(main.sample_latent(z_mean, z_log_std, float32(noise)))
     np.testing.assert_allclose(z_mean, mean, atol=1e-5)
     np.testing.assert_allclose(z_log_std, log_std, atol=1e-5)
     np.testing.assert_allclose(logits, plain.decode(mean + np.exp(log_std) * noise).reshape(5, *SHAPE), atol=1e-5)
@@ -456,7 +459,7 @@ def test_five_steps_under_xla_are_those_of_numpy(with_xla):
         {"loss": "mse", "decoder_scale": "learned", "reconstruction_reduction": "mean", "free_bits": 0.5},
         {"loss": "ad", "decoder_scale": "learned", "encoder_layers": (3, 2), "activation": "elu"},
         {"loss": "ad", "kl_schedule": "cyclical", "lr_schedule": "constant"},
-        {"loss": "mse", "autoencoder": True},
+        {"loss": "mse", "autoencoder": True, "free_bits": 0.5},
     ],
     ids=lambda overrides: "-".join(map(str, overrides.values())),
 )
@@ -600,18 +603,33 @@ def test_the_history_of_a_run_is_that_of_numpy(monkeypatch, tmp_path):
         np.testing.assert_allclose(weight, plain, atol=2e-4)
 
 
-def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(monkeypatch, tmp_path):
+@pytest.fixture
+def fit(monkeypatch, tmp_path):
+    """main.fit on a tiny data set, without pictures."""
     monkeypatch.setattr(main, "xla_pays", lambda vae: False)
     monkeypatch.setattr(main, "write_grids", lambda *_, **__: {})
     (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {"epochs": 2}}')
-    chosen = from_params(**TINY | {"loss": "mse", "decoder_scale": "learned"})
     dataset = data.Dataset("tiny", random_images(7), np.zeros(7), random_images(3), np.zeros(3), "")
+    return lambda vae, chosen: main.fit(vae, chosen, dataset, tmp_path, say=print)
+
+
+def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(fit, tmp_path):
+    chosen = from_params(**TINY | {"loss": "mse", "decoder_scale": "learned"})
     trained, restored = random_vae(chosen), random_vae(chosen, seed=1)
-    main.fit(trained, chosen, dataset, tmp_path, say=print)
+    fit(trained, chosen)
     runs.checkpoint(**restored._asdict()).read(str(tmp_path / "checkpoints" / "step-6")).expect_partial()
     assert len(trained.weights) == 9
     for weight, same in zip(trained.weights, restored.weights, strict=True):
         np.testing.assert_array_equal(weight, same)
+
+
+def test_weights_that_are_not_finite_are_not_saved_though_the_objective_is(fit, tmp_path):
+    chosen = from_params(**TINY | {"loss": "mse", "autoencoder": True})
+    vae = random_vae(chosen)
+    vae.encoder.get_layer("posterior").bias.assign([0, 0, 0, math.nan])  # z_log_std, of no use here
+    with pytest.raises(runs.Diverged, match="posterior/bias has weights that are not finite"):
+        fit(vae, chosen)
+    assert runs.saved_steps(tmp_path) == []
 
 
 @pytest.mark.parametrize("autoencoder", [False, True])

@@ -53,7 +53,7 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package d
 
 SILENCE_SECONDS = 15  # a connection that says nothing for so long has failed
 PIP_SECONDS = 300  # for the whole of pip's run, however slowly the bytes drip
-TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as it never changes
+TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as neither it nor binarize() changes
 
 
 class Dataset(NamedTuple):
@@ -128,10 +128,11 @@ def binarize(images: np.ndarray, key: Sequence[int]) -> np.ndarray:
     is TEST_BINARIZATION_KEY, never a run's seed, so every run is tested on the same images and can be compared.
     """
     rng = np.random.default_rng(key)
-    draws = rng.integers(256, size=images.size, dtype=np.uint8)  # whole bytes, which are faster than integers(255) ...
-    while (redrawn := np.flatnonzero(draws == 255)).size:  # ... and 255 once more, until 0 to 254 are left
+    # Of 255 equally likely draws, 0 to 254, as many as its value lie below a pixel. Whole bytes are faster to draw than
+    # integers(255); those that are 255 are drawn again.
+    draws = rng.integers(256, size=images.size, dtype=np.uint8)
+    while (redrawn := np.flatnonzero(draws == 255)).size:
         draws[redrawn] = rng.integers(256, size=redrawn.size, dtype=np.uint8)
-    # Of the 255 equally likely draws, `pixel` lie below the pixel.
     return (draws.reshape(images.shape) < images).view(np.uint8) * np.uint8(255)
 
 

@@ -260,9 +260,10 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], 
             checkpoint.read(str(folder / "checkpoints" / f"step-{step}")).assert_existing_objects_matched()
             return True
         except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-            say(f"checkpoint   step {step:,} is damaged ({one_line(str(error))}); trying the one before")
+            reason = one_line(str(error))
+            say(f"checkpoint   step {step:,} is damaged or of another main.py ({reason}); trying the one before")
     if steps:
-        raise RunError(f"{folder}: all its checkpoints are damaged; start a new run")
+        raise RunError(f"{folder}: all its checkpoints are damaged or of another main.py; start a new run")
     return False
 
 
