@@ -8,10 +8,11 @@ each epoch, gathered, scaled, binarised with fresh draws whenever an image is us
 float32. That they learn the same shows in the column `objective`: the mean of the last epoch in nats, after equally
 many steps in all of them.
 
-Each measurement is a process of its own, for the thread pools of two libraries in one process get in each other's way.
-The contenders take turns and a ratio is formed within a round, so that a machine that is slow for a while slows both
-sides of it. `gemm` is the machine's limit: the speed at which it multiplies large matrices, divided by the FLOPs of an
-image. Five rounds take some ten minutes. A peer that is not installed is named and skipped.
+Each contender has a process of its own, for the thread pools of two libraries in one process get in each other's way.
+They take turns of one epoch, while the others sleep, and a ratio is formed within a round, so that a machine that is
+slow for a while slows both sides of it; turns are short and rounds many, as the median of many scatters less. `gemm`
+is the machine's limit: the speed at which it multiplies large matrices, divided by the FLOPs of an image. Twenty rounds
+take some seven minutes. A peer that is not installed is named and skipped.
 """
 
 import argparse
@@ -21,15 +22,18 @@ import importlib.util
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
+from utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "predictions" / "benchmark.json"
@@ -255,7 +259,7 @@ def flops_per_image():
     return 3 * forward - 2 * ENCODER_SIZES[0] * ENCODER_SIZES[1]
 
 
-# --- one measurement, in its own process ------------------------------------------------------------------------------
+# --- one contender, in its own process --------------------------------------------------------------------------------
 
 
 def usable_cores():
@@ -263,36 +267,59 @@ def usable_cores():
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
 
 
-def worker(name, steps, batch_size, threads):
-    """Measure one contender, or the limit, and return what the round keeps of it."""
+def serve(name, steps, batch_size, threads):
+    """Measure one contender, or the limit, once for each line of standard input; answer each with a line of JSON."""
     if threads < len(usable_cores()):
         os.sched_setaffinity(0, usable_cores()[:threads])  # before the libraries size their thread pools by it
     if name == "gemm":
-        return {"gflops_per_second": gemm_flops_per_second() / 1e9}
+        for _ in sys.stdin:
+            print(json.dumps({"gflops_per_second": gemm_flops_per_second() / 1e9}), flush=True)
+        return
     images = load_images()
     steps_per_epoch = min(steps, len(images) // batch_size)  # a short run gets short epochs
     images = images[: steps_per_epoch * batch_size]
     epochs = round(steps / steps_per_epoch)
     train = CONTENDERS[name][0](images, batch_size)
-    train(1)  # compiles, and warms up caches and pools
-    start = time.perf_counter()
-    objective = train(epochs)
-    seconds = time.perf_counter() - start
-    return {"images_per_second": epochs * len(images) / seconds, "objective": objective}
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        objective = train(epochs)
+        seconds = time.perf_counter() - start
+        print(json.dumps({"images_per_second": epochs * len(images) / seconds, "objective": objective}), flush=True)
 
 
-def run_worker(name, args):
-    """Start a worker process for one measurement and return its result; a failure ends the run and shows why."""
+@contextmanager
+def worker(name, args):
+    """A process that serves one contender; gives a function that has it take a turn and returns what it measured.
+
+    The turn before the first that is given away compiles, and warms up caches and pools. A failure ends the run and
+    shows why.
+    """
     # These choose kernels and how XLA compiles: whoever has set them for another purpose would tilt the comparison.
     tilting = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "XLA_FLAGS")
     environment = {name: value for name, value in os.environ.items() if name not in tilting}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
     command = [sys.executable, "-m", "experiments.benchmark", "--worker", name, "--steps", str(args.steps)]
     command += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]
-    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if process.returncode:
-        sys.exit(f"\nbenchmark: error: {name} failed with exit code {process.returncode}\n{process.stderr}")
-    return json.loads(process.stdout.splitlines()[-1])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors, **pipes) as process,
+    ):
+
+        def take_turn():
+            if process.poll() is None:
+                print(file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            if not answer:
+                errors.seek(0)
+                sys.exit(f"\nbenchmark: error: {name} failed with exit code {process.wait()}\n{errors.read()}")
+            return json.loads(answer)
+
+        try:
+            take_turn()
+            yield take_turn
+        finally:
+            process.kill()
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -309,16 +336,16 @@ def machine():
 
 
 def spread(values, digits=0):
-    """The median, and the smallest and largest value in brackets."""
-    median, low, high = (f"{f(values):,.{digits}f}" for f in (statistics.median, min, max))
+    """The median, and in brackets the quartiles: half of the rounds lie between them."""
+    low, median, high = (f"{quartile:,.{digits}f}" for quartile in np.percentile(values, (25, 50, 75)))
     return f"{median} ({low}-{high})"
 
 
 def table(rounds):
     """The lines of the result: one a contender, then the limit."""
-    lines = [f"{'':14}{'images/s (min-max)':27}{'ours / it (min-max)':22}{'objective':>9}"]
+    lines = [f"{'':14}{'images/s (quartiles)':27}{'ours / it (quartiles)':22}{'objective':>9}"]
     names = [name for name in CONTENDERS if name in rounds[0]]
-    objectives = {n: statistics.median(r[n]["objective"] for r in rounds) for n in names}
+    objectives = {name: rounds[-1][name]["objective"] for name in names}
     for name in names:
         speed = spread([r[name]["images_per_second"] for r in rounds])
         ratio = ""
@@ -349,12 +376,14 @@ def parse(argv):
     """The command line, checked."""
     cores = len(usable_cores())
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=count, default=5, help="rounds in which all take their turn (%(default)s)")
-    parser.add_argument("--steps", type=count, default=3 * 468, help="steps timed, in whole epochs (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=20, help="rounds in which all take their turn (%(default)s)")
+    parser.add_argument("--steps", type=count, default=468, help="steps of a turn, in whole epochs (%(default)s)")
     parser.add_argument("--batch-size", type=count, default=128, help="images a step (%(default)s)")
     parser.add_argument("--threads", type=count, default=cores, help="cores that each may use (all: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=["gemm", *CONTENDERS], help="leave out all but these")
-    parser.add_argument("--quick", action="store_true", help="one round of 20 steps, to see that everything runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of 20 steps, to see that all runs; keeps no file"
+    )
     parser.add_argument("--worker", choices=["gemm", *CONTENDERS], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.batch_size > IMAGES:
@@ -370,7 +399,7 @@ def main(argv=None):
     """Measure in turns, print the table and write all rounds to predictions/benchmark.json."""
     args = parse(argv)
     if args.worker:
-        print(json.dumps(worker(args.worker, args.steps, args.batch_size, args.threads)))
+        serve(args.worker, args.steps, args.batch_size, args.threads)
         return
     wanted = args.only or ["gemm", *CONTENDERS]
     missing = [n for n in wanted if n in CONTENDERS and not importlib.util.find_spec(CONTENDERS[n][1])]
@@ -380,19 +409,24 @@ def main(argv=None):
     print(", ".join(f"{package} {version}" for package, version in facts["versions"].items()))
     for name in missing:
         print(f"{CONTENDERS[name][2]}: not installed, skipped; see requirements-benchmark.txt")
-    rounds = [{} for _ in range(args.rounds)]
-    with tqdm(total=len(rounds) * len(turns), ncols=79, disable=None) as progress:
-        for results in rounds:
+    with ExitStack() as workers, tqdm(total=(1 + args.rounds) * len(turns), ncols=79, disable=None) as progress:
+
+        def in_turn():
             for name in turns:
                 progress.set_description(name)
-                results[name] = run_worker(name, args)
+                yield name
                 progress.update()
+
+        take_turn = {name: workers.enter_context(worker(name, args)) for name in in_turn()}
+        rounds = [{name: take_turn[name]() for name in in_turn()} for _ in range(args.rounds)]
     print(*table(rounds), sep="\n")
-    OUTPUT.parent.mkdir(exist_ok=True)
-    temporary = OUTPUT.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**facts, "arguments": vars(args), "rounds": rounds}, indent=2), encoding="utf-8")
-    os.replace(temporary, OUTPUT)
+    if not args.quick:
+        OUTPUT.parent.mkdir(exist_ok=True)
+        write_json(OUTPUT, {**facts, "arguments": vars(args), "rounds": rounds})
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
