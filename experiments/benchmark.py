@@ -289,9 +289,9 @@ def serve(name, steps, batch_size, threads):
 
 @contextmanager
 def worker(name, args):
-    """A process that serves one contender; gives a function that has it take a turn and returns what it measured.
+    """A process that serves one contender, as a function that has it take a turn and returns what it measured.
 
-    The turn before the first that is given away compiles, and warms up caches and pools. A failure ends the run and
+    It comes with a first turn behind it, which compiled, and warmed up caches and pools. A failure ends the run and
     shows why.
     """
     # These choose kernels and how XLA compiles: whoever has set them for another purpose would tilt the comparison.
@@ -381,9 +381,7 @@ def parse(argv):
     parser.add_argument("--batch-size", type=count, default=128, help="images a step (%(default)s)")
     parser.add_argument("--threads", type=count, default=cores, help="cores that each may use (all: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=["gemm", *CONTENDERS], help="leave out all but these")
-    parser.add_argument(
-        "--quick", action="store_true", help="one round of 20 steps, to see that all runs; keeps no file"
-    )
+    parser.add_argument("--quick", action="store_true", help="one round of 20 steps, to see that it runs; not kept")
     parser.add_argument("--worker", choices=["gemm", *CONTENDERS], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.batch_size > IMAGES:
