@@ -19,6 +19,7 @@ import pytest
 import params
 from utils import data
 
+KERAS = {name: sources[0] for name, sources in data.SOURCES.items()}
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -91,7 +92,7 @@ def test_files_put_by_hand_are_read_and_cached(tiny, tmp_path):
     second = data.load("mnist", str(tmp_path), said.append)
     assert_is(first, tiny)
     assert_is(second, tiny)
-    assert (first.name, second.source) == ("mnist", "cache")
+    assert (first.title, second.source) == ("MNIST", "cache")
     assert str(tmp_path / "mnist") in first.source
     assert said == []
 
@@ -270,10 +271,95 @@ def test_keras_gets_a_time_out_for_the_call_only(tiny, monkeypatch):
     before = socket.getdefaulttimeout()
     data.check(data.from_keras("mnist"), data.SHA256["mnist"])
     assert socket.getdefaulttimeout() == before
-    with pytest.raises(data.DataError, match=r"Compressed file ended; delete its files in ~/\.keras"):
+    with pytest.raises(data.DataError, match=r"^Compressed file ended$"):
         data.from_keras("mnist")
     assert socket.getdefaulttimeout() == before
     assert seen == [data.SILENCE_SECONDS] * 2
+
+
+CUT_SHORT = EOFError("Compressed file ended")
+UNREACHABLE = Exception("URL fetch failure on https://host.example/x.gz: None -- timed out")
+
+
+def keras_with_half_files(tiny, tmp_path, monkeypatch, name, outcomes):
+    """The paths of what a killed download left behind, and a Keras whose calls end as told: in arrays or an error."""
+
+    def load_data():
+        for path in paths:
+            path.touch()  # downloads what is not there
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return (outcome["x_train"], outcome["y_train"]), (outcome["x_test"], outcome["y_test"])
+
+    datasets = types.SimpleNamespace(**{name: types.SimpleNamespace(load_data=load_data)})
+    monkeypatch.setitem(sys.modules, "keras", types.SimpleNamespace(datasets=datasets))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setitem(data.SHA256, name, data.SHA256["mnist"])
+    monkeypatch.setitem(data.SOURCES, name, (KERAS[name], data.Source("second", lambda: tiny, 20)))
+    paths = data.keras_files(name)
+    paths[0].parent.mkdir(parents=True)
+    for path in paths:
+        path.write_bytes(b"half")
+    return paths
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+@pytest.mark.parametrize("why", ["Compressed file ended", "y_test is not the published array (SHA-256)"])
+def test_half_files_of_keras_are_deleted_and_fetched_once_more(tiny, tmp_path, monkeypatch, name, why):
+    wrong = CUT_SHORT if why == str(CUT_SHORT) else tiny | {"y_test": tiny["y_test"] + np.uint8(1)}
+    paths = keras_with_half_files(tiny, tmp_path, monkeypatch, name, [wrong, tiny])
+    bystander = paths[0].with_name("bystander")
+    bystander.touch()
+    said = []
+    assert_is(found := data.load(name, str(tmp_path / "cache"), said.append), tiny)
+    assert found.source == "keras.datasets"
+    assert {path.read_bytes() for path in paths} == {b""}  # deleted, then made anew
+    assert bystander.exists()
+    where = f"deleting its files in {paths[0].parent} to fetch them anew"
+    assert said[1:] == [f"{data.TITLES[name]}: keras.datasets refused, {why}; {where}"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "lines", "left"),
+    [
+        ([CUT_SHORT, CUT_SHORT], 3, b""),
+        ([CUT_SHORT, UNREACHABLE], 3, b""),
+        ([UNREACHABLE], 2, b"half"),  # no reason to think that the files are wrong
+    ],
+)
+def test_a_second_failure_of_keras_is_the_next_sources_turn(tiny, tmp_path, monkeypatch, outcomes, lines, left):
+    outcomes, last = list(outcomes), data.reason(outcomes[-1])
+    paths = keras_with_half_files(tiny, tmp_path, monkeypatch, "mnist", [*outcomes, *outcomes])
+    said = []
+    assert data.load("mnist", str(tmp_path / "cache"), said.append).source == "second"
+    assert len(said) == lines
+    assert [path.read_bytes() for path in paths] == [left]
+    monkeypatch.setitem(data.SOURCES, "mnist", data.SOURCES["mnist"][:1])
+    with pytest.raises(data.DataError, match=f"\n  keras.datasets: {last}\n"):
+        data.load("mnist", str(tmp_path / "never"), said.append)
+
+
+def test_what_is_deleted_is_what_keras_reads(tmp_path):
+    code = """if True:
+        from utils import data
+        for name, (source, *_) in data.SOURCES.items():
+            paths = source.files()
+            paths[0].parent.mkdir(parents=True, exist_ok=True)
+            for path in paths:
+                path.write_bytes(b"half")
+            try:
+                data.obtain(source, name, print)
+            except Exception as error:
+                print(data.reason(error))"""
+    # A proxy that is not there: the real Keras reads the half files and then cannot download others.
+    environment = os.environ | {"KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:1", "no_proxy": ""}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "A local file was found, but it seems to be incomplete" in done.stdout  # MNIST: Keras itself finds out
+    where = f"deleting its files in {tmp_path}/datasets/fashion-mnist to fetch them anew"
+    assert f"\nFashion-MNIST: keras.datasets refused, Not a gzipped file (b'ha'); {where}\n" in done.stdout
+    assert not [path for path in (tmp_path / "datasets").rglob("*") if path.is_file()]
 
 
 def test_wrong_wheel_is_refused_before_it_is_unpickled(tmp_path, monkeypatch):
@@ -345,6 +431,14 @@ def test_binarized_images_are_a_draw_of_the_grey_values_that_follows_from_its_ke
     scores = ((white - count * probability) / np.sqrt(count * probability * (1 - probability) + 1e-9))[1:255]
     assert abs(scores).max() < 5
     assert 0.85 < np.sqrt((scores**2).mean()) < 1.15  # of 254 standard normal numbers
+
+
+def test_the_draw_of_the_test_images_stays_what_it_is():
+    grey = np.arange(1_000 * 28 * 28).astype(np.uint8).reshape(1_000, 28, 28, 1)  # 0 to 255, over and over
+    drawn = data.binarize(grey, data.TEST_BINARIZATION_KEY)
+    # Every published test figure is of images drawn like this: where the hash changes, none can be compared any more.
+    expected = "e39d3a6051daa8d286a308687d23d64365271e8b56eb11dce114e760d2591c98"
+    assert hashlib.sha256(drawn.tobytes()).hexdigest() == expected
 
 
 def test_real_mnist():

