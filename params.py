@@ -6,7 +6,7 @@ The annotation behind a name is what is allowed; anything else is told in one li
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StringConstraints
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -16,7 +16,7 @@ BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel b
                                                   # with its grey value as probability: what likelihoods need
 
 # --- model ------------------------------------------------------------------------------------------------------------
-ENCODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # units per hidden layer; () is linear
+ENCODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # units per hidden layer; with none it is linear
 DECODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # the same for the decoder, in order from z to pixels
 ACTIVATION: Literal["relu", "gelu", "silu", "elu", "tanh"] = "silu"  # behind each hidden layer
 LATENT_DIM: Annotated[int, Ge(1)] = 20  # latents per image; 2 can be looked at as a map (manifold.png)
@@ -32,15 +32,16 @@ DECODER_SCALE: Literal["fixed", "learned"] = "fixed"  # "learned" (mse, ad only)
 # --- KL ---------------------------------------------------------------------------------------------------------------
 KL_SCHEDULE: Literal["constant", "linear", "sigmoid", "cosine", "cyclical"] = "linear"  # how its weight gets
                                                       # from start to end; "constant" is KL_WEIGHT_END throughout
-KL_WEIGHT_START: Annotated[float, Ge(0)] = 0.0  # at step 0; a low start lets latents be used before they cost
-KL_WEIGHT_END: Annotated[float, Ge(0)] = 1.0  # from KL_STEPS on; 1 is the ELBO, other values are beta-VAE's beta
-KL_STEPS: Annotated[int, Ge(1)] = 2_000  # training steps from start to end; an epoch has 468 at batch size 128
-KL_CYCLES: Annotated[int, Ge(1)] = 4  # ramps within KL_STEPS, "cyclical" only; each rises in its first half, then holds
-FREE_BITS: Annotated[float, Ge(0)] = 0.0  # nats of KL per latent that cost nothing: no latent gains by giving up
+KL_WEIGHT_START: Annotated[float, Ge(0), Le(10**6)] = 0.0  # at step 0; a low one lets latents be used before they cost
+KL_WEIGHT_END: Annotated[float, Ge(0), Le(10**6)] = 1.0  # from KL_STEPS on; 1 is the ELBO, others are beta-VAE's beta
+KL_STEPS: Annotated[int, Ge(1), Lt(2**31)] = 2_000  # steps from start to end; an epoch has 468 at batch size 128
+KL_CYCLES: Annotated[int, Ge(1), Lt(2**31)] = 4  # ramps within KL_STEPS, "cyclical" only; each rises in its first
+                                                      # half, then holds
+FREE_BITS: Annotated[float, Ge(0), Le(10**6)] = 0.0  # nats of KL per latent that are free: no latent gains by giving up
 
 # --- optimiser --------------------------------------------------------------------------------------------------------
 BATCH_SIZE: Annotated[int, Ge(1)] = 128  # images per step; a larger one makes fewer, less noisy steps an epoch
-EPOCHS: Annotated[int, Ge(1)] = 15  # passes over the training images
+EPOCHS: Annotated[int, Ge(1), Le(10**6)] = 15  # passes over the training images
 LEARNING_RATE: Annotated[float, Gt(0)] = 1e-3  # Adam's step size; lower it when a run diverges
 LR_SCHEDULE: Literal["constant", "cosine"] = "cosine"  # "cosine" falls to a hundredth of it by the end of the run
 
@@ -51,5 +52,6 @@ RUN_NAME: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-
 OUTPUT_DIR: str = "predictions"  # folder that holds the runs
 LOG_EVERY: Annotated[int, Ge(1)] = 100  # steps between two lines of history.jsonl, each a mean over those steps
 IMAGES_EVERY: Annotated[int, Ge(1)] = 1  # epochs between two grids of samples and reconstructions
-CHECKPOINT_EVERY: Annotated[int, Ge(1)] = 1_000  # steps between two checkpoints, rounded up to a multiple of LOG_EVERY
-NLL_SAMPLES: Annotated[int, Ge(0)] = 128  # importance samples per test image for the log-likelihood; 0 leaves it out
+CHECKPOINT_EVERY: Annotated[int, Ge(1)] = 1_000  # steps between two checkpoints, which --resume goes on from
+NLL_SAMPLES: Annotated[int, Ge(0), Lt(2**31)] = 128  # importance samples per test image for the log-likelihood;
+                                                      # 0 leaves it out

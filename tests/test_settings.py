@@ -31,6 +31,9 @@ from utils.settings import (
 
 SOURCE = PARAMS.read_text(encoding="utf-8")
 NAME_RULE = "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'"
+POSITIVE = "an integer of at least 1 and less than 2,147,483,648"
+UP_TO_A_MILLION = "a finite number of at least 0 and at most 1,000,000"
+FLAG = "--autoencoder takes no value; it is a flag: --autoencoder turns it on, --no-autoencoder off"
 
 
 def edited(folder: Path, pattern: str, new: str) -> Path:
@@ -90,7 +93,7 @@ def test_settings_are_the_constants_of_params_and_frozen():
         ("LEARNING_RATE", "0", "LEARNING_RATE = 0 is not allowed; a finite number greater than 0 is"),
         ("LEARNING_RATE", 'float("nan")', "LEARNING_RATE = nan is not allowed; a finite number greater than 0 is"),
         ("LEARNING_RATE", "1e999", "LEARNING_RATE = inf is not allowed; a finite number greater than 0 is"),
-        ("FREE_BITS", "False", "FREE_BITS = False is not allowed; a finite number of at least 0 is"),
+        ("FREE_BITS", "False", f"FREE_BITS = False is not allowed; {UP_TO_A_MILLION} is"),
         ("AUTOENCODER", "1", "AUTOENCODER = 1 is not allowed; True or False is"),
         ("OUTPUT_DIR", "3", "OUTPUT_DIR = 3 is not allowed; a text in quotes is"),
         ("RUN_NAME", '"a/b"', f"RUN_NAME = 'a/b' is not allowed; {NAME_RULE} is"),
@@ -99,7 +102,7 @@ def test_settings_are_the_constants_of_params_and_frozen():
         (
             "ENCODER_LAYERS",
             "(512, 0)",
-            "ENCODER_LAYERS = (512, 0) is not allowed; a tuple of integers of at least 1 as in (512, 512) is",
+            "ENCODER_LAYERS = (512, 0) is not allowed; a tuple of integers of at least 1 as in (512, 512) or () is",
         ),
         # Without its quotes a text is a name that Python does not know.
         ("LOSS", "mse", "LOSS = mse is not allowed; 'ce', 'mse' or 'ad' is (is a quote missing?)"),
@@ -208,6 +211,8 @@ def test_wrong_overrides_are_told(overrides, message):
         ("--encoder-layers=(500,)", {"encoder_layers": (500,)}),
         ("--encoder-layers", {"encoder_layers": ()}),
         ("--encoder-layers none", {"encoder_layers": ()}),
+        ("--kl-steps 2147483647 --kl-cycles 2147483647", {"kl_steps": 2**31 - 1, "kl_cycles": 2**31 - 1}),
+        ("--kl-weight-end 1e6 --nll-samples 2147483647", {"kl_weight_end": 1e6, "nll_samples": 2**31 - 1}),
         ("--autoencoder", {"autoencoder": True}),
         ("--no-autoencoder", {"autoencoder": False}),
         ("--output-dir -here --run-name=", {"output_dir": "-here", "run_name": ""}),
@@ -244,7 +249,19 @@ def test_resume_is_an_option_of_its_own():
             "--encoder-layers 500 x",
             "--encoder-layers: 500 'x' is not allowed; none or a list of integers of at least 1 as in 512 512 is",
         ),
-        ("--autoencoder=yes", "--autoencoder/--no-autoencoder: ignored explicit argument 'yes'"),
+        ("--kl-steps 2147483648", f"--kl-steps: 2147483648 is not allowed; {POSITIVE} is"),
+        ("--kl-cycles 2147483648", f"--kl-cycles: 2147483648 is not allowed; {POSITIVE} is"),
+        (
+            "--nll-samples 2147483648",
+            "--nll-samples: 2147483648 is not allowed; an integer of at least 0 and less than 2,147,483,648 is",
+        ),
+        ("--kl-weight-start 1000000.5", f"--kl-weight-start: 1000000.5 is not allowed; {UP_TO_A_MILLION} is"),
+        ("--kl-weight-end 1e39", f"--kl-weight-end: 1e+39 is not allowed; {UP_TO_A_MILLION} is"),
+        ("--free-bits 1e300", f"--free-bits: 1e+300 is not allowed; {UP_TO_A_MILLION} is"),
+        ("--autoencoder=yes", FLAG),
+        ("--no-autoencoder=yes", FLAG),
+        ("--no-autoencoder --autoencoder False --epochs 3", FLAG),
+        ("--autoencoder --xyzzy", "main.py takes no option '--xyzzy'; --help lists the options"),
         ("--latent-dims 2", "main.py takes no option '--latent-dims' (did you mean --latent-dim?)"),
         ("--los=fashion_mnist", "main.py takes no option '--los=fashion_mnist' (did you mean --loss?)"),
         ("--LATENT-DIM 2", "main.py takes no option '--LATENT-DIM' (did you mean --latent-dim?)"),
@@ -253,7 +270,7 @@ def test_resume_is_an_option_of_its_own():
         ("-latent-dim 2", "main.py takes no option '-latent-dim' (did you mean --latent-dim?)"),
         ("--xyzzy", "main.py takes no option '--xyzzy'; --help lists the options"),
         ("foo --epochs 3", "main.py takes no argument 'foo'; --help lists the options"),
-        ("--autoencoder True", "main.py takes no argument 'True'; --help lists the options"),
+        ("True --autoencoder no", "main.py takes no argument 'True'; --help lists the options"),
         ("--resume", "--resume: expected one argument"),
     ],
 )
@@ -300,6 +317,7 @@ def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
         assert re.search(r"[\[ ]default \S.*\]\n", entry)
     assert "(manifold.png) [an integer of at least 1; default 20]\n" in printed
     assert "[none or a list of integers of at least 1 as in 512 512; default 512 512]\n" in printed
+    assert "()" not in printed  # as the file has it; typed, it is none
     assert "['ce', 'mse' or 'ad'; default 'ce']\n" in printed
     assert "[default False]\n" in printed
     assert "--resume RUN" in printed
@@ -357,7 +375,7 @@ def test_saved_settings_that_no_longer_fit_are_told():
         load_saved({name: value for name, value in saved.items() if name != "latent_dim"})
     with pytest.raises(SettingsError, match=r"^saved los: 3 is not allowed; .* \(did you mean 'loss'\?\)$"):
         load_saved(saved | {"los": 3})
-    with pytest.raises(SettingsError, match=r"^saved epochs: 0 is not allowed; an integer of at least 1 is$"):
+    with pytest.raises(SettingsError, match=r"^saved epochs: 0 is not allowed; an integer of .* is$"):
         load_saved(saved | {"epochs": 0})
 
 
@@ -368,11 +386,12 @@ def test_saved_settings_that_no_longer_fit_are_told():
         (Literal["ce"], "'ce'"),
         (Annotated[int, Ge(1)], "an integer of at least 1"),
         (Annotated[int, Ge(0), Lt(2**31)], "an integer of at least 0 and less than 2,147,483,648"),
-        (Annotated[float, Gt(0), Le(0.5)], "a finite number greater than 0 and of at most 0.5"),
+        (Annotated[float, Gt(0), Le(0.5)], "a finite number greater than 0 and at most 0.5"),
+        (Annotated[float, Ge(0), Le(10**6)], "a finite number of at least 0 and at most 1,000,000"),
         (bool, "True or False"),
         (str, "a text in quotes"),
         (Annotated[str, StringConstraints(pattern="^a+$")], "a text in quotes that matches ^a+$"),
-        (tuple[Annotated[int, Ge(1)], ...], "a tuple of integers of at least 1 as in (512, 512)"),
+        (tuple[Annotated[int, Ge(1)], ...], "a tuple of integers of at least 1 as in (512, 512) or ()"),
     ],
 )
 def test_an_annotation_in_words(annotation, words):

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -154,7 +155,7 @@ def allowed(annotation: Any, typed: bool = False) -> str:
         return " or ".join(", ".join(map(repr, get_args(kind))).rsplit(", ", 1))
     if get_origin(kind) is tuple:
         items = re.sub(r"^an? ((?:finite )?\w+)", r"\1s", allowed(get_args(kind)[0]))
-        return f"none or a list of {items} as in 512 512" if typed else f"a tuple of {items} as in (512, 512)"
+        return f"none or a list of {items} as in 512 512" if typed else f"a tuple of {items} as in (512, 512) or ()"
     if kind is str:
         pattern = next((rule.pattern for rule in rules if hasattr(rule, "pattern")), None)
         if pattern == PLAIN_NAME:
@@ -162,7 +163,7 @@ def allowed(annotation: Any, typed: bool = False) -> str:
         return ("a text" if typed else "a text in quotes") + (f" that matches {pattern}" if pattern else "")
     bounds = [(words, getattr(rule, key, None)) for rule in rules for key, words in BOUNDS.items()]
     limits = [f"{words} {bound:,}" for words, bound in bounds if bound is not None]
-    return f"{NOUNS.get(kind, kind)} {' and '.join(limits)}".strip()
+    return f"{NOUNS.get(kind, kind)} {' and '.join(limits).replace('and of', 'and')}".strip()
 
 
 def _bare(annotation: Any) -> Any:
@@ -312,7 +313,7 @@ def _read(argv: Sequence[str], prog: str, params: Path) -> Command:
     except argparse.ArgumentError as error:
         raise SettingsError(_option_error(error, constants)) from None
     if strays:
-        raise SettingsError(_stray(strays[0].strip(), prog, constants))
+        raise SettingsError(_stray(strays[0], argv, prog, constants))
     typed = vars(namespace)
     resume = typed.pop("resume")
     values = {name: _value(words, constants[name].annotation) for name, words in typed.items()}
@@ -343,13 +344,24 @@ def _option(name: str, value: bool = True) -> str:
 
 
 def _option_error(error: argparse.ArgumentError, constants: dict[str, Constant]) -> str:
-    name = error.argument_name.removeprefix("--").replace("-", "_")
+    name = error.argument_name.split("/")[0].removeprefix("--").replace("-", "_")  # a flag has two, of which the first
+    if name in constants and constants[name].annotation is bool:
+        return _flag_error(name)
     if name in constants:
         return f"{error.argument_name} lacks its value: {allowed(constants[name].annotation, typed=True)}"
     return f"{error.argument_name}: {error.message}"
 
 
-def _stray(word: str, prog: str, constants: dict[str, Constant]) -> str:
+def _flag_error(name: str) -> str:
+    return f"{_option(name)} takes no value; it is a flag: {_option(name)} turns it on, {_option(name, False)} off"
+
+
+def _stray(word: str, argv: Sequence[str], prog: str, constants: dict[str, Constant]) -> str:
+    flags = {name: (_option(name), _option(name, False)) for name in constants if constants[name].annotation is bool}
+    behind = [name for before, stray in pairwise(argv) for name in flags if before in flags[name] and stray == word]
+    word = word.strip()
+    if behind and not word.startswith("-"):
+        return _flag_error(behind[0])
     name = word.split("=")[0].strip("-").replace("-", "_").lower()
     close = get_close_matches(name, [*constants, "resume"], n=1)
     hint = f" (did you mean {_option(close[0])}?)" if close else "; --help lists the options"
