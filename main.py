@@ -31,12 +31,15 @@ if __name__ == "__main__":
 
 # Spares XLA on a CPU a copy of nearly all weights in every step, 6 percent of its time. A user's own flags win.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_copy_insertion_use_region_analysis=true")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever a user's keras.json names; its floatx is set below
 with quiet_start():
     import keras
     import tensorflow as tf
 
 from utils import data, pictures, plots, report, runs
 from utils.likelihood import log_likelihood
+
+keras.config.set_floatx("float32")
 
 # What a random draw is for. Each is keyed by the seed, its purpose and where it is due (layer; step; epoch and batch),
 # so a resumed run draws what an unbroken one draws.
@@ -356,10 +359,10 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
     seed, steps_per_epoch = tf.constant(s.seed), len(dataset.train_images) // s.batch_size
     last_step = s.epochs * steps_per_epoch
     divisor = loss_divisor(s.reconstruction_reduction, dataset.train_images.shape[1:])
-    checkpoint_every = -(-s.checkpoint_every // s.log_every) * s.log_every  # so that no interval is cut by a resume
     horizon = runs.read_params(folder)["schedule_epochs"]
     optimizer = build_optimizer(vae, s, horizon * steps_per_epoch)
-    checkpoint = runs.checkpoint(**vae._asdict(), optimizer=optimizer)
+    sums, start, seconds = tf.Variable(tf.zeros(3)), tf.Variable(0), tf.Variable(0.0)  # of the history's next line
+    checkpoint = runs.checkpoint(**vae._asdict(), optimizer=optimizer, sums=sums, start=start, seconds=seconds)
     runs.restore(checkpoint, folder, say)
     step = int(optimizer.iterations)
     runs.cut_back(folder, step)
@@ -376,48 +379,49 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
     ):
         if step == 0:
             runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch=0))
-        sums, interval_start, seconds = tf.zeros(3), step, 0.0
         if step < last_step:  # compile, by a call for no steps, so that the first speed shown is that of training
             unused = tf.zeros((steps_per_epoch, s.batch_size, *dataset.train_images.shape[1:]), tf.uint8)
-            train_steps(unused, tf.constant(0), tf.constant(0), seed, sums)
-        drawn = None
-        while step < last_step:
-            # 1. Train up to the next line of the history or the end of the epoch, whichever comes first.
-            epoch = step // steps_per_epoch + 1
-            epoch_end, interval_end = epoch * steps_per_epoch, (step // s.log_every + 1) * s.log_every
-            started = time.perf_counter()
-            if drawn != epoch:
-                batches, drawn = draw_epoch(dataset.train_images, s, epoch), epoch
-            stop = tf.constant(min(epoch_end, interval_end))
-            sums, terms, reached = train_steps(batches, tf.constant(step), stop, seed, sums)
-            step = int(reached)  # here, once for many steps, the host waits for the device
-            seconds += time.perf_counter() - started
-            runs.check_terms(terms, step, folder)
-            weight = None if s.autoencoder else scheduled_weight(s, step - 1)  # of the last of these steps
-
-            # 2. Tell how it goes.
-            if step in (interval_end, last_step):
-                steps = step - interval_start
-                line = runs.history_line("train", step, steps_per_epoch, sums / steps, weight)
-                line["images_per_second"] = round(steps * s.batch_size / seconds)
-                runs.write_line(folder, events, line)
-                report.show_progress(bar, line, epoch, s.epochs)
-                sums, interval_start, seconds = tf.zeros(3), step, 0.0
-            if step == epoch_end:
-                reconstruction, kl, _ = evaluate(dataset.test_images)
-                minimised = objective(reconstruction, kl, scheduled_weight(s, step - 1), s.free_bits, divisor)
-                terms = mean_terms(minimised, reconstruction, kl)
+            train_steps(unused, tf.constant(0), tf.constant(0), seed, sums.value())
+        for epoch in range(step // steps_per_epoch + 1, s.epochs + 1):
+            started, epoch_end = time.perf_counter(), epoch * steps_per_epoch
+            batches = draw_epoch(dataset.train_images, s, epoch)
+            while step < epoch_end:
+                # 1. Train up to the next line of the history, the next checkpoint or the end of the epoch.
+                line_due, save_due = ((step // every + 1) * every for every in (s.log_every, s.checkpoint_every))
+                stop = min(line_due, save_due, epoch_end)
+                total, terms, reached = train_steps(batches, tf.constant(step), tf.constant(stop), seed, sums.value())
+                step = int(reached)  # here, once for many steps, the host waits for the device
+                sums.assign(total)
+                seconds.assign_add(time.perf_counter() - started)
                 runs.check_terms(terms, step, folder)
-                runs.write_line(folder, events, runs.history_line("test", step, steps_per_epoch, terms, weight))
-                if epoch % s.images_every == 0 or step == last_step:
-                    runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch))
+                weight = None if s.autoencoder else scheduled_weight(s, step - 1)  # of the last of these steps
 
-            # 3. Keep what a resumed run goes on from; last, so that all that belongs to this step is on the disk.
-            if step == last_step or (step == interval_end and (signals or step % checkpoint_every == 0)):
-                runs.check_weights(vae.weights, step, folder)
-                runs.save(checkpoint, folder, step)
+                # 2. Tell how it goes.
+                line = None
+                if step in (line_due, last_step):
+                    steps = step - int(start)
+                    line = runs.history_line("train", step, steps_per_epoch, sums / steps, weight)
+                    line["images_per_second"] = round(steps * s.batch_size / float(seconds))
+                    runs.write_line(folder, events, line)
+                    for variable, value in ((sums, tf.zeros(3)), (start, step), (seconds, 0.0)):
+                        variable.assign(value)
+                report.show_progress(bar, step, epoch, s.epochs, line)
+                if step == epoch_end:
+                    reconstruction, kl, _ = evaluate(dataset.test_images)
+                    minimised = objective(reconstruction, kl, scheduled_weight(s, step - 1), s.free_bits, divisor)
+                    terms = mean_terms(minimised, reconstruction, kl)
+                    runs.check_terms(terms, step, folder)
+                    runs.write_line(folder, events, runs.history_line("test", step, steps_per_epoch, terms, weight))
+                    if epoch % s.images_every == 0 or step == last_step:
+                        runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch))
+
+                # 3. Keep what a resumed run goes on from; last, so that all that belongs to this step is on the disk.
+                if signals or step in (save_due, last_step):
+                    runs.check_weights(vae.weights, step, folder)
+                    runs.save(checkpoint, folder, step)
                 if signals:
                     raise runs.Stopped(signals[0])
+                started = time.perf_counter()
 
 
 def decode(vae: VAE, z: np.ndarray) -> np.ndarray:

@@ -569,11 +569,12 @@ def test_no_two_batches_of_the_likelihood_share_a_draw(monkeypatch):
 
 
 # --- loop -------------------------------------------------------------------------------------------------------------
-def test_the_history_of_a_run_is_that_of_numpy(monkeypatch, tmp_path):
+@pytest.mark.parametrize("changed", [{}, {"reconstruction_reduction": "mean", "free_bits": 0.5}])
+def test_the_history_of_a_run_is_that_of_numpy(changed, monkeypatch, tmp_path):
     monkeypatch.setattr(main, "xla_pays", lambda vae: False)
     epochs_shown = []
     monkeypatch.setattr(main, "write_grids", lambda vae, s, dataset, folder, epoch: epochs_shown.append(epoch) or {})
-    chosen = from_params(**TINY)
+    chosen = from_params(**TINY | changed)
     train, test = random_images(7), random_images(3, seed=1)
     labels = np.zeros(7, np.uint8)
     (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {"epochs": 2}}')

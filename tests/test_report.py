@@ -57,6 +57,7 @@ def test_the_numbers_are_those_worked_out_by_hand():
     assert found["standard_error_sampling"] == pytest.approx(math.sqrt(0.5 + 0.25 + 0.75 + 0.1) / 4)
     assert (found["nll_samples"], found["latent_dim"], found["effective_beta"]) == (64, 3, 1.0)
     assert found["healthy"]
+    assert "KL per latent          0.00 to 20.00 nats, mean 8.00" in report.table(found)
     json.dumps(found, allow_nan=False)
 
 
@@ -150,10 +151,12 @@ def test_a_finished_schedule_is_not_called_unfinished(end, kl_steps, last_weight
         (history(train=(130, 100, 103), test=(111, 100, 110)), ["Diverging"]),  # one sentence for one trouble
         (history(train=(900, 100, 103), weights=[0.1, 1, 1]), ["Diverging"]),  # the lines before are another objective
         (history(test=(111, 104, 107)), ["Overfitting", "test objective", "EPOCHS"]),
+        (history(train=[[220, 220, 200, 190], [180, 170, 160, 150]], test=[190, 150]), ["Unfinished", "fell by 13%"]),
+        (history(train=[[300, 200, 150, 150]], test=[170]), ["Unfinished", "fell by 67%"]),  # all there is, an epoch
     ],
 )
 def test_a_history_that_went_wrong_is_told_in_a_sentence(lines, words):
-    found = made(lines=lines)
+    found = made(lines=lines, kl_steps=50)
     assert has(found["problems"], *words)
     assert not found["healthy"]
 
@@ -196,6 +199,7 @@ def test_a_kl_that_outweighs_the_reconstruction_is_told_with_its_effective_beta(
         ({"loss": "mse", "binarize": "none"}, ["Not a likelihood", "mse", "DECODER_SCALE = learned"]),
         ({"loss": "ad", "binarize": "dynamic"}, ["Not a likelihood", "ad", "DECODER_SCALE = learned"]),
         (GREY_DENSITY, ["density", "may exceed 0", "not to be compared"]),
+        (GREY_DENSITY | {"binarize": "dynamic"}, ["density of black and white", "grows", "BINARIZE = none"]),
     ],
 )
 def test_what_the_numbers_are_not_is_remarked(changes, words):
@@ -252,12 +256,13 @@ def test_what_is_legal_but_surely_not_meant_is_doubted(changes, words):
 def test_the_progress_line_fits_80_columns_and_has_its_numbers(speed, elbo, epochs, capsys):
     bar = report.progress_bar(steps=epochs * 100, done=0)
     line = {"step": 600, "reconstruction": 76.1, "elbo": elbo, "kl": 25.2, "kl_weight": 0.66}
-    report.show_progress(bar, line | {"images_per_second": speed}, epoch=6, epochs=epochs)
+    report.show_progress(bar, 600, 6, epochs, line | {"images_per_second": speed})
+    report.show_progress(bar, 650, 7, epochs, None)
     bar.close()
     drawn = capsys.readouterr().err.replace("\n", "").split("\r")
     assert max(map(len, drawn)) <= 79  # the last column stays free, or the cursor would break the line
-    assert drawn[-1].startswith(f"epoch  6/{epochs} |")
-    assert bar.n == 600
+    assert drawn[-1].startswith(f"epoch  7/{epochs} |")
+    assert bar.n == 650
     if elbo == -101.3:
         assert drawn[-1].endswith("| 31,204 images/s  ELBO -101.3  KL 25.2 x 0.66")
 
@@ -265,7 +270,7 @@ def test_the_progress_line_fits_80_columns_and_has_its_numbers(speed, elbo, epoc
 def test_the_progress_of_an_autoencoder_shows_its_only_loss(capsys):
     bar = report.progress_bar(steps=100, done=40)
     line = {"step": 60, "reconstruction": 76.1, "kl": None, "kl_weight": None, "elbo": None, "images_per_second": 1e4}
-    report.show_progress(bar, line, epoch=1, epochs=1)
+    report.show_progress(bar, 60, 1, 1, line)
     bar.close()
     assert capsys.readouterr().err.rstrip().endswith("| 10,000 images/s  reconstruction 76.1")
     assert bar.n == 60

@@ -86,12 +86,20 @@ def test_a_run_is_found_by_its_name_or_its_folder(tmp_path):
         runs.find("mine", str(tmp_path / "b"))
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text('{"settings": {')])
-def test_params_json_that_cannot_be_read_is_told(damage, tmp_path):
-    path = tmp_path / "params.json"
-    path.write_text("{}")
-    damage(path)
-    with pytest.raises(runs.RunError, match=r"params\.json can't be read: "):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "can't be read: "),
+        ('{"settings": {', "can't be read: "),
+        ("[]", "is not what a run wrote"),
+        ('{"settings": {}}', "is not what a run wrote"),
+        ('{"schedule_epochs": 3}', "is not what a run wrote"),
+    ],
+)
+def test_params_json_that_no_run_wrote_is_told(text, told, tmp_path):
+    if text is not None:
+        (tmp_path / "params.json").write_text(text)
+    with pytest.raises(runs.RunError, match=rf"params\.json {told}"):
         runs.read_params(tmp_path)
 
 
@@ -180,7 +188,7 @@ def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path):
         (tmp_path / "history.jsonl").write_text(text[:length])
         assert [line["step"] for line in runs.read_history(tmp_path)] == [10, 20]
     (tmp_path / "history.jsonl").write_text(text)
-    assert [line["step"] for line in runs.read_history(tmp_path, "test")] == [20]
+    assert [(line["step"], line["split"]) for line in runs.read_history(tmp_path)][1:] == [(20, "train"), (20, "test")]
     assert runs.read_history(tmp_path / "nowhere") == []
 
 
@@ -265,7 +273,7 @@ def test_what_is_saved_is_restored_bit_for_bit(tmp_path):
     runs.save(checkpoint, tmp_path, 7)
     again, weights = state(1.0)
     said = []
-    assert runs.restore(again, tmp_path, said.append)
+    runs.restore(again, tmp_path, said.append)
     np.testing.assert_array_equal(weights.numpy(), expected)
     assert said == []
 
@@ -335,7 +343,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so_in_a_line
     spoil(tmp_path, 3_000, damage, part)
     checkpoint, weights = state()
     said = []
-    assert runs.restore(checkpoint, tmp_path, said.append)
+    runs.restore(checkpoint, tmp_path, said.append)
     assert (weights.numpy() == 2_000).all()
     assert len(said) == 1
     assert "step 3,000 is damaged" in said[0]
@@ -350,14 +358,17 @@ def test_when_all_checkpoints_are_damaged_it_is_told_and_nothing_is_changed(tmp_
     with pytest.raises(runs.RunError, match="all its checkpoints are damaged"):
         runs.restore(state()[0], tmp_path, said.append)
     assert [line.split(" is damaged")[0].split()[-1] for line in said] == ["3", "2", "1"]
+    assert ["trying the one before" in line for line in said] == [True, True, False]
     assert contents(tmp_path) == before
 
 
 def test_a_folder_without_checkpoints_has_nothing_to_restore_and_leavings_are_swept(tmp_path):
-    assert not runs.restore(state()[0], tmp_path, pytest.fail)
+    checkpoint, weights = state()
+    runs.restore(checkpoint, tmp_path, pytest.fail)
+    assert (weights.numpy() == state()[1].numpy()).all()
     saved(tmp_path, 1)
     shutil.copytree(tmp_path / "checkpoints", tmp_path / "checkpoints" / ".killed")
-    assert runs.restore(state()[0], tmp_path, pytest.fail)
+    runs.restore(state()[0], tmp_path, pytest.fail)
     assert not (tmp_path / "checkpoints" / ".killed").exists()
 
 

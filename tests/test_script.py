@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from utils.settings import from_params, load_saved, read_command_line
 REPOSITORY = Path(main.__file__).parent
 SMALL = shlex.split("--encoder-layers 32 --decoder-layers 32 --latent-dim 2 --kl-steps 200 --nll-samples 2 --epochs 3")
 SMALL += shlex.split("--activation relu --batch-size 500 --log-every 25 --checkpoint-every 40")  # 120 steps an epoch
-SAVED = [300, 350, 360]  # the checkpoints that are left: 40 is rounded up to 50, and the last step is kept
+SAVED = [280, 320, 360]  # the checkpoints that are left, two of them between two lines of the history
 PATIENCE = 300  # seconds that nothing here needs; a test that hangs is better stopped
 
 
@@ -41,8 +42,9 @@ class Script:
     """main.py in a process of its own, started in the folder `home`."""
 
     def __init__(self, home, *arguments):
-        # Importing main has set a variable of TensorFlow's here, which a user's shell has not.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+        # Importing main has set variables here that a user's shell has not.
+        own = ("TF_", "XLA_", "KERAS_")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         self.files = [home / f"{time.monotonic_ns()}.{stream}" for stream in ("out", "err")]
         with open(self.files[0], "wb") as out, open(self.files[1], "wb") as err:
             self.process = subprocess.Popen(
@@ -331,7 +333,7 @@ def test_report_history_and_console_tell_the_same(run, story):
     assert ("healthy? Yes." in table) == report["healthy"]
     assert all(sentence in out for sentence in report["problems"] + report["remarks"])
     assert f"predictions/{run.name}: samples_003.png, reconstructions_003.png, training.gif, manifold.png" in out
-    assert out.startswith("data       mnist: 60,000 + 10,000 images, SHA-256 verified")
+    assert out.startswith("data       MNIST: 60,000 + 10,000 images, SHA-256 verified")
 
 
 # --- a run that is broken again and again -----------------------------------------------------------------------------
@@ -356,7 +358,7 @@ def test_a_killed_run_had_gone_beyond_its_checkpoint(story):
 def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(name, code, story):
     stop = story.stops[name]
     assert stop.code == code
-    assert runs.saved_steps(stop.folder)[-1] == last_step(stop.folder) > last_step(story.stops["killed"].folder)
+    assert runs.saved_steps(stop.folder)[-1] >= last_step(stop.folder) > last_step(story.stops["killed"].folder)
     way_on = f"python main.py --resume predictions/{story.broken.name}"
     assert stop.out.splitlines()[-1] == f"stopped    go on with: {way_on}"
     assert not (stop.folder / "report.json").exists()
@@ -377,7 +379,8 @@ def test_a_run_that_was_broken_ends_as_one_that_never_was(run, story):
         assert first.keys() == second.keys()
         assert len(first) >= 3 * 8  # eight weights, and each with both moments of Adam
         for name, tensor in first.items():
-            np.testing.assert_array_equal(tensor, second[name], err_msg=name)
+            if not name.startswith("seconds"):
+                np.testing.assert_array_equal(tensor, second[name], err_msg=name)
     lines = [[{**line, "images_per_second": 0} for line in history(folder)] for folder in (run, broken)]
     assert lines[0] == lines[1]
     shown = [events(folder) for folder in (run, broken)]
@@ -449,6 +452,51 @@ def test_a_line_of_the_history_is_the_mean_of_its_steps(done):
     np.testing.assert_allclose(numbers(every, "objective")[:, 0], weighted, rtol=1e-4)
     tests = [history(folder, "test") for folder in (done, done.parent / "all")]
     np.testing.assert_allclose(*[numbers(test, "objective", "kl") for test in tests], rtol=1e-4)
+
+
+def test_speed_is_of_the_seconds_spent_on_training(small, monkeypatch):
+    monkeypatch.setattr(main, "time", SimpleNamespace(perf_counter=itertools.count().__next__))  # a call takes a second
+    assert here(*FEW, "--run-name", "clock") == 0
+    # A line has four steps of 100 images, the last one two; those from 4 to 8 take two calls, as an epoch ends at 6.
+    speeds = [line["images_per_second"] for line in history(small / "predictions" / "clock", "train")]
+    assert speeds == [400, 200, 400, 400, 200]
+
+
+def test_a_run_that_logs_and_saves_rarely_stops_soon_and_goes_on_as_if_it_never_had(small, monkeypatch):
+    rarely = ("--log-every", "100000", "--checkpoint-every", "100000", "--run-name")
+    assert here(*FEW, *rarely, "unbroken") == 0
+
+    def interrupt(images, settings, epoch, real=main.draw_epoch):
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(images, settings, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "draw_epoch", interrupt)
+        assert here(*FEW, *rarely, "broken") == 130
+    folders = [small / "predictions" / name for name in ("unbroken", "broken")]
+    assert runs.saved_steps(folders[1]) == [2 * 6]
+    assert here("--resume", "broken") == 0
+    lines = [[{**line, "images_per_second": 0} for line in history(folder)] for folder in folders]
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in history(folders[1], "train")] == [18]
+
+
+def test_the_length_of_the_run_and_the_number_of_pixels_reach_the_report(small, capsys):
+    words = ("--epochs", "1", "--kl-steps", "7", "--reconstruction-reduction", "mean", "--run-name", "beta")
+    assert here(*FEW, *words) == 0
+    assert json.loads((small / "predictions" / "beta" / "report.json").read_text())["effective_beta"] == 784
+    before, after = capsys.readouterr().out.split("healthy?")
+    assert "note       KL_STEPS = 7 exceeds the run's 6 steps" in before
+    assert "an effective beta of 784" in after
+
+
+def test_keras_computes_with_tensorflow_in_single_precision_whatever_its_configuration(tmp_path):
+    (tmp_path / "keras.json").write_text('{"backend": "jax", "floatx": "float64"}')
+    environment = os.environ | {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax"}
+    ask = "import main, keras; print(keras.backend.backend(), keras.config.floatx())"
+    told = subprocess.run([sys.executable, "-c", ask], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert told.stdout.split() == ["tensorflow", "float32"]
 
 
 def test_grids_are_of_the_same_latents_and_images_and_as_often_as_is_asked(small):

@@ -48,7 +48,7 @@ def header(settings: Settings, dataset: Dataset, parameters: int, device: str, f
     shape = "-".join(filter(None, (str(pixels), encoder, str(s.latent_dim), decoder, str(pixels))))
     sizes = f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images"
     return (
-        f"data       {s.dataset}: {sizes}, SHA-256 verified, from {dataset.source}\n"
+        f"data       {dataset.title}: {sizes}, SHA-256 verified, from {dataset.source}\n"
         f"model      {shape}, {parameters / 1e6:.1f} M parameters, {device}\n"
         f"run        {folder}"
     )
@@ -60,13 +60,15 @@ def progress_bar(steps: int, done: int) -> tqdm:
     return tqdm(total=steps, initial=done, ncols=79, ascii=" #", bar_format="compiling |{bar}|")
 
 
-def show_progress(bar: tqdm, line: dict[str, Any], epoch: int, epochs: int) -> None:
-    """Bring the bar up to a training line of the history."""
-    numbers = f"reconstruction {line['reconstruction']:.1f}"
-    if line["elbo"] is not None:
-        numbers = f"ELBO {line['elbo']:.1f}  KL {line['kl']:.1f} x {line['kl_weight']:.2f}"
-    bar.bar_format = f"epoch {epoch:>2}/{epochs} |{{bar}}| {line['images_per_second']:,.0f} images/s  {numbers}"
-    bar.update(line["step"] - bar.n)
+def show_progress(bar: tqdm, step: int, epoch: int, epochs: int, line: dict[str, Any] | None) -> None:
+    """Bring the bar up to a step and, if there is a new one, to a training line of the history."""
+    if line is not None:
+        numbers = f"reconstruction {line['reconstruction']:.1f}"
+        if line["elbo"] is not None:
+            numbers = f"ELBO {line['elbo']:.1f}  KL {line['kl']:.1f} x {line['kl_weight']:.2f}"
+        bar.set_description_str(f" {line['images_per_second']:,.0f} images/s  {numbers}", refresh=False)
+    bar.bar_format = f"epoch {epoch:>2}/{epochs} |{{bar}}|{{desc}}"
+    bar.update(step - bar.n)
 
 
 # --- after ------------------------------------------------------------------------------------------------------------
@@ -156,10 +158,24 @@ def problems(settings: Settings, report: dict[str, Any], history: list[dict[str,
     return found + trouble_with_objective(history)
 
 
+def fall_in_last_epoch(history: list[dict[str, Any]]) -> float:
+    """By what share of itself the training objective fell from the first half of the last epoch to its second, as far
+    as the KL weight was the final one."""
+    ends = [0, *(line["step"] for line in history if line["split"] == "test")]  # of epochs
+    lines = [line for line in history if line["split"] == "train" and line["step"] > ends[-2:][0]]
+    values = [line["objective"] for line in lines if line["kl_weight"] == lines[-1]["kl_weight"]]
+    if len(values) < 2:
+        return 0.0
+    earlier, later = (float(half.mean()) for half in np.array_split(values, 2))
+    return (earlier - later) / max(abs(later), 1e-9)
+
+
 def trouble_with_objective(history: list[dict[str, Any]]) -> list[str]:
-    """Whether the objective went up again, among the lines whose KL weight is the final one and so can be compared."""
+    """Whether the objective rose again or still falls, among lines whose KL weight is the final one and so compare."""
     if rose_again(history, "train"):
         return ["Diverging: the training objective rose again at the end. A lower LEARNING_RATE may mend that."]
+    if (fall := fall_in_last_epoch(history)) > 0.05:
+        return [f"Unfinished: the training objective fell by {fall:.0%} within the last epoch. More EPOCHS."]
     if rose_again(history, "test"):
         return ["Overfitting: the test objective rose while that of training fell. Fewer EPOCHS or a smaller network."]
     return []
@@ -187,7 +203,9 @@ def remarks(settings: Settings, report: dict[str, Any], history: list[dict[str, 
             f"Not a likelihood: {s.loss} without its constants. DECODER_SCALE = learned makes it a density of pixels."
         )
     elif report["kind"] == "density":
-        found.append("A density of grey pixels, which may exceed 0: not to be compared with the NLL of binary ones.")
+        grey = "A density of grey pixels, which may exceed 0: not to be compared with the NLL of binary ones."
+        binary = "A density of black and white pixels says nothing: it grows for ever as the width learned shrinks."
+        found.append(grey if s.binarize == "none" else f"{binary} BINARIZE = none keeps the grey ones.")
     tests = [line for line in history if line["split"] == "test" and line["step"] > 0]
     if len(tests) > 1 and tests[-1]["kl_weight"] == tests[-2]["kl_weight"]:
         gain = tests[-2]["objective"] - tests[-1]["objective"]
@@ -223,7 +241,10 @@ def table(report: dict[str, Any]) -> str:
         published = report["published_nll"]
         lines.append(f"  published              -{published['nll']} nats   {published['source']}: {published['model']}")
     if report["active_units"] is not None:
+        kl = np.array(report["kl_per_latent"])
+        per_latent = f"{kl.min():.2f} to {kl.max():.2f} nats, mean {kl.mean():.2f}"
         lines.append(f"  active units           {report['active_units']} of {report['latent_dim']}")
+        lines.append(f"  KL per latent          {per_latent}")
     return "\n".join(lines + [f"  note                   {sentence}" for sentence in report["remarks"]])
 
 

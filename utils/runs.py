@@ -102,11 +102,14 @@ def find(run: str, output_dir: str) -> Path:
 
 
 def read_params(folder: Path) -> dict[str, Any]:
-    """What params.json holds. Raises RunError if it can't be read."""
+    """What params.json holds. Raises RunError if it can't be read or is not what a run wrote."""
     try:
-        return json.loads((folder / "params.json").read_text())
+        about = json.loads((folder / "params.json").read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / 'params.json'} can't be read: {error}") from None
+    if not (isinstance(about, dict) and isinstance(about.get("schedule_epochs"), int) and "settings" in about):
+        raise RunError(f"{folder / 'params.json'} is not what a run wrote: settings or schedule_epochs is missing")
+    return about
 
 
 def lengthen(folder: Path, epochs: int) -> None:
@@ -185,14 +188,14 @@ def write_images(folder: Path, events: tf.summary.SummaryWriter, step: int, grid
             tf.summary.image(name, sheet[np.newaxis])
 
 
-def read_history(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
-    """The lines of history.jsonl, of one split ("train", "test") or all, without one that a crash cut short."""
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of history.jsonl, without one that a crash cut short."""
     path = folder / "history.jsonl"
     lines = []
     for text in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             lines.append(json.loads(text))
-    return [line for line in lines if split in (None, line["split"])]
+    return lines
 
 
 def cut_back(folder: Path, step: int) -> None:
@@ -247,8 +250,8 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
             path.unlink()
 
 
-def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], None]) -> bool:
-    """Load the newest checkpoint that is whole, saying which were not; False if the run has none yet.
+def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
+    """Load the newest checkpoint that is whole, saying which were not; nothing if the run has none yet.
 
     Damage is found by the checksums that TensorFlow keeps of every tensor. Raises RunError if no checkpoint is whole.
     """
@@ -258,13 +261,12 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], 
     for step in reversed(steps):
         try:
             checkpoint.read(str(folder / "checkpoints" / f"step-{step}")).assert_existing_objects_matched()
-            return True
+            return
         except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-            reason = one_line(str(error))
-            say(f"checkpoint   step {step:,} is damaged or of another main.py ({reason}); trying the one before")
+            then = "; trying the one before" if step > steps[0] else ""
+            say(f"checkpoint   step {step:,} is damaged or of another main.py ({one_line(str(error))}){then}")
     if steps:
         raise RunError(f"{folder}: all its checkpoints are damaged or of another main.py; start a new run")
-    return False
 
 
 def check_terms(terms: tf.Tensor, step: int, folder: Path) -> None:
@@ -286,7 +288,8 @@ class Diverged(Exception):
     def __init__(self, step: int, what: str, folder: Path):
         steps = saved_steps(folder)
         left = f"the checkpoint of step {steps[-1]:,} is good" if steps else "there is no checkpoint yet"
-        super().__init__(f"diverged in step {step:,}: {what}; {left}; a lower LEARNING_RATE may help")
+        advice = "going on would break it again; a new run with a lower LEARNING_RATE may not"
+        super().__init__(f"diverged in step {step:,}: {what}; {left}; {advice}")
 
 
 def one_line(message: str) -> str:
