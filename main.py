@@ -361,8 +361,8 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
     divisor = loss_divisor(s.reconstruction_reduction, dataset.train_images.shape[1:])
     horizon = runs.read_params(folder)["schedule_epochs"]
     optimizer = build_optimizer(vae, s, horizon * steps_per_epoch)
-    sums, start, seconds = tf.Variable(tf.zeros(3)), tf.Variable(0), tf.Variable(0.0)  # of the history's next line
-    checkpoint = runs.checkpoint(**vae._asdict(), optimizer=optimizer, sums=sums, start=start, seconds=seconds)
+    sums, start = tf.Variable(tf.zeros(3)), tf.Variable(0)  # of the history's next line
+    checkpoint = runs.checkpoint(**vae._asdict(), optimizer=optimizer, sums=sums, start=start)
     runs.restore(checkpoint, folder, say)
     step = int(optimizer.iterations)
     runs.cut_back(folder, step)
@@ -382,6 +382,7 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
         if step < last_step:  # compile, by a call for no steps, so that the first speed shown is that of training
             unused = tf.zeros((steps_per_epoch, s.batch_size, *dataset.train_images.shape[1:]), tf.uint8)
             train_steps(unused, tf.constant(0), tf.constant(0), seed, sums.value())
+        timed, seconds = 0, 0.0  # steps of the next line and how long they took; a resumed run times its own only
         for epoch in range(step // steps_per_epoch + 1, s.epochs + 1):
             started, epoch_end = time.perf_counter(), epoch * steps_per_epoch
             batches = draw_epoch(dataset.train_images, s, epoch)
@@ -390,21 +391,21 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
                 line_due, save_due = ((step // every + 1) * every for every in (s.log_every, s.checkpoint_every))
                 stop = min(line_due, save_due, epoch_end)
                 total, terms, reached = train_steps(batches, tf.constant(step), tf.constant(stop), seed, sums.value())
-                step = int(reached)  # here, once for many steps, the host waits for the device
+                timed, step = timed + int(reached) - step, int(reached)  # here, once for many steps, the host waits
+                seconds += time.perf_counter() - started
                 sums.assign(total)
-                seconds.assign_add(time.perf_counter() - started)
                 runs.check_terms(terms, step, folder)
                 weight = None if s.autoencoder else scheduled_weight(s, step - 1)  # of the last of these steps
 
                 # 2. Tell how it goes.
                 line = None
                 if step in (line_due, last_step):
-                    steps = step - int(start)
-                    line = runs.history_line("train", step, steps_per_epoch, sums / steps, weight)
-                    line["images_per_second"] = round(steps * s.batch_size / float(seconds))
+                    line = runs.history_line("train", step, steps_per_epoch, sums / (step - int(start)), weight)
+                    line["images_per_second"] = round(timed * s.batch_size / seconds)
                     runs.write_line(folder, events, line)
-                    for variable, value in ((sums, tf.zeros(3)), (start, step), (seconds, 0.0)):
-                        variable.assign(value)
+                    sums.assign(tf.zeros(3))
+                    start.assign(step)
+                    timed, seconds = 0, 0.0
                 report.show_progress(bar, step, epoch, s.epochs, line)
                 if step == epoch_end:
                     reconstruction, kl, _ = evaluate(dataset.test_images)

@@ -375,7 +375,8 @@ def test_saved_settings_that_no_longer_fit_are_told():
         load_saved({name: value for name, value in saved.items() if name != "latent_dim"})
     with pytest.raises(SettingsError, match=r"^saved los: 3 is not allowed; .* \(did you mean 'loss'\?\)$"):
         load_saved(saved | {"los": 3})
-    with pytest.raises(SettingsError, match=r"^saved epochs: 0 is not allowed; an integer of .* is$"):
+    told = r"^saved epochs: 0 is not allowed; an integer of at least 1 and at most 1,000,000 is$"
+    with pytest.raises(SettingsError, match=told):
         load_saved(saved | {"epochs": 0})
 
 
