@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,11 +110,16 @@ class VAE(NamedTuple):
         return self.encoder.trainable_variables + self.decoder.trainable_variables + scale
 
 
+def with_noise_latents(vae: VAE, part: tf.Tensor) -> tf.Tensor:
+    """z_mean or z_log_std (B, L) of all latents (B, L + NOISE_DIM): 0 for pure noise, whose posterior is the prior."""
+    return tf.pad(part, [[0, 0], [0, vae.decoder.input_shape[1] - part.shape[1]]])
+
+
 def build_vae(settings: Settings, image_shape: tuple[int, ...]) -> VAE:
     """An untrained VAE; its weights follow from settings.seed."""
     s = settings
     encoder = build_encoder(image_shape, s.encoder_layers, s.activation, s.latent_dim, s.seed)
-    decoder = build_decoder(image_shape, s.decoder_layers, s.activation, s.latent_dim, s.seed)
+    decoder = build_decoder(image_shape, s.decoder_layers, s.activation, s.latent_dim + s.noise_dim, s.seed)
     learned = s.decoder_scale == "learned"
     return VAE(encoder, decoder, keras.Variable(0.0, name="log_scale") if learned else None)  # starts at width 1
 
@@ -206,7 +211,7 @@ def scheduled_weight(settings: Settings, step: tf.Tensor | int) -> tf.Tensor:
 
 # --- objective --------------------------------------------------------------------------------------------------------
 def loss_terms(vae: VAE, x: tf.Tensor, noise: tf.Tensor | None, loss: str) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reconstruction loss (B,) and KL (B, L) of images (B, H, W, C) under noise (B, L); their sum is -ELBO.
+    """Reconstruction loss (B,) and KL (B, L) of images (B, H, W, C) under noise (B, L + NOISE_DIM); they sum to -ELBO.
 
     Without noise it is the plain autoencoder: it decodes z_mean, and its KL is zero.
     """
@@ -214,7 +219,8 @@ def loss_terms(vae: VAE, x: tf.Tensor, noise: tf.Tensor | None, loss: str) -> tu
     if noise is None:
         z, kl = z_mean, tf.zeros_like(z_mean)
     else:
-        z, kl = sample_latent(z_mean, z_log_std, noise), kl_to_standard_normal(z_mean, z_log_std)
+        z = sample_latent(with_noise_latents(vae, z_mean), with_noise_latents(vae, z_log_std), noise)
+        kl = kl_to_standard_normal(z_mean, z_log_std)
     return reconstruction_loss(x, vae.decoder(z), loss, vae.log_scale), kl
 
 
@@ -283,7 +289,7 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings
         terms = tf.zeros(3)
         while step < stop and tf.reduce_all(tf.math.is_finite(terms)):
             x = brightness(batches[step % len(batches)])  # (B, H, W, C)
-            noise = standard_normal((s.batch_size, s.latent_dim), random_key(seed, NOISE, step))  # (B, L)
+            noise = standard_normal((s.batch_size, s.latent_dim + s.noise_dim), random_key(seed, NOISE, step))
             weight = scheduled_weight(s, step)
 
             with tf.GradientTape() as tape:
@@ -310,7 +316,7 @@ def compile_evaluation(vae: VAE, settings: Settings) -> Callable:
     @tf.function(jit_compile=xla_pays(vae))
     def evaluate_batch(images, start):
         x = brightness(images)
-        shape = (x.shape[0], s.latent_dim)
+        shape = (x.shape[0], s.latent_dim + s.noise_dim)
         noise = None if s.autoencoder else standard_normal(shape, random_key(s.seed, TEST_NOISE, start))
         reconstruction, kl = loss_terms(vae, x, noise, s.loss)
         return reconstruction, kl, vae.encoder(x)[0]
@@ -325,7 +331,7 @@ def estimate_log_likelihood(vae: VAE, settings: Settings, images: np.ndarray) ->
     @tf.function(jit_compile=xla_pays(vae))
     def estimate(images, start):
         x = brightness(images)
-        z_mean, z_log_std = vae.encoder(x)
+        z_mean, z_log_std = (with_noise_latents(vae, part) for part in vae.encoder(x))
 
         def log_p_x_given_z(x, z):
             return -reconstruction_loss(x, vae.decoder(z), s.loss, vae.log_scale)
@@ -350,9 +356,18 @@ def build_optimizer(vae: VAE, settings: Settings, horizon: int) -> keras.Optimiz
     return optimizer
 
 
-def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: Callable[[str], None]) -> None:
+def fit(
+    vae: VAE,
+    settings: Settings,
+    dataset: data.Dataset,
+    folder: Path,
+    say: Callable[[str], None],
+    watch: Callable[[VAE, int], None] | None = None,
+    watch_at: Collection[int] = (),
+) -> None:
     """Train to the last epoch, from the newest checkpoint in `folder` or from the start.
 
+    `watch` is called with the VAE after each number of steps in `watch_at`, which changes nothing in what is learned.
     Raises runs.Diverged, runs.Stopped (Ctrl-C or SIGTERM; a checkpoint has been written) and OSError (a full disk).
     """
     s = settings
@@ -379,6 +394,8 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
     ):
         if step == 0:
             runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch=0))
+            if step in watch_at:
+                watch(vae, step)
         if step < last_step:  # compile, by a call for no steps, so that the first speed shown is that of training
             unused = tf.zeros((steps_per_epoch, s.batch_size, *dataset.train_images.shape[1:]), tf.uint8)
             train_steps(unused, tf.constant(0), tf.constant(0), seed, sums.value())
@@ -387,9 +404,9 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
             started, epoch_end = time.perf_counter(), epoch * steps_per_epoch
             batches = draw_epoch(dataset.train_images, s, epoch)
             while step < epoch_end:
-                # 1. Train up to the next line of the history, the next checkpoint or the end of the epoch.
+                # 1. Train up to the next line of the history, the next checkpoint, a watched step or the epoch's end.
                 line_due, save_due = ((step // every + 1) * every for every in (s.log_every, s.checkpoint_every))
-                stop = min(line_due, save_due, epoch_end)
+                stop = min(line_due, save_due, epoch_end, *(due for due in watch_at if due > step))
                 total, terms, reached = train_steps(batches, tf.constant(step), tf.constant(stop), seed, sums.value())
                 timed, step = timed + int(reached) - step, int(reached)  # here, once for many steps, the host waits
                 seconds += time.perf_counter() - started
@@ -416,6 +433,9 @@ def fit(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, say: 
                     if epoch % s.images_every == 0 or step == last_step:
                         runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch))
 
+                if step in watch_at:
+                    watch(vae, step)
+
                 # 3. Keep what a resumed run goes on from; last, so that all that belongs to this step is on the disk.
                 if signals or step in (save_due, last_step):
                     runs.check_weights(vae.weights, step, folder)
@@ -432,14 +452,15 @@ def decode(vae: VAE, z: np.ndarray) -> np.ndarray:
 
 def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
     """uint8 images (N, H, W, C) -> the brightness that their posterior means are decoded to, the same shape."""
-    return decode(vae, vae.encoder(brightness(tf.constant(images)))[0])
+    return decode(vae, with_noise_latents(vae, vae.encoder(brightness(tf.constant(images)))[0]))
 
 
 def write_grids(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, epoch: int) -> dict[str, np.ndarray]:
     """Write an epoch's grids, of the same latents and test images in all; return them by name, uint8 (H', W', C)."""
     grids = {"reconstructions": pictures.write_reconstructions(folder, epoch, partial(reconstruct, vae), dataset)}
     if not settings.autoencoder:  # which has no prior to sample from
-        latents = standard_normal((100, settings.latent_dim), random_key(settings.seed, GRID_LATENTS, 0))
+        shape = (100, settings.latent_dim + settings.noise_dim)
+        latents = standard_normal(shape, random_key(settings.seed, GRID_LATENTS, 0))
         grids["samples"] = pictures.write_samples(folder, epoch, partial(decode, vae), latents)
     return grids
 
@@ -458,36 +479,69 @@ def judge(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path) -> 
     write_json(folder / "report.json", judged)
     plots.save_curves(folder / "curves.png", history, title=folder.name)
     pictures.write_film(folder, "reconstructions" if s.autoencoder else "samples")
-    if s.latent_dim == 2 and not s.autoencoder:
+    if s.latent_dim + s.noise_dim == 2 and not s.autoencoder:
         pictures.write_manifold(folder, partial(decode, vae))
     pictures.write_projector(folder / "tensorboard", z_mean, dataset.test_labels, dataset.test_images)
     return judged
 
 
-def train(settings: Settings, folder: Path | None = None, say: Callable[[str], None] = print) -> tuple[VAE, Path]:
-    """Train a VAE and judge it; return it and its folder, a new one or that of the interrupted run it goes on with.
+def load_data(settings: Settings, say: Callable[[str], None]) -> data.Dataset:
+    """The images that the settings name; those of the test set are binarised once and for all.
 
-    `say` is given the lines for the console. Raises SettingsError, data.DataError, runs.RunError, runs.Diverged and
-    OSError and, when interrupted, runs.Stopped or KeyboardInterrupt.
+    Raises SettingsError and data.DataError.
     """
     s = settings
-    device = "GPU" if has_gpu() else "CPU"  # asked first of all, where its chatter is caught
     dataset = data.load(s.dataset, s.data_dir, say)
+    known = np.unique(dataset.train_labels)
+    if unknown := [label for label in s.labels if label not in known]:
+        raise SettingsError(f"labels: {unknown[0]} is not allowed; {dataset.title} has {known[0]} to {known[-1]}")
+    if s.labels:
+        dataset = data.with_labels(dataset, s.labels)
     if s.batch_size > (count := len(dataset.train_images)):
         raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
     if s.binarize == "dynamic":
         dataset = dataset._replace(test_images=data.binarize(dataset.test_images, data.TEST_BINARIZATION_KEY))
+    return dataset
+
+
+def start_from(vae: VAE, settings: Settings) -> None:
+    """Give an untrained VAE the newest weights of the run START_FROM. Raises SettingsError and runs.RunError."""
+    folder = runs.find(settings.start_from, settings.output_dir, "--start-from")
+    saved = load_saved(runs.read_params(folder)["settings"])
+    for name in ("encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale"):
+        if (here := getattr(settings, name)) != (there := getattr(saved, name)):
+            raise SettingsError(f"{name}: {here!r} is not allowed with start_from {folder.name!r}, which has {there!r}")
+    runs.load_weights(runs.checkpoint(**vae._asdict()), folder)
+
+
+def train(
+    settings: Settings,
+    folder: Path | None = None,
+    say: Callable[[str], None] = print,
+    watch: Callable[[VAE, int], None] | None = None,
+    watch_at: Collection[int] = (),
+) -> tuple[VAE, Path]:
+    """Train a VAE and judge it; return it and its folder, a new one or that of the interrupted run it goes on with.
+
+    `say` is given the lines for the console; `watch` and `watch_at` are fit's. Raises SettingsError, data.DataError,
+    runs.RunError, runs.Diverged and OSError and, when interrupted, runs.Stopped or KeyboardInterrupt.
+    """
+    s = settings
+    device = "GPU" if has_gpu() else "CPU"  # asked first of all, where its chatter is caught
+    dataset = load_data(s, say)
     vae = build_vae(s, dataset.train_images.shape[1:])
+    if s.start_from and not (folder and runs.saved_steps(folder)):
+        start_from(vae, s)
     device += " with XLA" if xla_pays(vae) else " without XLA"
     folder = folder or runs.create(s, device)
 
     parameters = sum(math.prod(weight.shape) for weight in vae.weights)
     say(report.header(s, dataset, parameters, device, folder))
-    for doubt in report.doubts(s, s.epochs * (count // s.batch_size)):
+    for doubt in report.doubts(s, s.epochs * (len(dataset.train_images) // s.batch_size)):
         say(f"note       {doubt}")
     with runs.locked(folder):
         try:
-            fit(vae, s, dataset, folder, say)
+            fit(vae, s, dataset, folder, say, watch, watch_at)
             say(f"testing    {len(dataset.test_images):,} images that it has not been trained on")
             say(report.table(judge(vae, s, dataset, folder)))
         except (runs.Stopped, KeyboardInterrupt):

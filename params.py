@@ -14,12 +14,15 @@ DATASET: Literal["mnist", "fashion_mnist"] = "mnist"  # 60,000 + 10,000 grey ima
 DATA_DIR: str = "~/.cache/vae"  # folder where a downloaded data set is kept, so that it is fetched once
 BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel black or white, anew every epoch,
                                                   # with its grey value as probability: what likelihoods need
+LABELS: tuple[Annotated[int, Ge(0)], ...] = ()  # only images with these labels, e.g. 1 and 7; none means all
 
 # --- model ------------------------------------------------------------------------------------------------------------
 ENCODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # units per hidden layer; with none it is linear
 DECODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # the same for the decoder, in order from z to pixels
 ACTIVATION: Literal["relu", "gelu", "silu", "elu", "tanh"] = "silu"  # behind each hidden layer
 LATENT_DIM: Annotated[int, Ge(1)] = 20  # latents per image; 2 can be looked at as a map (manifold.png)
+NOISE_DIM: Annotated[int, Ge(0)] = 0  # further latents that are pure noise, which the encoder doesn't see: does the
+                                                      # decoder use them? (README, Analysis)
 AUTOENCODER: bool = False  # True leaves out noise and KL: the plain autoencoder, which has no prior to sample from
 
 # --- losses -----------------------------------------------------------------------------------------------------------
@@ -49,6 +52,8 @@ LR_SCHEDULE: Literal["constant", "cosine"] = "cosine"  # "cosine" falls to a hun
 SEED: Annotated[int, Ge(0), Lt(2**31)] = 0  # every random draw follows from it; change it to see what is chance
 RUN_NAME: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")] = ""  # folder of the run; "":
                                                       # named after its settings, as in mnist-ce-z20
+START_FROM: str = ""  # a run (name or folder) whose weights to start from, e.g. to go on with other labels; "":
+                                                      # from random ones
 OUTPUT_DIR: str = "predictions"  # folder that holds the runs
 LOG_EVERY: Annotated[int, Ge(1)] = 100  # steps between two lines of history.jsonl, each a mean over those steps
 IMAGES_EVERY: Annotated[int, Ge(1)] = 1  # epochs between two grids of samples and reconstructions

@@ -124,6 +124,19 @@ def load(name: str, data_dir: str, say: Callable[[str], None] = print) -> Datase
     raise DataError("\n".join((f"no source has {title}:", *failures, way_out)))
 
 
+def with_labels(dataset: Dataset, labels: Sequence[int]) -> Dataset:
+    """The images that have one of these labels, in their old order."""
+    train, test = np.isin(dataset.train_labels, labels), np.isin(dataset.test_labels, labels)
+    return Dataset(
+        f"{dataset.title} ({', '.join(map(str, sorted(set(labels))))} only)",
+        dataset.train_images[train],
+        dataset.train_labels[train],
+        dataset.test_images[test],
+        dataset.test_labels[test],
+        dataset.source,
+    )
+
+
 def obtain(source: Source, name: str, say: Callable[[str], None]) -> Arrays:
     """Read a source and prove its arrays. If they are wrong and it keeps files, delete these and ask it once more."""
     try:

@@ -45,7 +45,8 @@ def header(settings: Settings, dataset: Dataset, parameters: int, device: str, f
     s = settings
     pixels = math.prod(dataset.train_images.shape[1:])
     encoder, decoder = ("-".join(map(str, layers)) for layers in (s.encoder_layers, s.decoder_layers))
-    shape = "-".join(filter(None, (str(pixels), encoder, str(s.latent_dim), decoder, str(pixels))))
+    latents = f"{s.latent_dim}+{s.noise_dim} noise" if s.noise_dim else str(s.latent_dim)
+    shape = "-".join(filter(None, (str(pixels), encoder, latents, decoder, str(pixels))))
     sizes = f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images"
     return (
         f"data       {dataset.title}: {sizes}, SHA-256 verified, from {dataset.source}\n"
@@ -129,7 +130,8 @@ def make_report(
             "nll_samples": settings.nll_samples,
         }
         if meaning == "likelihood":
-            report |= {"test_nll": float(-estimates.mean()), "published_nll": PUBLISHED_NLL.get(settings.dataset)}
+            published = None if settings.labels else PUBLISHED_NLL.get(settings.dataset)
+            report |= {"test_nll": float(-estimates.mean()), "published_nll": published}
         else:
             report |= {"test_log_density": float(estimates.mean())}
     report["problems"] = problems(settings, report, history)

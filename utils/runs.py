@@ -42,7 +42,9 @@ def derived_name(settings: Settings) -> str:
     """A run's name when the user gives none, made of what most tells runs apart, e.g. mnist-ce-z20."""
     scale = "-learned" if settings.decoder_scale == "learned" else ""
     kind = "-ae" if settings.autoencoder else ""
-    return f"{settings.dataset}-{settings.loss}{scale}{kind}-z{settings.latent_dim}"
+    labels = f"-{'_'.join(map(str, settings.labels))}" if settings.labels else ""
+    noise = f"+{settings.noise_dim}" if settings.noise_dim else ""
+    return f"{settings.dataset}{labels}-{settings.loss}{scale}{kind}-z{settings.latent_dim}{noise}"
 
 
 def create(settings: Settings, device: str) -> Path:
@@ -91,14 +93,14 @@ def git_commit() -> str | None:
         return None
 
 
-def find(run: str, output_dir: str) -> Path:
-    """The folder of a run named on the command line, by its name or its path. Raises RunError if there is none."""
+def find(run: str, output_dir: str, option: str = "--resume") -> Path:
+    """The folder of a run that `option` names, by its name or its path. Raises RunError if there is none."""
     parent = Path(output_dir).expanduser()
     for folder in (parent / run, Path(run).expanduser()):
         if (folder / "params.json").is_file():
             return folder
     there = sorted(path.parent.name for path in parent.glob("*/params.json"))
-    raise RunError(f"--resume {run}: no such run in {parent}; there is {', '.join(there) or 'none'}")
+    raise RunError(f"{option} {run}: no such run in {parent}; there is {', '.join(there) or 'none'}")
 
 
 def read_params(folder: Path) -> dict[str, Any]:
@@ -267,6 +269,17 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], 
             say(f"checkpoint   step {step:,} is damaged or of another main.py ({one_line(str(error))}){then}")
     if steps:
         raise RunError(f"{folder}: all its checkpoints are damaged or of another main.py; start a new run")
+
+
+def load_weights(networks: tf.train.Checkpoint, folder: Path) -> None:
+    """Load the newest weights of a run into networks of the same shape. Raises RunError if there are none."""
+    if not (steps := saved_steps(folder)):
+        raise RunError(f"{folder} has no checkpoint to start from")
+    try:
+        status = networks.read(str(folder / "checkpoints" / f"step-{steps[-1]}"))
+        status.expect_partial().assert_existing_objects_matched()  # the optimizer's part is not wanted
+    except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+        raise RunError(f"{folder} has no weights for these networks ({one_line(str(error))})") from None
 
 
 def check_terms(terms: tf.Tensor, step: int, folder: Path) -> None:

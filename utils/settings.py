@@ -28,12 +28,12 @@ PARAMS = Path(__file__).resolve().parent.parent / "params.py"
 
 # The constants that the code reads. Names only, so that a renamed one is noticed; its annotation says what each may be.
 NAMES = (
-    "DATASET", "DATA_DIR", "BINARIZE",
-    "ENCODER_LAYERS", "DECODER_LAYERS", "ACTIVATION", "LATENT_DIM", "AUTOENCODER",
+    "DATASET", "DATA_DIR", "BINARIZE", "LABELS",
+    "ENCODER_LAYERS", "DECODER_LAYERS", "ACTIVATION", "LATENT_DIM", "NOISE_DIM", "AUTOENCODER",
     "LOSS", "RECONSTRUCTION_REDUCTION", "DECODER_SCALE",
     "KL_SCHEDULE", "KL_WEIGHT_START", "KL_WEIGHT_END", "KL_STEPS", "KL_CYCLES", "FREE_BITS",
     "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "LR_SCHEDULE",
-    "SEED", "RUN_NAME", "OUTPUT_DIR", "LOG_EVERY", "IMAGES_EVERY", "CHECKPOINT_EVERY", "NLL_SAMPLES",
+    "SEED", "RUN_NAME", "START_FROM", "OUTPUT_DIR", "LOG_EVERY", "IMAGES_EVERY", "CHECKPOINT_EVERY", "NLL_SAMPLES",
 )  # fmt: skip
 
 
@@ -60,6 +60,8 @@ class Settings(BaseModel):
     def _rules_across_constants(self) -> "Settings":
         if self.loss == "ce" and self.decoder_scale == "learned":
             raise _clash("decoder_scale", "loss", "whose Bernoulli has no scale; loss 'mse' or 'ad' is")
+        if self.autoencoder and self.noise_dim:
+            raise _clash("noise_dim", "autoencoder", "which is trained without any noise")
         if self.kl_schedule == "cyclical" and self.kl_cycles > self.kl_steps:
             raise _clash("kl_cycles", "kl_steps", "which leaves a cycle less than a step; at most one cycle a step is")
         return self

@@ -1,0 +1,317 @@
+"""What the experiments of the Analysis share: a command line, trainings that are made once, and where results go.
+
+An experiment is a file with a function `run(study)`. It asks `train_all` for the trainings it rests on, computes, and
+calls `publish` with its numbers and tables. A training is known by its settings, by what is watched and by the code
+that makes it; what is finished is read from predictions/analysis/, whichever experiment asked for it first, and what
+was interrupted goes on from its last checkpoint. Trainings run side by side in processes of one thread each, which on
+two cores is 1.4 times as fast as one after the other with two threads (networks this small), and on the CPU, so that
+their numbers do not depend on how many run.
+
+No TensorFlow is imported before it is needed, so that --help and a typo are answered at once.
+"""
+
+import argparse
+import hashlib
+import inspect
+import json
+import multiprocessing
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.files import write_json, write_whole
+from utils.settings import Settings, from_params
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = 3  # trainings behind a claim that rests on a difference between trainings
+
+# The VAE of the Analysis. It names every constant that has a part in the result: params.py is the user's to edit.
+BASE = {
+    "dataset": "mnist", "binarize": "dynamic", "labels": (),
+    "encoder_layers": (256, 256), "decoder_layers": (256, 256), "activation": "silu", "latent_dim": 20,
+    "noise_dim": 0, "autoencoder": False,
+    "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
+    "kl_schedule": "linear", "kl_weight_start": 0.0, "kl_weight_end": 1.0, "kl_steps": 1_000, "kl_cycles": 4,
+    "free_bits": 0.0,
+    "batch_size": 128, "epochs": 8, "learning_rate": 1e-3, "lr_schedule": "cosine",
+    "start_from": "", "log_every": 100, "images_every": 1_000, "checkpoint_every": 2_000, "nll_samples": 64,
+}  # fmt: skip
+QUICK = {  # the same in a second or two, for the tests: two digits, a small network, few steps
+    "labels": (1, 7), "encoder_layers": (64,), "decoder_layers": (64,), "batch_size": 100, "epochs": 2,
+    "kl_steps": 100, "nll_samples": 4,
+}  # fmt: skip
+
+
+class Study(NamedTuple):
+    """One call of an experiment: what was asked for on the command line, and where things go."""
+
+    name: str  # of the experiment, as in experiments/<name>.py
+    seed: int  # the first one; trainings that are repeated take seed, seed + 1, ...
+    quick: bool
+    jobs: int  # processes that train at once; 0 trains in this one, for tests
+    images: Path  # where figures and numbers are written
+    trainings: Path  # where trainings are kept, and the marks of what is finished
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of trainings that are repeated; a quick study repeats nothing."""
+        return [self.seed + number for number in range(1 if self.quick else SEEDS)]
+
+
+class Training(NamedTuple):
+    """What is to be trained. `watch(vae, settings, dataset)` returns arrays by name, kept for each step of watch_at."""
+
+    settings: Settings
+    watch: Callable[..., dict[str, np.ndarray]] | None = None
+    watch_at: tuple[int, ...] = ()
+
+
+class Trained(NamedTuple):
+    """A finished training, by its folder."""
+
+    folder: Path
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The report of the run, report.json."""
+        return json.loads((self.folder / "report.json").read_text())
+
+    @property
+    def settings(self) -> Settings:
+        """What it was trained with."""
+        return from_params(**json.loads((self.folder / "params.json").read_text())["settings"])
+
+    def history(self, split: str) -> list[dict[str, Any]]:
+        """The history's lines of a split, "train" or "test"."""
+        lines = map(json.loads, (self.folder / "history.jsonl").read_text().splitlines())
+        return [line for line in lines if line["split"] == split]
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training steps, on one core."""
+        lines = self.history("train")
+        steps = np.diff([0, *(line["step"] for line in lines)])
+        return float(sum(steps * self.settings.batch_size / [line["images_per_second"] for line in lines]))
+
+    def watched(self) -> dict[int, dict[str, np.ndarray]]:
+        """What was watched, by step."""
+        paths = sorted((self.folder / "watched").glob("*.npz"), key=lambda path: int(path.stem))
+        return {int(path.stem): dict(np.load(path)) for path in paths}
+
+    def load(self) -> Any:
+        """The trained VAE, main.VAE."""
+        import main
+        from utils import runs
+
+        vae = main.build_vae(self.settings, (28, 28, 1))
+        runs.load_weights(runs.checkpoint(**vae._asdict()), self.folder)
+        return vae
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+def read_command_line(name: str, doc: str) -> Study:
+    """The study that the command line asks for; `doc` is the experiment's docstring, shown by --help."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a toy version in seconds, to see that everything works")
+    parser.add_argument("--seed", type=count, default=0, metavar="N", help="the first seed [default 0]")
+    jobs = "trainings side by side, one thread each; 0: one after the other in this process [default: one a core]"
+    parser.add_argument("--jobs", type=count, default=os.cpu_count(), metavar="N", help=jobs)
+    images = "folder for figures and numbers [default images, which the README shows; with --quick predictions/quick]"
+    parser.add_argument("--images", type=Path, default=None, metavar="DIR", help=images)
+    asked = parser.parse_args()
+    return make_study(name, asked.seed, asked.quick, asked.jobs, asked.images)
+
+
+def count(text: str) -> int:
+    """What --seed and --jobs take."""
+    if not text.isdecimal() or int(text) >= 2**30:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; an integer of at least 0 and less than 2^30 is")
+    return int(text)
+
+
+def make_study(name: str, seed: int = 0, quick: bool = False, jobs: int = 0, images: Path | None = None) -> Study:
+    """A study with its folders, which are made if they are missing."""
+    trainings = ROOT / "predictions" / ("quick" if quick else "analysis")
+    study = Study(name, seed, quick, jobs, images or (trainings if quick else ROOT / "images"), trainings)
+    for folder in (study.images, study.trainings):
+        folder.mkdir(parents=True, exist_ok=True)
+    return study
+
+
+def run_study(study: Study, experiment: Callable[[Study], None]) -> None:
+    """Run an experiment, and leave the mark that it is finished."""
+    started = time.perf_counter()
+    print(f"{study.name}: figures and numbers go to {study.images}", flush=True)
+    try:
+        experiment(study)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from here")
+    seconds = time.perf_counter() - started
+    print(f"{study.name}: done in {seconds / 60:.1f} minutes")
+    write_json(mark(study), {"code": code_of(study.name), "seconds": round(seconds)})
+
+
+def mark(study: Study) -> Path:
+    """The file that says that this study is finished."""
+    return study.trainings / f"{study.name}-seed{study.seed}.json"
+
+
+def code_of(name: str) -> str:
+    """A fingerprint of all code that has a part in an experiment's results."""
+    files = [ROOT / "main.py", ROOT / "experiments" / "study.py", ROOT / "experiments" / f"{name}.py"]
+    return fingerprint(path.read_text() for path in (*files, *sorted((ROOT / "utils").glob("*.py"))))
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """Eight characters that differ where the texts do."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
+
+
+# --- trainings --------------------------------------------------------------------------------------------------------
+def settings_of(study: Study, **overrides: Any) -> Settings:
+    """The settings of the Analysis with some of them replaced; a quick study's are small, whatever is asked for.
+
+    Raises utils.settings.SettingsError.
+    """
+    values = {**BASE, "seed": study.seed, **overrides, "output_dir": str(study.trainings)}
+    if study.quick:
+        values |= {name: value for name, value in QUICK.items() if name not in overrides or name == "epochs"}
+    return from_params(**values)
+
+
+def training_name(training: Training) -> str:
+    """The name of a training's folder: the same for the same settings, watch and code."""
+    from utils.runs import derived_name
+
+    settings = training.settings.model_dump(mode="json", exclude={"output_dir", "data_dir", "run_name"})
+    texts = [json.dumps(settings, sort_keys=True)]
+    if training.watch:
+        parts = training.watch if isinstance(training.watch, partial) else partial(training.watch)
+        texts += [inspect.getsource(parts.func), repr((parts.args, parts.keywords, training.watch_at))]
+    files = ("main.py", "utils/data.py", "utils/likelihood.py")
+    return f"{derived_name(training.settings)}-{fingerprint([*texts, *((ROOT / name).read_text() for name in files)])}"
+
+
+def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
+    """Make the trainings that are not finished, and return all, in the order asked for. Raises what main.train does."""
+    names = [training_name(training) for training in trainings]
+    results = [Trained(study.trainings / name) for name in names]
+    missing = {
+        name: training
+        for name, training, result in zip(names, trainings, results, strict=True)
+        if not (result.folder / "report.json").exists()
+    }
+    if not missing:
+        return results
+    about = {"desc": study.name, "unit": "training", "ncols": 79, "ascii": " #"}
+    with tqdm(total=len(missing), disable=False, **about) as bar:
+        if study.jobs == 0:
+            for name, training in missing.items():
+                train_one(name, *training)
+                bar.update()
+            return results
+        os.environ |= {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "-1"}  # which the processes inherit
+        jobs = min(study.jobs, len(missing))
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), use_one_thread) as pool:
+            tasks = [  # the settings as a dictionary, as their class is made at run time and can't be pickled
+                pool.submit(train_one, name, settings.model_dump(), watch, watch_at)
+                for name, (settings, watch, watch_at) in missing.items()
+            ]
+            try:
+                for future in as_completed(tasks):
+                    future.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return results
+
+
+def use_one_thread() -> None:
+    """Keep a process to one thread, before TensorFlow starts any."""
+    import tensorflow as tf
+
+    import main  # noqa: F401  sets what TensorFlow reads when it is imported
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def train_one(name: str, settings: Any, watch: Callable | None, watch_at: tuple[int, ...]) -> None:
+    """Train in the folder `name`, or go on there; what is watched is written to its folder watched/."""
+    import tensorflow as tf
+
+    import main
+
+    tf.get_logger().setLevel("ERROR")  # it warns of many functions traced, one for each training
+    settings = from_params(**dict(settings) | {"run_name": name})
+    folder = Path(settings.output_dir) / name
+    started = folder if (folder / "params.json").exists() else None
+    dataset = main.load_data(settings, print) if watch else None
+
+    def keep(vae, step):
+        place = folder / "watched"
+        place.mkdir(exist_ok=True)
+        beside = place / f".{step}.npz"
+        np.savez(beside, **watch(vae, settings, dataset))
+        os.replace(beside, place / f"{step}.npz")
+
+    main.train(settings, started, lambda line: None, keep, watch_at)
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+def summary(values: Iterable[float]) -> dict[str, Any]:
+    """Mean and, of several values, their standard deviation (of one: None), with the values themselves."""
+    values = [float(value) for value in values]
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": spread, "values": values}
+
+
+def shown(summarised: dict[str, Any], digits: int = 1) -> str:
+    """A summary as tables show it, "96.3 ± 0.2"; without a spread if all values are the same when rounded."""
+    mean, spread = summarised["mean"], summarised["sd"]
+    if spread is None or len({round(value, digits) for value in summarised["values"]}) == 1:
+        return f"{mean:,.{digits}f}"
+    return f"{mean:,.{digits}f} ± {spread:.{digits}f}"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> None:
+    """Write the numbers to <name>.json beside the figures, print the tables, and put them into the README.
+
+    In the README a table stands between <!-- table: <key> --> and <!-- end -->. It is replaced only when the README's
+    own figures are, in images/.
+    """
+    about = {"command": f"python -m experiments.{study.name}", "seeds": study.seeds, "quick": study.quick}
+    write_json(study.images / f"{study.name}.json", about | numbers)
+    for text in tables.values():
+        print(f"\n{text}")
+    if study.images == ROOT / "images":
+        path = ROOT / "README.md"
+        write_whole(path, with_tables(path.read_text(), tables).encode())
+
+
+def with_tables(readme: str, tables: dict[str, str]) -> str:
+    """The README with these tables in their places. Raises ValueError if a place is missing."""
+    for key, text in tables.items():
+        place = re.compile(rf"(<!-- table: {re.escape(key)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        readme, replaced = place.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", readme)
+        if replaced != 1:
+            raise ValueError(f"README.md: {replaced} places for the table {key!r}, not one")
+    return readme
