@@ -270,6 +270,44 @@ def train_one(name: str, settings: Any, watch: Callable | None, watch_at: tuple[
     main.train(settings, started, lambda line: None, keep, watch_at)
 
 
+# --- samples ----------------------------------------------------------------------------------------------------------
+def digit_classifier(study: Study) -> Any:
+    """The digit classifier (utils/classifier.py) that judges samples, trained once on the grey training images."""
+    import keras
+
+    from utils import classifier, data
+
+    path = study.trainings / f"classifier-{study.seed}.keras"
+    if not path.exists():
+        dataset = data.load(BASE["dataset"], from_params().data_dir)
+        images = 5_000 if study.quick else len(dataset.train_images)
+        model = classifier.train_classifier(dataset.train_images[:images], dataset.train_labels[:images], study.seed)
+        beside = path.with_name(f".{path.name}")
+        model.save(beside)
+        os.replace(beside, path)
+    return keras.saving.load_model(path)
+
+
+def prior_samples(vae: Any, count: int, seed: int) -> np.ndarray:
+    """Images (count, H, W, C) decoded from draws from the prior, brightness in [0, 1]; the same draws for a seed."""
+    import main
+
+    latents = vae.decoder.input_shape[1]
+    return main.decode(vae, np.random.default_rng(seed).standard_normal((count, latents)).astype(np.float32))
+
+
+def judge_samples(judge: Any, samples: np.ndarray) -> dict[str, float]:
+    """What the digit classifier says of samples (N, H, W, C): the share it is sure of, and of how many digits.
+
+    `digits` is the exponential of the entropy of its verdicts: 10 if all digits are equally frequent, 1 if it sees the
+    same in all.
+    """
+    from utils.classifier import effective_classes, probabilities, sure_share
+
+    verdicts = probabilities(judge, samples)
+    return {"sure": sure_share(verdicts), "digits": effective_classes(verdicts)}
+
+
 # --- results ----------------------------------------------------------------------------------------------------------
 def summary(values: Iterable[float]) -> dict[str, Any]:
     """Mean and, of several values, their standard deviation (of one: None), with the values themselves."""

@@ -1,12 +1,16 @@
 """Saved numbers -> matplotlib figures; trains nothing."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.files import write_whole
+from utils.images import grid
 
 CURVES = {
     "objective": "objective (what is minimised)",
@@ -17,10 +21,23 @@ CURVES = {
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, whole or not at all. Raises OSError."""
+    """Write a figure in the format of the path's suffix, .png or .jpg, whole or not at all. Raises OSError."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
+    figure.savefig(content, format=path.suffix[1:], dpi=110)
     write_whole(path, content.getvalue())
+
+
+def draw_spread(axes: Axes, x: Sequence[float], values: np.ndarray, label: str, color: str | None = None) -> None:
+    """Draw the mean of `values` (repetitions, len(x)) as a line, and the range from least to greatest behind it."""
+    line = axes.plot(x, np.mean(values, axis=0), label=label, color=color, marker="o", markersize=3)[0]
+    axes.fill_between(x, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def draw_images(axes: Axes, images: np.ndarray, columns: int, title: str) -> None:
+    """Draw images (N, H, W, 1), brightness in [0, 1] or uint8, in rows of `columns`, under a title."""
+    axes.imshow(grid(images, columns).squeeze(-1), cmap="gray", vmin=0, vmax=255)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
 
 
 def save_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
