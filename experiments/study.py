@@ -11,6 +11,7 @@ No TensorFlow is imported before it is needed, so that --help and a typo are ans
 """
 
 import argparse
+import contextlib
 import hashlib
 import inspect
 import json
@@ -19,7 +20,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -130,6 +131,9 @@ def read_command_line(name: str, doc: str) -> Study:
     images = "folder for figures and numbers [default images, which the README shows; with --quick predictions/quick]"
     parser.add_argument("--images", type=Path, default=None, metavar="DIR", help=images)
     asked = parser.parse_args()
+    import main
+
+    main.has_gpu()  # main imports TensorFlow, and this starts it: both without its chatter
     return make_study(name, asked.seed, asked.quick, asked.jobs, asked.images)
 
 
@@ -224,10 +228,11 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
         os.environ |= {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "-1"}  # which the processes inherit
         jobs = min(study.jobs, len(missing))
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), use_one_thread) as pool:
-            tasks = [  # the settings as a dictionary, as their class is made at run time and can't be pickled
-                pool.submit(train_one, name, settings.model_dump(), watch, watch_at)
-                for name, (settings, watch, watch_at) in missing.items()
-            ]
+            with stderr_to(study.trainings / "processes.log"):  # TensorFlow's chatter, and why one of them died
+                tasks = [  # the settings as a dictionary, as their class is made at run time and can't be pickled
+                    pool.submit(train_one, name, settings.model_dump(), watch, watch_at)
+                    for name, (settings, watch, watch_at) in missing.items()
+                ]
             try:
                 for future in as_completed(tasks):
                     future.result()
@@ -236,6 +241,19 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
                 pool.shutdown(cancel_futures=True)
                 raise
     return results
+
+
+@contextlib.contextmanager
+def stderr_to(path: Path) -> Iterator[None]:
+    """Within the block new processes inherit this file as their stderr."""
+    screen = os.dup(2)
+    with open(path, "ab") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
 
 
 def use_one_thread() -> None:

@@ -1,0 +1,510 @@
+"""How hard should the KL pull, and from when on? And what does it charge for?
+
+    python -m experiments.kl_weight
+
+Trains the VAE of the Analysis with five schedules of the KL weight, with weights (beta) from 0.1 to 10, and with free
+bits, each with several seeds. Measures on the test images: ELBO, log-likelihood, the two terms of the ELBO against
+each other (rate and distortion), the KL of each latent while it is trained, and how a digit classifier judges samples.
+Then takes the KL of the trained models in other ways: by one sample instead of the formula, and of all images' latents
+together instead of each image's.
+"""
+
+from experiments.study import read_command_line
+
+if __name__ == "__main__":
+    STUDY = read_command_line("kl_weight", __doc__)  # before the seconds that TensorFlow takes
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+import main
+from experiments.study import (
+    Study,
+    Trained,
+    Training,
+    digit_classifier,
+    judge_samples,
+    prior_samples,
+    publish,
+    run_study,
+    settings_of,
+    shown,
+    summary,
+    table,
+    train_all,
+)
+from utils import latent
+from utils.classifier import to_brightness
+from utils.plots import draw_images, draw_spread, save_figure
+
+AWAKE = 0.1  # nats: a latent whose KL, averaged over test images, is above this is awake
+WATCHED = ("linear", "constant")  # the schedules during which the KL of each latent is watched
+WATCHED_IMAGES = 1_000  # test images whose latents are watched
+
+
+class Sizes(NamedTuple):
+    """How much is trained and measured."""
+
+    schedules: tuple[str, ...] = ("constant", "linear", "sigmoid", "cosine", "cyclical")
+    kl_steps: int = 2_000  # of the steps below
+    steps: int = 3_744  # of a training: 8 epochs of 468
+    betas: tuple[float, ...] = (0.1, 0.25, 0.5, 1, 2, 4, 10)
+    shown_betas: tuple[float, ...] = (0.1, 1, 10)  # of which samples and scatters are drawn
+    free_bits: tuple[float, ...] = (0.1, 0.5, 1)
+    samples: int = 1_000  # from the prior, judged by the classifier
+    images: int = 10_000  # test images whose latents are measured
+    draws: int = 100  # of z for each of them
+    mixture_samples: int = 4_000  # of the mixture of their posteriors
+
+
+QUICK_SIZES = Sizes(("constant", "linear"), 100, 260, (1, 10), (1, 10), (0.5,), 200, 500, 50, 500)
+
+
+# --- trainings --------------------------------------------------------------------------------------------------------
+def kl_of_latents(vae: main.VAE, settings: Any, dataset: Any, images: int) -> dict[str, np.ndarray]:
+    """A watch: the KL of each latent, averaged over the first test images, (L,) nats."""
+    z_mean, z_log_std = vae.encoder(main.brightness(tf.constant(dataset.test_images[:images])))
+    return {"kl": tf.reduce_mean(main.kl_to_standard_normal(z_mean, z_log_std), axis=0).numpy()}
+
+
+def ask(study: Study, sizes: Sizes) -> dict[tuple[str, Any], list[Training]]:
+    """What is trained, a training per seed, by what is varied and its value; weight 1 throughout is in all three."""
+
+    def repeated(**overrides: Any) -> list[Training]:
+        return [Training(settings_of(study, seed=seed, **overrides)) for seed in study.seeds]
+
+    asked = {("schedule", "constant"): repeated(kl_schedule="constant")}
+    for schedule in sizes.schedules[1:]:
+        asked["schedule", schedule] = repeated(kl_schedule=schedule, kl_steps=sizes.kl_steps)
+    steps = np.unique(np.geomspace(10, sizes.steps, 60).round().astype(int)).tolist()
+    for schedule in WATCHED:
+        first, *others = asked["schedule", schedule]
+        watched = first._replace(watch=partial(kl_of_latents, images=WATCHED_IMAGES), watch_at=tuple(steps))
+        asked["schedule", schedule] = [watched, *others]
+
+    plain = asked["schedule", "constant"]
+    for beta in sizes.betas:
+        changed = {"kl_schedule": "constant", "kl_weight_end": beta, "nll_samples": 0}
+        asked["beta", beta] = plain if beta == 1 else repeated(**changed)
+    asked["free bits", 0] = plain
+    for nats in sizes.free_bits:
+        asked["free bits", nats] = repeated(kl_schedule="constant", free_bits=nats, nll_samples=0)
+    return asked
+
+
+def train_asked(study: Study, asked: dict[tuple[str, Any], list[Training]]) -> dict[str, dict[Any, list[Trained]]]:
+    """Train all that is asked for: what is varied -> its value -> a trained VAE for each seed."""
+    trained = iter(train_all(study, [training for trainings in asked.values() for training in trainings]))
+    by_value: dict[str, dict[Any, list[Trained]]] = {}
+    for (varied, value), trainings in asked.items():
+        by_value.setdefault(varied, {})[value] = [next(trained) for _ in trainings]
+    return by_value
+
+
+def over_seeds(runs: list[Trained], *keys: str) -> dict[str, Any]:
+    """Numbers of the reports of trainings that differ by their seed only, summarised."""
+    return {key: summary(run.report[key] for run in runs) for key in keys}
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+def measure_schedules(by_schedule: dict[str, list[Trained]]) -> dict[str, Any]:
+    """How each schedule ends, and by how much its ELBO is better than with weight 1 throughout, seed by seed."""
+    plain = [run.report["test_elbo"] for run in by_schedule["constant"]]
+    numbers = {}
+    for schedule, runs in by_schedule.items():
+        ends = over_seeds(runs, "test_elbo", "test_nll", "test_reconstruction", "test_kl", "active_units")
+        gains = [elbo - other for elbo, other in zip(ends["test_elbo"]["values"], plain, strict=True)]
+        numbers[schedule] = ends | {"gain": summary(gains)}
+    return numbers
+
+
+def schedule_table(numbers: dict[str, Any]) -> str:
+    """How each schedule ends, as Markdown."""
+    headers = ["schedule", "test ELBO", "more than constant", "test NLL", "KL", "active units"]
+    rows = [
+        [name, shown(n["test_elbo"], 2), "" if name == "constant" else shown(n["gain"], 2), shown(n["test_nll"], 2)]
+        + [shown(n["test_kl"], 2), shown(n["active_units"])]
+        for name, n in numbers.items()
+    ]
+    return table(headers, rows)
+
+
+def draw_schedules(by_schedule: dict[str, list[Trained]], numbers: dict[str, Any]) -> Figure:
+    """The weight, the KL and the ELBO over time, and where they end."""
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    (weights, kls), (elbos, ends) = figure.subplots(2, 2)
+    for place, (schedule, runs) in enumerate(by_schedule.items()):
+        color = f"C{place}"
+        lines, tests = ([run.history(split) for run in runs] for split in ("train", "test"))
+        last_step = lines[0][-1]["step"]
+        steps = np.linspace(0, last_step, 400).astype(int)
+        weight = [float(main.scheduled_weight(runs[0].settings, int(step))) for step in steps]
+        weights.plot(steps, weight, color=color, label=schedule)
+        draw_spread(kls, [n["step"] for n in lines[0]], [[n["kl"] for n in line] for line in lines], schedule, color)
+        draw_spread(elbos, [n["step"] for n in tests[0]], [[n["elbo"] for n in test] for test in tests], schedule, color)
+        for marker, key, sign in (("o", "test_elbo", -1), ("x", "test_nll", 1)):
+            values = sign * np.array(numbers[schedule][key]["values"])
+            ends.plot(np.full(len(values), place), values, marker, color=color)
+    weights.set(title="weight of the KL", xlabel="step", ylabel="weight")
+    kls.set(title="KL of training images, means over 100 steps", xlabel="step", ylabel="nats (log scale)", yscale="log")
+    elbos.set(title="test ELBO (weight 1), after each epoch", xlabel="step", ylabel="nats")
+    ends.set(title="at the end, a mark per seed:  o  -ELBO    x  NLL", ylabel="nats (less is better)")
+    ends.set_xticks(range(len(by_schedule)), list(by_schedule))
+    for axes in (weights, kls, elbos, ends):
+        axes.grid(alpha=0.3)
+    weights.legend()
+    return figure
+
+
+# --- beta -------------------------------------------------------------------------------------------------------------
+def exchange_rates(rates: np.ndarray, distortions: np.ndarray) -> np.ndarray:
+    """Nats of distortion saved per further nat of rate, between neighbours on the curve: (P,), (P,) -> (P - 1,).
+
+    Where distortion + beta * rate is least, the curve has slope -beta (Alemi et al. 2018, arXiv 1711.00464). So between
+    two exact minimisers the exchange rate lies between their betas.
+    """
+    return -np.diff(distortions) / np.diff(rates)
+
+
+def measure_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]], judge: Any) -> dict[str, Any]:
+    """Rate, distortion and samples for each beta."""
+    numbers = {}
+    for beta, runs in by_beta.items():
+        samples = [prior_samples(run.load(), sizes.samples, study.seed) for run in runs]
+        verdicts = [judge_samples(judge, drawn) for drawn in samples]
+        numbers[f"{beta:g}"] = over_seeds(runs, "test_kl", "test_reconstruction", "test_elbo", "active_units") | {
+            key: summary(verdict[key] for verdict in verdicts) for key in ("sure", "digits")
+        }
+    rates, distortions = (
+        np.array([n[key]["mean"] for n in numbers.values()]) for key in ("test_kl", "test_reconstruction")
+    )
+    for n, rate in zip(numbers.values(), [*exchange_rates(rates, distortions).tolist(), None], strict=True):
+        n["exchange_rate_to_next"] = rate
+    return numbers
+
+
+def beta_table(numbers: dict[str, Any], real: dict[str, float]) -> str:
+    """Rate, distortion and samples for each beta, as Markdown; `real` is how the classifier judges test images."""
+    headers = ["beta", "rate: KL", "distortion: reconstruction", "test ELBO", "active units"]
+    headers += ["distortion saved per nat of rate, to the next", "clear samples, %", "digits in samples"]
+    rows = []
+    for beta, n in numbers.items():
+        nats = [shown(n[key]) for key in ("test_kl", "test_reconstruction", "test_elbo", "active_units")]
+        exchange = n["exchange_rate_to_next"]
+        rows.append([beta, *nats, "" if exchange is None else f"{exchange:.2f}"])
+        rows[-1] += [shown(in_percent(n["sure"])), shown(n["digits"])]
+    rows.append(["test images", "", "", "", "", "", f"{100 * real['sure']:.1f}", f"{real['digits']:.1f}"])
+    return table(headers, rows)
+
+
+def in_percent(share: dict[str, Any]) -> dict[str, Any]:
+    """A summary of shares as one of percentages."""
+    return summary(100 * value for value in share["values"])
+
+
+def draw_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]], numbers: dict[str, Any]) -> Figure:
+    """Rate against distortion, active units and clear samples over beta, and samples."""
+    figure = Figure(figsize=(10, 8.5), layout="constrained")
+    curves, samples = figure.subfigures(2, 1, height_ratios=[1.7, 1])
+    plane, over_beta = curves.subplots(1, 2)
+    draw_rate_distortion(plane, numbers)
+
+    betas = list(by_beta)
+    percent = over_beta.twinx()
+    active = np.transpose([n["active_units"]["values"] for n in numbers.values()])
+    sure = np.transpose([in_percent(n["sure"])["values"] for n in numbers.values()])
+    draw_spread(over_beta, betas, active, "active units (left)", "C0")
+    draw_spread(percent, betas, sure, "clear samples (right)", "C1")
+    over_beta.set(xscale="log", xlabel="beta", ylabel="active units", ylim=(0, None))
+    over_beta.set_xticks(betas, [f"{beta:g}" for beta in betas])
+    over_beta.minorticks_off()
+    over_beta.set_title("latents in use, and samples that the classifier is sure of", fontsize=10)
+    percent.set(ylabel="% of samples", ylim=(0, 100))
+    over_beta.legend(handles=[*over_beta.lines, *percent.lines], loc="lower left")
+    over_beta.grid(alpha=0.3)
+
+    for axes, beta in zip(samples.subplots(1, len(sizes.shown_betas)), sizes.shown_betas, strict=True):
+        n = numbers[f"{beta:g}"]
+        drawn = prior_samples(by_beta[beta][0].load(), 40, study.seed)
+        title = f"samples, beta {beta:g}: KL {n['test_kl']['mean']:.1f} nats, {100 * n['sure']['mean']:.0f} % clear"
+        draw_images(axes, drawn, 8, title)
+    return figure
+
+
+def draw_rate_distortion(axes: Axes, numbers: dict[str, Any]) -> None:
+    """The rate-distortion curve, a dot per training, and the lines on which the ELBO is the same."""
+    rates, distortions = (
+        np.array([n[key]["values"] for n in numbers.values()]) for key in ("test_kl", "test_reconstruction")
+    )
+    axes.plot(rates.mean(axis=1), distortions.mean(axis=1), color="C0", linewidth=1)
+    axes.plot(rates.ravel(), distortions.ravel(), "o", color="C0", markersize=4)
+    for beta, rate, distortion in zip(numbers, rates.mean(axis=1), distortions.mean(axis=1), strict=True):
+        axes.annotate(f"beta {beta}", (rate, distortion), xytext=(6, 5), textcoords="offset points")
+    axes.margins(0.15)
+    left, right = axes.set_xlim(*axes.get_xlim())
+    bottom, top = axes.set_ylim(*axes.get_ylim())
+    for total in np.linspace(left + bottom, right + top, 9)[1:-1].round(-1 if right + top - left - bottom > 80 else 0):
+        axes.plot([left, right], [total - left, total - right], color="grey", linewidth=0.6, linestyle=":")
+        edge = max(left, total - top)  # where the line enters the picture
+        axes.annotate(f"{-total:.0f}", (edge, total - edge), color="grey", fontsize=7, va="top", xytext=(2, -2),
+                      textcoords="offset points")  # fmt: skip
+    axes.set(xlabel="rate: KL (nats)", ylabel="distortion: reconstruction loss (nats)")
+    axes.set_title("what a nat of rate buys (dotted: equal ELBO, in nats)", fontsize=10)
+
+
+# --- each latent ------------------------------------------------------------------------------------------------------
+def first_above(steps: np.ndarray, kl: np.ndarray, threshold: float) -> list[int | None]:
+    """The first of `steps` (T,) at which the KL (T, L) of each latent is above `threshold`; None if it never is."""
+    above = kl > threshold
+    return [int(steps[column.argmax()]) if column.any() else None for column in above.T]
+
+
+def watched_kl(run: Trained) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (T,) and the KL of each latent at these, (T, L) nats, the latent with the largest KL at the end first."""
+    watched = run.watched()
+    kl = np.stack([at["kl"] for at in watched.values()])
+    return np.array(list(watched)), kl[:, np.argsort(-kl[-1])]
+
+
+def measure_latents(by_schedule: dict[str, list[Trained]]) -> dict[str, Any]:
+    """When each latent wakes up, how many are awake at once at most and at the end; latents by their KL at the end."""
+    numbers = {}
+    for schedule in WATCHED:
+        steps, kl = watched_kl(by_schedule[schedule][0])
+        awake = (kl > AWAKE).sum(axis=1)
+        numbers[schedule] = {
+            "wakes_at_step": first_above(steps, kl, AWAKE),
+            "kl_at_end": kl[-1].tolist(),
+            "most_awake": int(awake.max()),
+            "awake_at_end": int(awake[-1]),
+        }
+    return numbers
+
+
+def measure_free_bits(by_free_bits: dict[float, list[Trained]]) -> dict[str, Any]:
+    """How trainings with free bits end; the KL per latent is sorted within each training, then averaged over seeds."""
+    numbers = {}
+    for nats, runs in by_free_bits.items():
+        sorted_kl = [sorted(run.report["kl_per_latent"], reverse=True) for run in runs]
+        ends = over_seeds(runs, "test_elbo", "test_reconstruction", "test_kl", "active_units")
+        least, most = (summary(kl[place] for kl in sorted_kl) for place in (-1, 0))
+        mean_kl = np.mean(sorted_kl, axis=0).tolist()
+        numbers[f"{nats:g}"] = ends | {"least_kl": least, "most_kl": most, "sorted_kl": mean_kl}
+    return numbers
+
+
+def free_bits_table(numbers: dict[str, Any]) -> str:
+    """How trainings with free bits end, as Markdown."""
+    headers = ["free nats per latent", "in all", "test ELBO", "reconstruction", "KL", "active units"]
+    headers += ["least KL of a latent", "largest"]
+    rows = []
+    for nats, n in numbers.items():
+        free = float(nats) * len(n["sorted_kl"])
+        ends = [shown(n[key]) for key in ("test_elbo", "test_reconstruction", "test_kl", "active_units")]
+        rows.append([nats, f"{free:g}", *ends, shown(n["least_kl"], 3), shown(n["most_kl"], 2)])
+    return table(headers, rows)
+
+
+def draw_latents(by_schedule: dict[str, list[Trained]], by_free_bits: dict[float, list[Trained]]) -> Figure:
+    """The KL of each latent while it is trained, and at the end with and without free bits."""
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1.4, 1])
+    panels = above.subplots(1, len(WATCHED), sharey=True)
+    for axes, schedule in zip(panels, WATCHED, strict=True):
+        steps, kl = watched_kl(by_schedule[schedule][0])
+        rows = np.arange(1, kl.shape[1] + 1)
+        colors = axes.pcolormesh(steps, rows, kl.T.clip(0.01), norm=LogNorm(0.01, 10), cmap="viridis")
+        woken = [(step, row) for step, row in zip(first_above(steps, kl, AWAKE), rows, strict=True) if step]
+        axes.plot(*zip(*woken, strict=True), ".", color="red", markersize=5)
+        awake = (kl > AWAKE).sum(axis=1)
+        title = f"{schedule} weight: at most {awake.max()} awake, {awake[-1]} at the end"
+        axes.set(xscale="log", xlabel="step (log scale)", title=title)
+    panels[0].set(ylabel="latent, by its KL at the end", ylim=(len(rows) + 0.5, 0.5))
+    above.colorbar(colors, ax=panels, label="KL (nats), mean of test images", extend="both")
+    above.suptitle(f"KL of each latent; red: first above {AWAKE} nats", fontsize=11)
+
+    axes = below.subplots()
+    for nats, runs in by_free_bits.items():
+        kl = [sorted(run.report["kl_per_latent"], reverse=True) for run in runs]
+        draw_spread(axes, rows, kl, f"{nats:g} free nats per latent" if nats else "no free bits")
+    axes.set(xlabel="latent, by its KL", ylabel="KL (nats)", xticks=rows, title="weight 1 throughout, at the end")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+# --- ways to take the KL ----------------------------------------------------------------------------------------------
+def kl_by_one_sample(z_mean: np.ndarray, z_log_std: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """log q(z|x) - log p(z) for z = z_mean + std * noise, of each latent, in nats; all (N, L).
+
+    Its mean over the noise is the KL. A KL is never negative; a sample of it may well be.
+    """
+    z = z_mean + np.exp(z_log_std) * noise
+    return (np.square(z) - np.square(noise)) / 2 - z_log_std
+
+
+def one_sample_variance(z_mean: np.ndarray, z_log_std: np.ndarray) -> np.ndarray:
+    """The variance of kl_by_one_sample over the noise, (N, L) square nats: (s^2 - 1)^2 / 2 + m^2 s^2.
+
+    With z = m + s e the sample is (s^2 - 1) e^2 / 2 + m s e + a constant; e^2 has variance 2 and no covariance with e.
+    A latent that tells much has a small s, which leaves 1/2, all of it from log q(z|x): noise that tells nothing.
+    """
+    variance = np.exp(2 * z_log_std)
+    return np.square(variance - 1) / 2 + np.square(z_mean) * variance
+
+
+def gradient_noise(z_mean: np.ndarray, z_log_std: np.ndarray) -> float:
+    """How noisy the gradient of the one-sample KL is: its standard deviation over the size of the KL's gradient.
+
+    The gradient of an image's KL by the encoder's outputs m and log s (N, L) is m and s^2 - 1. By one sample, with
+    z = m + s e, it is z and z s e - 1, with variances s^2 and s^2 (m^2 + 2 s^2). Root mean squares over all images.
+    """
+    variance = np.exp(2 * z_log_std)
+    noise = variance + variance * (np.square(z_mean) + 2 * variance)
+    size = np.square(z_mean) + np.square(variance - 1)
+    return float(np.sqrt(noise.mean() / size.mean()))
+
+
+def draw_values(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """The KL (draws, N) of images by one sample, many times, in nats."""
+    rng = np.random.default_rng(seed)
+    return np.stack(
+        [kl_by_one_sample(z_mean, z_log_std, rng.standard_normal(z_mean.shape)).sum(axis=1) for _ in range(draws)]
+    )
+
+
+def take_kl(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, mixture_samples: int, seed: int) -> dict[str, float]:
+    """The KL to the prior of posteriors (N, L), taken in all ways, in nats.
+
+    analytic: the formula, mean over images. one_sample: the same by one draw for each image, with the spread of such a
+    draw over the noise (measured by `draws`, and in closed form) and the share of draws below zero. moments, mixture:
+    of all images' latents together, as the Gaussian with their moments and as the mixture that they are; what the
+    mixture lacks of the analytic KL is the mutual information I(x; z) of these N images and their latents (Hoffman &
+    Johnson 2016), which is log N, the most it can be, once no two images share latents.
+    """
+    z_mean, z_log_std = np.float64(z_mean), np.float64(z_log_std)
+    analytic = float(main.kl_to_standard_normal(z_mean, z_log_std).numpy().sum(axis=1).mean())
+    values = draw_values(z_mean, z_log_std, draws, seed)
+    mixture, standard_error = latent.aggregate_kl(z_mean, z_log_std, mixture_samples, seed)
+    return {
+        "analytic": analytic,
+        "one_sample": float(values[0].mean()),
+        "one_sample_sd": float(np.sqrt(values.var(axis=0, ddof=1).mean())),
+        "one_sample_sd_closed_form": float(np.sqrt(one_sample_variance(z_mean, z_log_std).sum(axis=1).mean())),
+        "one_sample_negative": float((values < 0).mean()),
+        "gradient_noise": gradient_noise(z_mean, z_log_std),
+        "moments": latent.moments_kl(z_mean, z_log_std),
+        "mixture": mixture,
+        "mixture_standard_error": standard_error,
+        "information": analytic - mixture,
+    }
+
+
+def mixture_by_count(
+    z_mean: np.ndarray, z_log_std: np.ndarray, counts: list[int], samples: int, seed: int
+) -> list[float]:
+    """The KL of the mixture of posteriors (N, L) to the prior, in nats, had there been fewer images, at random."""
+    order = np.random.default_rng(seed).permutation(len(z_mean))
+    return [latent.aggregate_kl(z_mean[order[:n]], z_log_std[order[:n]], samples, seed)[0] for n in counts]
+
+
+def measure_ways(
+    study: Study, sizes: Sizes, posteriors: dict[float, list[tuple[np.ndarray, np.ndarray]]]
+) -> dict[str, Any]:
+    """The KL of trained models in all ways, for each beta; for the first seed, the mixture's by the number of images."""
+    images = len(next(iter(posteriors.values()))[0][0])
+    counts = [images // part for part in (100, 30, 10, 3, 1)]
+    by_beta = {}
+    for beta, repeated in posteriors.items():
+        taken = [take_kl(*posterior, sizes.draws, sizes.mixture_samples, study.seed) for posterior in repeated]
+        by_beta[f"{beta:g}"] = {key: summary(one[key] for one in taken) for key in taken[0]} | {
+            "mixture_by_count": mixture_by_count(*repeated[0], counts, sizes.mixture_samples, study.seed)
+        }
+    return {"images": images, "log_images": float(np.log(images)), "counts": counts, "by_beta": by_beta}
+
+
+def ways_table(numbers: dict[str, Any]) -> str:
+    """The KL in all ways, as Markdown."""
+    headers = ["beta", "KL: formula", "by one sample", "its sd (closed form)", "below 0, %", "noise of its gradient, %"]
+    headers += ["all images together: moments", "mixture", f"I(x; z), at most {numbers['log_images']:.2f}"]
+    rows = []
+    for beta, n in numbers["by_beta"].items():
+        spread = f"{n['one_sample_sd']['mean']:.2f} ({n['one_sample_sd_closed_form']['mean']:.2f})"
+        rows.append([beta, shown(n["analytic"], 2), shown(n["one_sample"], 2), spread])
+        rows[-1] += [shown(in_percent(n[key])) for key in ("one_sample_negative", "gradient_noise")]
+        rows[-1] += [shown(n[key], 2) for key in ("moments", "mixture", "information")]
+    return table(headers, rows)
+
+
+def draw_ways(
+    study: Study, sizes: Sizes, posteriors: dict[float, list[tuple[np.ndarray, np.ndarray]]], numbers: dict[str, Any]
+) -> Figure:
+    """One sample against the formula, image by image; the mixture against how many images it is of."""
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.2])
+    for axes, beta in zip(above.subplots(1, len(sizes.shown_betas)), sizes.shown_betas, strict=True):
+        z_mean, z_log_std = (part[:1_000] for part in posteriors[beta][0])
+        analytic = main.kl_to_standard_normal(z_mean, z_log_std).numpy().sum(axis=1)
+        axes.plot(analytic, draw_values(z_mean, z_log_std, 1, study.seed)[0], ".", markersize=2)
+        axes.axline((analytic.mean(), analytic.mean()), slope=1, color="black", linewidth=1)
+        axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
+        deviation = numbers["by_beta"][f"{beta:g}"]["one_sample_sd_closed_form"]["values"][0]
+        axes.set(xlabel="KL by the formula (nats)", title=f"beta {beta:g}: sd of a sample {deviation:.1f} nats")
+    above.axes[0].set_ylabel("by one sample (nats)")
+
+    axes = below.subplots()
+    counts = np.array(numbers["counts"])
+    for place, (beta, n) in enumerate(numbers["by_beta"].items()):
+        axes.plot(counts, n["mixture_by_count"], "o-", color=f"C{place}", markersize=4, label=f"beta {beta}")
+        axes.plot(counts, n["analytic"]["values"][0] - np.log(counts), ":", color=f"C{place}")
+        axes.plot([counts[-1]], [n["moments"]["values"][0]], "x", color=f"C{place}")
+    axes.set(xscale="log", xlabel="images in the mixture", ylabel="nats")
+    axes.set_title(
+        "KL of all images' latents together to the prior, as a mixture\n"
+        "dotted: mean KL - log(images), the least it can be; crosses: the Gaussian with the moments of all",
+        fontsize=10,
+    )
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+def run(study: Study) -> None:
+    """Train, measure, draw, publish."""
+    sizes = QUICK_SIZES if study.quick else Sizes()
+    trained = train_asked(study, ask(study, sizes))
+    by_schedule, by_beta, by_free_bits = (trained[varied] for varied in ("schedule", "beta", "free bits"))
+    judge = digit_classifier(study)
+    test_images = main.load_data(settings_of(study), lambda line: None).test_images[: sizes.images]
+    grey = main.load_data(settings_of(study, binarize="none"), lambda line: None).test_images[: sizes.images]
+    posteriors = {
+        beta: [latent.encode(run.load().encoder, test_images) for run in runs] for beta, runs in by_beta.items()
+    }
+
+    schedules, latents = measure_schedules(by_schedule), measure_latents(by_schedule)
+    betas, free_bits = measure_betas(study, sizes, by_beta, judge), measure_free_bits(by_free_bits)
+    real, ways = judge_samples(judge, to_brightness(grey)), measure_ways(study, sizes, posteriors)
+
+    save_figure(study.images / "kl_weight_schedules.png", draw_schedules(by_schedule, schedules))
+    save_figure(study.images / "kl_weight_beta.png", draw_betas(study, sizes, by_beta, betas))
+    save_figure(study.images / "kl_weight_latents.png", draw_latents(by_schedule, by_free_bits))
+    save_figure(study.images / "kl_weight_ways.png", draw_ways(study, sizes, posteriors, ways))
+    numbers = {"schedules": schedules, "latents": latents, "beta": betas, "test_images": real}
+    tables = {
+        "kl_weight schedules": schedule_table(schedules),
+        "kl_weight beta": beta_table(betas, real),
+        "kl_weight free bits": free_bits_table(free_bits),
+        "kl_weight ways": ways_table(ways),
+    }
+    publish(study, numbers | {"free_bits": free_bits, "ways": ways}, tables)
+
+
+if __name__ == "__main__":
+    run_study(STUDY, run)

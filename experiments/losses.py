@@ -1,0 +1,424 @@
+"""Why does a VAE collapse, what cures it, and what only postpones it?
+
+    python -m experiments.losses
+
+The three losses (cross-entropy CE, squared error MSE, absolute difference AD) are trained as many first VAEs are: on
+grey pixels, with the reconstruction averaged over pixels and the KL summed. Then with each supposed cure. All are
+scored on the same things: CE, MSE and AD of their reconstructions of the test set, KL, active units, samples.
+"""
+
+from functools import partial
+
+from experiments.study import (
+    Study,
+    Trained,
+    Training,
+    digit_classifier,
+    judge_samples,
+    prior_samples,
+    publish,
+    read_command_line,
+    run_study,
+    settings_of,
+    shown,
+    summary,
+    table,
+    train_all,
+)
+
+if __name__ == "__main__":
+    STUDY = read_command_line("losses", __doc__)  # before the seconds that TensorFlow takes
+
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+import main
+from utils import classifier, data, plots
+from utils.report import active_units
+
+ORIGINAL = {  # grey pixels, the mistake of a mean over them, and a constant learning rate
+    "binarize": "none", "reconstruction_reduction": "mean", "kl_schedule": "constant", "lr_schedule": "constant",
+    "epochs": 9, "nll_samples": 0,
+}  # fmt: skip
+SUM = {"reconstruction_reduction": "sum"}
+MODELS = {  # what differs from ORIGINAL
+    "CE_0": {"loss": "ce"},
+    "CE_1": {"loss": "ce", "autoencoder": True},
+    "MSE_0": {"loss": "mse"},
+    "MSE_1": {"loss": "mse", "kl_schedule": "linear", "kl_steps": 20_000},
+    "MSE_2": {"loss": "mse", "kl_schedule": "linear", "kl_steps": 500_000, "epochs": 20},
+    "MSE autoencoder": {"loss": "mse", "autoencoder": True},
+    "AD_0": {"loss": "ad"},
+    "AD_1": {"loss": "ad", "kl_schedule": "linear", "kl_steps": 20_000},
+    "AD autoencoder": {"loss": "ad", "autoencoder": True},
+    "MSE scale": {"loss": "mse", "decoder_scale": "learned"},
+    "MSE bits": {"loss": "mse", "free_bits": 0.5},
+    "MSE 1/784": {"loss": "mse", "kl_weight_end": 1 / 784},
+    "CE sum": {"loss": "ce", **SUM},
+    "MSE sum": {"loss": "mse", **SUM},
+    "AD sum": {"loss": "ad", **SUM},
+    "MSE scale sum": {"loss": "mse", "decoder_scale": "learned", **SUM},
+    "AD scale sum": {"loss": "ad", "decoder_scale": "learned", **SUM},
+}
+WORDS = {  # as captions and the table name them
+    "CE_0": "CE, mean, with KL",
+    "CE_1": "CE alone: an autoencoder",
+    "MSE_0": "MSE, mean, with KL",
+    "MSE_1": "MSE, mean, KL weight 0 to 1 in 20,000 steps",
+    "MSE_2": "MSE, mean, KL weight 0 to 1 in 500,000 steps",
+    "MSE autoencoder": "MSE alone: an autoencoder",
+    "AD_0": "AD, mean, with KL",
+    "AD_1": "AD, mean, KL weight 0 to 1 in 20,000 steps",
+    "AD autoencoder": "AD alone: an autoencoder",
+    "MSE scale": "MSE, mean, learned scale",
+    "MSE bits": "MSE, mean, 0.5 free bits a latent",
+    "MSE 1/784": "MSE, mean, KL weight 1/784",
+    "CE sum": "CE, sum",
+    "MSE sum": "MSE, sum",
+    "AD sum": "AD, sum",
+    "MSE scale sum": "MSE, sum, learned scale",
+    "AD scale sum": "AD, sum, learned scale",
+}
+PICTURES = ("CE_0", "CE_1", "MSE_0", "MSE_1", "MSE_2", "AD_0", "AD_1")  # each has a file of its own
+SWEEPS = {"ce": 0.1, "mse": 0.03, "ad": 0.05}  # weights that a slow ramp ends at, well past the collapse
+ALONG = (100, 200, 400, 1_000, 4_000)  # steps that the pictures show
+EARLY = tuple(range(0, 1_000, 40))  # where the ramps are watched more closely
+JUDGED = 300  # samples of each model that the classifier looks at
+
+
+# --- what is watched while they train ---------------------------------------------------------------------------------
+def progress(vae: main.VAE, settings: main.Settings, dataset: data.Dataset, kept: int) -> dict[str, np.ndarray]:
+    """Means over the test set of CE, MSE and AD of the reconstructions and of each latent's KL (L,), the variance of
+    z_mean (L,), `kept` reconstructions and JUDGED samples as uint8, and the width of the pixel noise."""
+
+    def score(images, _start):
+        x = main.brightness(tf.constant(images))
+        z_mean, z_log_std = vae.encoder(x)
+        logits = vae.decoder(z_mean)
+        losses = [main.reconstruction_loss(x, logits, loss, None) for loss in ("ce", "mse", "ad")]
+        return *losses, main.kl_to_standard_normal(z_mean, z_log_std), z_mean
+
+    *losses, kl, z_mean = data.in_batches(score, dataset.test_images)
+    pictures = main.reconstruct(vae, one_of_each(dataset, kept)), prior_samples(vae, JUDGED, settings.seed)
+    return {
+        "losses": np.array([loss.mean() for loss in losses]),
+        "kl": kl.mean(axis=0),
+        "variance": z_mean.var(axis=0),
+        "reconstructions": np.uint8(np.rint(pictures[0] * 255)),
+        "samples": np.uint8(np.rint(pictures[1] * 255)),
+        "scale": np.array(1.0 if vae.log_scale is None else np.exp(vae.log_scale)),
+    }
+
+
+def latents(vae: main.VAE, settings: main.Settings, dataset: data.Dataset) -> dict[str, np.ndarray]:
+    """Of 2,000 test images: the variance of z_mean and the mean KL of each latent, (L,)."""
+    z_mean, z_log_std = vae.encoder(main.brightness(tf.constant(dataset.test_images[:2_000])))
+    return {
+        "variance": np.var(z_mean, axis=0),
+        "kl": np.mean(main.kl_to_standard_normal(z_mean, z_log_std), axis=0),
+    }
+
+
+def one_of_each(dataset: data.Dataset, count: int) -> np.ndarray:
+    """The first test image of each label, then the first ones that are left, `count` in all: uint8 (count, H, W, C)."""
+    first = [np.flatnonzero(dataset.test_labels == label)[0] for label in np.unique(dataset.test_labels)]
+    rest = np.setdiff1d(np.arange(len(dataset.test_images)), first)
+    return dataset.test_images[np.concatenate([first, rest])[:count]]
+
+
+# --- what is computed -------------------------------------------------------------------------------------------------
+def active(watched: dict[str, np.ndarray]) -> int:
+    """How many latents are active, by what was watched."""
+    return active_units(np.sqrt(watched["variance"]) * [[-1], [1]])
+
+
+def last_alive(run: Trained) -> dict[str, float] | None:
+    """The last watched step with an active latent and the KL weight there; None if there was one to the end."""
+    steps = [step for step, watched in run.watched().items() if active(watched)]
+    if steps and steps[-1] == max(run.watched()):
+        return None
+    step = steps[-1] if steps else 0
+    return {"step": step, "weight": float(main.scheduled_weight(run.settings, step))}
+
+
+def predicted_weight(images: np.ndarray, loss: str) -> float:
+    """The KL weight (with the mean over pixels) above which no latent pays, for small codes: uint8 images (N, H, W, C).
+
+    Near the collapse the decoder is linear in z: it draws the mean image plus z times a direction. The squared error
+    then falls by 2 w'Cw per nat of KL, C being the covariance of the pixels: at most by twice its largest eigenvalue
+    (for Gaussian pixels: Lucas et al. 2019, Don't blame the ELBO). For the cross-entropy pixels count in units of
+    their Bernoulli standard deviation sqrt(p (1 - p)), and there is no 2.
+    """
+    x = images.reshape(len(images), -1) / 255
+    covariance, mean = np.cov(x.T), x.mean(axis=0)
+    if loss == "ce":
+        p = np.clip(mean, 1e-4, 1 - 1e-4)
+        scale = np.sqrt(p * (1 - p))
+        covariance = covariance / np.outer(scale, scale)
+    factor = {"ce": 1, "mse": 2}[loss]
+    return float(factor * np.linalg.eigvalsh(covariance)[-1] / x.shape[1])
+
+
+def score(runs: list[Trained], judge: main.keras.Model) -> dict:
+    """The last scores of a model's runs, one a seed, summarised."""
+    finals = [run.watched()[max(run.watched())] for run in runs]
+    autoencoder = runs[0].settings.autoencoder
+    verdicts = [judge_samples(judge, final["samples"] / np.float32(255)) for final in finals]
+    numbers = {
+        name: summary(final["losses"][index] for final in finals) for index, name in enumerate(("ce", "mse", "ad"))
+    }
+    numbers |= {name: summary(verdict[name] for verdict in verdicts) for name in ("sure", "digits")}
+    numbers |= {"scale": summary(final["scale"] for final in finals)}
+    if not autoencoder:
+        numbers |= {"kl": summary(final["kl"].sum() for final in finals)}
+        numbers |= {"active": summary(active(final) for final in finals)}
+        numbers |= {"last_alive": [last_alive(run) for run in runs]}
+    return numbers | {"reduction": runs[0].settings.reconstruction_reduction, "autoencoder": autoencoder}
+
+
+def falls_back(run: Trained, dataset: data.Dataset, judge: main.keras.Model) -> list[dict]:
+    """Which digit do the failed reconstructions show? By step of the pictures, of the kept reconstructions of a run.
+
+    A reconstruction has failed if the classifier sees another digit in it than in the label's.
+    """
+    found = []
+    for step, watched in run.watched().items():
+        if step not in ALONG and step != max(run.watched()):
+            continue
+        kept = watched["reconstructions"]
+        labels = labels_of_each(dataset, len(kept))
+        verdicts = classifier.probabilities(judge, classifier.to_brightness(kept)).argmax(axis=1)
+        failed = verdicts[verdicts != labels]
+        counts = np.bincount(failed, minlength=10) if len(failed) else np.zeros(10, int)
+        found.append(
+            {
+                "step": step,
+                "failed": float(np.mean(verdicts != labels)),
+                "digit": int(counts.argmax()),
+                "share_of_failed": float(counts.max() / max(len(failed), 1)),
+            }
+        )
+    return found
+
+
+def labels_of_each(dataset: data.Dataset, count: int) -> np.ndarray:
+    """The labels of one_of_each."""
+    return one_of_each(dataset._replace(test_images=dataset.test_labels), count)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The mean absolute difference of two images' brightness."""
+    return float(np.abs(a.astype(float) - b.astype(float)).mean())
+
+
+def collapsed_images(results: dict[str, list[Trained]], dataset: data.Dataset) -> dict[str, np.ndarray]:
+    """The one image that each collapsed model draws, and the mean and the median of the training images, in [0, 1]."""
+    x = dataset.train_images / 255
+    images = {"mean": x.mean(axis=0), "median": np.median(x, axis=0)}
+    for name in ("CE_0", "MSE_0", "AD_0"):
+        if name in results:
+            watched = results[name][0].watched()
+            images[name] = watched[max(watched)]["reconstructions"].mean(axis=0) / 255
+    return images
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+def row_title(step: int, watched: dict[str, np.ndarray], run: Trained) -> str:
+    """The numbers of a row, over it."""
+    losses = zip(("CE", "MSE", "AD"), watched["losses"], strict=True)
+    text = f"step {step:,}:  " + ", ".join(f"{name} {loss:.1f}" for name, loss in losses)
+    if run.settings.autoencoder:
+        return text
+    weight = float(main.scheduled_weight(run.settings, step))
+    return f"{text};  KL {watched['kl'].sum():.2f} nats x weight {weight:.2g};  {active(watched)} active"
+
+
+def draw_rows(figure: Figure, rows: list[tuple[str, np.ndarray, np.ndarray]], samples: str) -> None:
+    """Rows of (title, ten images, ten samples), under one another."""
+    axes = figure.subplots(len(rows), 2, squeeze=False)
+    for (left, right), (title, images, drawn) in zip(axes, rows, strict=True):
+        plots.draw_images(left, images, 10, "")
+        left.set_title(title, fontsize=9, loc="left")
+        right.set_axis_off()
+        if len(drawn):
+            plots.draw_images(right, drawn, 10, "")
+        if left is axes[0][0] or left is axes[1][0]:
+            right.set_title(samples if len(drawn) else "", fontsize=9, loc="left")
+
+
+def draw_along(study: Study, name: str, run: Trained, dataset: data.Dataset) -> None:
+    """Write <name>.jpg: test images, and below them their reconstructions and samples along the training."""
+    watched = run.watched()
+    steps = [step for step in watched if step in ALONG] or [max(watched)]
+    rows = [("ten test images", one_of_each(dataset, 10), np.empty(0))]
+    for step in steps:
+        kept = watched[step]
+        rows.append((row_title(step, kept, run), kept["reconstructions"][:10], kept["samples"][:10]))
+    figure = Figure(figsize=(10, 0.85 * len(rows) + 0.5), layout="constrained")
+    figure.suptitle(f"{name}: {WORDS[name]}", fontsize=11)
+    samples = "draws from N(0, I), decoded: no prior here" if run.settings.autoencoder else "samples from the prior"
+    draw_rows(figure, rows, samples)
+    plots.save_figure(study.images / f"{name}.jpg", figure)
+
+
+def draw_cures(study: Study, results: dict[str, list[Trained]], dataset: data.Dataset) -> None:
+    """Write losses_cures.png: reconstructions and samples of every model after its last step."""
+    rows = [("ten test images", one_of_each(dataset, 10), np.empty(0))]
+    for name, runs in results.items():
+        watched = runs[0].watched()
+        final = watched[max(watched)]
+        autoencoder = runs[0].settings.autoencoder
+        numbers = f"MSE {final['losses'][1]:.1f}" + ("" if autoencoder else f", KL {final['kl'].sum():.1f} nats")
+        samples = np.empty(0) if autoencoder else final["samples"][:10]
+        rows.append((f"{WORDS[name]}:  {numbers}", final["reconstructions"][:10], samples))
+    figure = Figure(figsize=(10, 0.82 * len(rows)), layout="constrained")
+    draw_rows(figure, rows, "samples from the prior")
+    plots.save_figure(study.images / "losses_cures.png", figure)
+
+
+def draw_weights(study: Study, sweeps: dict[str, list[Trained]], predicted: dict[str, float]) -> None:
+    """Write losses_weight.png: active units and KL while the weight rises slowly, and where collapse is foretold."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    for number, (loss, runs) in enumerate(sweeps.items()):
+        watched = [run.watched() for run in runs]
+        weights = [float(main.scheduled_weight(runs[0].settings, step)) for step in watched[0]]
+        color = f"C{number}"
+        units = np.array([[active(kept) for kept in seed.values()] for seed in watched])
+        nats = np.array([[kept["kl"].sum() for kept in seed.values()] for seed in watched])
+        plots.draw_spread(axes[0], weights, units, loss.upper(), color)
+        plots.draw_spread(axes[1], weights, nats, loss.upper(), color)
+        if loss in predicted:
+            for panel in axes:
+                panel.axvline(predicted[loss], color=color, linestyle="--", linewidth=1)
+    title = "the KL weight rises from 0; dashed: where, by theory, the last latent dies"
+    axes[0].set(ylabel="active units of 20", title=title)
+    axes[1].set(ylabel="KL (nats)", xlabel="KL weight, with the reconstruction averaged over pixels", yscale="symlog")
+    axes[0].legend()
+    for panel in axes:
+        panel.grid(alpha=0.3)
+    plots.save_figure(study.images / "losses_weight.png", figure)
+
+
+def draw_fallback(study: Study, images: dict[str, np.ndarray]) -> None:
+    """Write losses_average.png: what the collapsed models draw beside the data's mean and median."""
+    figure = Figure(figsize=(9, 2.2), layout="constrained")
+    titles = {"mean": "mean of the data", "median": "median of the data"}
+    for axes, (name, image) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
+        plots.draw_images(axes, image[np.newaxis], 1, titles.get(name, f"{name}, collapsed"))
+    plots.save_figure(study.images / "losses_average.png", figure)
+
+
+# --- the experiment ---------------------------------------------------------------------------------------------------
+def chosen_models(study: Study) -> dict[str, dict]:
+    """The models to train; a quick study has one that collapses, one that is cured, and one in between."""
+    names = ("MSE_0", "AD_1", "MSE sum") if study.quick else MODELS
+    return {name: MODELS[name] for name in names}
+
+
+def train_models(study: Study) -> tuple[dict[str, list[Trained]], dict[str, list[Trained]]]:
+    """All runs by model, and those of the slow ramps by loss, one for each seed."""
+    models, losses = chosen_models(study), ("mse",) if study.quick else tuple(SWEEPS)
+    steps = 130 if study.quick else 468  # in an epoch
+    wanted = []
+    for name, overrides in models.items():
+        for seed in study.seeds:
+            settings = settings_of(study, **{**ORIGINAL, **overrides}, seed=seed)
+            last = settings.epochs * steps
+            early = EARLY if overrides.get("kl_schedule") == "linear" else ()
+            late = range(1_000, last, 200) if name == "MSE_2" else ()
+            watch_at = sorted({step for step in (0, *early, *ALONG, *late) if step < last} | {last})
+            watch = partial(progress, kept=1_000 if name == "AD_1" else 10)
+            wanted.append(Training(settings, watch, tuple(watch_at)))
+    for loss in losses:
+        for seed in study.seeds:
+            ramp = {"loss": loss, "kl_schedule": "linear", "kl_weight_end": SWEEPS[loss], "epochs": 10}
+            settings = settings_of(study, **{**ORIGINAL, **ramp}, kl_steps=steps * 10, seed=seed)
+            wanted.append(Training(settings, latents, tuple(range(0, steps * 10, steps // 8))))
+    done = iter(train_all(study, wanted))
+    return {name: [next(done) for _ in study.seeds] for name in models}, {
+        loss: [next(done) for _ in study.seeds] for loss in losses
+    }
+
+
+def terms(results: dict[str, list[Trained]], pixels: int) -> dict[str, dict[str, float]]:
+    """Of each fixed-scale VAE: its terms in nats, and what the objective with the mean would make of them."""
+    found = {}
+    for name in ("CE_0", "CE sum", "MSE_0", "MSE sum", "AD_0", "AD sum"):
+        if name in results:
+            watched = results[name][0].watched()
+            final = watched[max(watched)]
+            loss = float(final["losses"][("ce", "mse", "ad").index(results[name][0].settings.loss)])
+            nats = float(final["kl"].sum())
+            found[name] = {"reconstruction": loss, "kl": nats, "mean_objective": loss / pixels + nats}
+            found[name]["sum_objective"] = loss + nats
+    return found
+
+
+def run(study: Study) -> None:
+    """Train, score, draw and publish."""
+    results, sweeps = train_models(study)
+    judge = digit_classifier(study)
+    dataset = main.load_data(next(iter(results.values()))[0].settings, print)
+    pixels = dataset.train_images[0].size
+    predicted = {loss: predicted_weight(dataset.train_images, loss) for loss in ("ce", "mse")}
+    images = collapsed_images(results, dataset)
+
+    for name in PICTURES:
+        if name in results:
+            draw_along(study, name, results[name][0], dataset)
+    draw_cures(study, results, dataset)
+    draw_weights(study, sweeps, predicted)
+    draw_fallback(study, images)
+
+    scores = {name: score(runs, judge) for name, runs in results.items()}
+    deaths = {loss: [last_alive(run) for run in runs] for loss, runs in sweeps.items()}
+    averages = {f"{a} to {b}": distance(images[a], images[b]) for a in images for b in ("mean", "median") if a != b}
+    verdicts = {
+        name: int(classifier.probabilities(judge, np.float32(image[np.newaxis])).argmax())
+        for name, image in images.items()
+    }
+    numbers = {
+        "models": scores,
+        "terms": terms(results, pixels),
+        "collapse_weight": {"predicted": predicted, "measured": deaths},
+        "total_variance": float(dataset.train_images.reshape(-1, pixels).astype(np.float32).var(axis=0).sum() / 255**2),
+        "averages": {"distance": averages, "digit": verdicts},
+        "failed_reconstructions": [falls_back(run, dataset, judge) for run in results["AD_1"]],
+    }
+    publish(study, numbers, tables(numbers))
+
+
+def tables(numbers: dict) -> dict[str, str]:
+    """The tables of the README."""
+    headers = ("model", "reduction", "CE", "MSE", "AD", "KL, nats", "active", "samples sure", "digits")
+    rows = []
+    for name, scores in numbers["models"].items():
+        row = [WORDS[name], scores["reduction"], *(shown(scores[loss]) for loss in ("ce", "mse", "ad"))]
+        if scores["autoencoder"]:
+            rows.append([*row, "-", "-", "-", "-"])
+        else:
+            sure = summary(100 * share for share in scores["sure"]["values"])
+            row += [shown(scores["kl"]), shown(scores["active"], 0), f"{shown(sure, 0)} %", shown(scores["digits"])]
+            rows.append(row)
+    why = [
+        (WORDS[name], f"{each['reconstruction']:.2f}", f"{each['kl']:.2f}", f"{each['mean_objective']:.3f}",
+         f"{each['sum_objective']:.1f}")
+        for name, each in numbers["terms"].items()
+    ]  # fmt: skip
+    collapse = []
+    for loss, deaths in numbers["collapse_weight"]["measured"].items():
+        foretold = numbers["collapse_weight"]["predicted"].get(loss)
+        weights = [death["weight"] for death in deaths if death]
+        measured = shown(summary(weights), 4) if len(weights) == len(deaths) else "not reached"
+        collapse.append((loss.upper(), f"{foretold:.4f}" if foretold else "-", measured))
+    return {
+        "losses models": table(headers, rows),
+        "losses terms": table(("model", "reconstruction", "KL", "mean + KL", "sum + KL"), why),
+        "losses collapse": table(("loss", "foretold KL weight", "last active unit dies at"), collapse),
+    }
+
+
+if __name__ == "__main__":
+    run_study(STUDY, run)

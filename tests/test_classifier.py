@@ -1,0 +1,124 @@
+"""utils/classifier.py on pictures that anyone can tell apart, and its scores against closed forms."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils import classifier
+from utils.classifier import (
+    SURE,
+    build_classifier,
+    effective_classes,
+    probabilities,
+    sure_share,
+    to_brightness,
+    train_classifier,
+)
+
+
+def bars(count, seed):
+    """Noisy images (N, 8, 8, 1) with a white bar in one of four places, and that place (N,)."""
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(0, 100, (count, 8, 8, 1), np.uint8), rng.integers(4, size=count).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2 * label : 2 * label + 2] += np.uint8(155)
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train_classifier(*bars(2_000, seed=0), seed=7, epochs=6)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+def test_what_is_easy_to_tell_apart_is_learned(trained):
+    images, labels = bars(1_203, seed=1)  # two batches
+    predicted = probabilities(trained, to_brightness(images))
+    assert predicted.shape == (1_203, 4)
+    np.testing.assert_allclose(predicted.sum(axis=1), 1, rtol=1e-5)
+    assert (predicted.argmax(axis=1) == labels).mean() > 0.99
+    assert sure_share(predicted) > 0.9
+    assert effective_classes(predicted) == pytest.approx(4, abs=0.05)
+
+
+def test_it_gives_logits_and_its_features_lie_before_them(trained):
+    x = to_brightness(bars(5, seed=2)[0])
+    logits = trained.predict(x, verbose=0)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities(trained, x), expected, rtol=1e-4, atol=1e-7)
+    assert not np.allclose(logits.sum(axis=1), 1)
+    features = keras.Model(trained.inputs, trained.get_layer("features").output).predict(x, verbose=0)
+    assert features.shape == (5, 64)
+    assert features.min() >= 0
+    kernel, bias = trained.layers[-1].get_weights()
+    np.testing.assert_allclose(features @ kernel + bias, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_follows_from_its_seed_and_leaves_the_global_one_alone(trained):
+    def global_draws():
+        return np.random.random(), float(keras.random.uniform(()))  # noqa: NPY002
+
+    keras.utils.set_random_seed(1)
+    expected = global_draws()
+    keras.utils.set_random_seed(1)
+    again = train_classifier(*bars(2_000, seed=0), seed=7, epochs=6)
+    assert global_draws() == expected
+    for a, b in zip(trained.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_seed_gives_other_weights_in_every_layer():
+    kernels = [build_classifier((8, 8, 1), 4, seed).get_weights()[::2] for seed in (3, 4)]
+    assert len(kernels[0]) == 4
+    assert not any(np.array_equal(a, b) for a, b in zip(*kernels, strict=True))
+
+
+def test_every_epoch_of_every_seed_sees_every_image_once_in_an_order_of_its_own(monkeypatch):
+    seen = []
+
+    def fit(self, x, y, batch_size, shuffle, verbose):
+        seen.append((x, y))
+        assert shuffle is False
+
+    monkeypatch.setattr(keras.Sequential, "fit", fit)
+    images = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1) * np.ones((1, 8, 8, 1), np.uint8)
+    train_classifier(images, np.arange(50) % 10, seed=0, epochs=3)
+    train_classifier(images, np.arange(50) % 10, seed=1, epochs=1)
+    orders = [np.round(x[:, 0, 0, 0] * 255).astype(int) for x, _ in seen]
+    assert len(orders) == 4
+    for order, (_, labels) in zip(orders, seen, strict=True):
+        np.testing.assert_array_equal(np.sort(order), np.arange(50))
+        np.testing.assert_array_equal(labels, order % 10)
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_convolutions_are_not_compiled_with_xla(trained):
+    assert trained.jit_compile is False
+
+
+def test_brightness_is_float32_from_0_to_1():
+    x = to_brightness(np.array([[0, 51, 255]], np.uint8))
+    np.testing.assert_array_equal(x, np.array([[0, 0.2, 1]], np.float32))
+    assert x.dtype == np.float32
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+def test_sure_is_above_the_threshold_only():
+    tops = np.array([SURE, np.nextafter(SURE, 1), 0.96, 0.5, 1.0])
+    assert sure_share(np.stack([1 - tops, tops], axis=1)) == pytest.approx(3 / 5)
+    assert classifier.SURE == 0.95
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 10), st.integers(1, 20), st.floats(0.11, 1))
+def test_as_many_classes_as_are_equally_frequent_however_sure(present, each, top):
+    rows = np.full((10, 10), (1 - top) / 9) + (top - (1 - top) / 9) * np.eye(10)
+    assert effective_classes(np.repeat(rows[10 - present :], each, axis=0)) == pytest.approx(present)
+
+
+def test_unequal_classes_count_by_the_entropy_of_their_shares():
+    rows = np.eye(3)[[0, 0, 0, 2]]
+    assert effective_classes(rows) == pytest.approx((4 / 3) ** 0.75 * 4**0.25)

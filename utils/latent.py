@@ -1,0 +1,203 @@
+"""What one does with a trained latent space: encode, walk, project, and measure how near it is to the prior.
+
+Pure functions, NumPy in and NumPy out. Shapes: N images or points, L latents. Distances between distributions are in
+nats where they are KLs.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy import stats
+from scipy.linalg import orthogonal_procrustes
+from scipy.special import logsumexp
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.model_selection import KFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from utils import data
+
+LOG_2_PI = float(np.log(2 * np.pi))
+TINY = 1e-6  # vectors shorter than this, or this near to one line (in radians), have no arc between them
+CHUNK_NUMBERS = 1_000_000  # how many numbers aggregate_kl works on at a time: 8 MB, near what a processor's cache holds
+
+
+# --- encode -----------------------------------------------------------------------------------------------------------
+def encode(encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images (N, H, W, C) -> z_mean and z_log_std of their posteriors, float32 (N, L) each."""
+
+    @tf.function
+    def encode_batch(batch, start):
+        return encoder(tf.cast(batch, tf.float32) / 255)
+
+    z_mean, z_log_std = data.in_batches(encode_batch, images)
+    return z_mean, z_log_std
+
+
+# --- walk -------------------------------------------------------------------------------------------------------------
+def straight(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
+    """Walk from a (L,) to b (L,) in a straight line: (steps, L), evenly spaced, both ends included and exact."""
+    a, b = np.float64(a), np.float64(b)
+    t = np.linspace(0, 1, steps)[:, np.newaxis]
+    return (1 - t) * a + t * b  # a + t * (b - a) would miss b
+
+
+def spherical(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
+    """Walk from a (L,) to b (L,) along an arc about the origin: (steps, L), evenly turned, both ends exact.
+
+    Draws from N(0, I) in many dimensions all lie near the sphere of radius sqrt(L), which a straight line leaves
+    (White 2016, arXiv 1609.04468). The direction follows Shoemake's slerp (SIGGRAPH 1985), the length goes linearly
+    from that of a to that of b. Where no arc is singled out, since the two are (nearly) parallel or opposite or one is
+    (nearly) zero, the walk is straight.
+    """
+    a, b = np.float64(a), np.float64(b)
+    a_length, b_length = np.linalg.norm(a), np.linalg.norm(b)
+    if min(a_length, b_length) < TINY:
+        return straight(a, b, steps)
+    a_unit, b_unit = a / a_length, b / b_length
+    angle = 2 * np.arctan2(np.linalg.norm(a_unit - b_unit), np.linalg.norm(a_unit + b_unit))  # arccos: bad near 0, pi
+    if np.sin(angle) < TINY:
+        return straight(a, b, steps)
+    t = np.linspace(0, 1, steps)[:, np.newaxis]
+    length = (1 - t) * a_length + t * b_length
+    a_weight, b_weight = np.sin((1 - t) * angle) / np.sin(angle), np.sin(t * angle) / np.sin(angle)
+    return a_weight * (length / a_length) * a + b_weight * (length / b_length) * b  # the quotients: 1 at their own end
+
+
+# --- project ----------------------------------------------------------------------------------------------------------
+def project(z: np.ndarray, method: str, seed: int) -> np.ndarray:
+    """Show points (N, L), L at least 2, in the plane: (N, 2), by "pca", "tsne" or "umap"; the same for the same seed.
+
+    PCA is linear, and shows true distances along two directions. t-SNE (van der Maaten & Hinton 2008) and UMAP (McInnes
+    et al. 2018, arXiv 1802.03426) keep neighbours together: neither the size of a cluster nor the distance between two
+    means anything in them. UMAP wants at least 5 points. Raises KeyError for another method.
+    """
+    return {"pca": project_pca, "tsne": project_tsne, "umap": project_umap}[method](np.float32(z), seed)
+
+
+def project_pca(z: np.ndarray, seed: int) -> np.ndarray:
+    """The two directions of largest variance; the seed is for scikit-learn's randomised solver, should it choose it."""
+    return PCA(2, random_state=seed).fit_transform(z)
+
+
+def project_tsne(z: np.ndarray, seed: int) -> np.ndarray:
+    """t-SNE from the PCA; few points get a perplexity that they can have."""
+    return TSNE(2, init="pca", perplexity=min(30, (len(z) - 1) / 3), random_state=seed).fit_transform(z)
+
+
+def project_umap(z: np.ndarray, seed: int) -> np.ndarray:
+    """UMAP in one thread, without which it warns that a seed allows one only."""
+    import umap  # here, as it takes seconds, most of them numba's compiler
+
+    return umap.UMAP(n_neighbors=min(15, len(z) - 1), random_state=seed, n_jobs=1).fit_transform(z)
+
+
+# --- what the latents know of the labels ------------------------------------------------------------------------------
+def knn_accuracy(
+    train_z: np.ndarray, train_labels: np.ndarray, test_z: np.ndarray, test_labels: np.ndarray, neighbours: int = 10
+) -> float:
+    """The share of test points (M, L) whose label is that of most of their nearest training points (N, L)."""
+    return float(KNeighborsClassifier(neighbours).fit(train_z, train_labels).score(test_z, test_labels))
+
+
+def knn_accuracy_in(z: np.ndarray, labels: np.ndarray, seed: int, neighbours: int = 10) -> float:
+    """The same within one cloud (N, L), as of a picture: 5-fold cross-validated, the folds drawn by the seed."""
+    folds = KFold(5, shuffle=True, random_state=seed)
+    return float(cross_val_score(KNeighborsClassifier(neighbours), z, labels, cv=folds).mean())
+
+
+# --- two latent spaces ------------------------------------------------------------------------------------------------
+def align(moved: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Turn (and mirror, if it helps) points (N, L) about the origin to where they are nearest to `fixed` (N, L).
+
+    Least squares over orthogonal matrices (Schoenemann 1966). Two runs of one VAE may differ by just that, for N(0, I)
+    looks the same after a rotation or reflection. It does not after a shift or a stretch, so neither is made good.
+    """
+    rotation, _ = orthogonal_procrustes(moved, fixed)
+    return moved @ rotation
+
+
+# --- how far the latents of all images together are from the prior N(0, I) --------------------------------------------
+def moments_kl(z_mean: np.ndarray, z_log_std: np.ndarray) -> float:
+    """KL to N(0, I), in nats, of the Gaussian with the mean and the covariance of the aggregate posterior q(z).
+
+    q(z) = mean_n N(z_mean_n, std_n^2), of z_mean and z_log_std (N, L). By the law of total covariance its covariance
+    is that of the means plus the mean of the variances. The rest of KL(q(z) || N(0, I)), which is aggregate_kl -
+    moments_kl, is KL(q(z) || that Gaussian) and never negative: what is not Gaussian about q(z).
+    """
+    z_mean, z_log_std = np.float64(z_mean), np.float64(z_log_std)
+    mean, latents = z_mean.mean(axis=0), z_mean.shape[1]
+    centred = z_mean - mean
+    covariance = centred.T @ centred / len(z_mean) + np.diag(np.exp(2 * z_log_std).mean(axis=0))  # (L, L)
+    return float((np.trace(covariance) + mean @ mean - latents - np.linalg.slogdet(covariance)[1]) / 2)
+
+
+def aggregate_kl(z_mean: np.ndarray, z_log_std: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
+    """KL(q(z) || N(0, I)) of the aggregate posterior, and its standard error, in nats, by at least 2 samples of q(z).
+
+    q(z) = mean_n N(z_mean_n, std_n^2) is the mixture of the posteriors of all N images, z_mean and z_log_std (N, L).
+    It is one part of the mean KL of a VAE: mean_n KL(q(z|x_n) || p) = I(x; z) + KL(q(z) || p), the other being the
+    mutual information of image and latents (Hoffman & Johnson 2016).
+
+    N images stand for all there are, and that biases it upward: I(x; z) cannot exceed log N among N of them (9.2 nats
+    for 10,000), so that this is at least the mean KL - log N, and about that wherever posteriors hardly overlap.
+
+    Squares are expanded for the sake of matrix products, which loses about 1e-16 * (|z| / std)^2 nats: nothing, unless
+    the posteriors are spikes.
+    """
+    z_mean, z_log_std = np.float64(z_mean), np.float64(z_log_std)
+    rng = np.random.default_rng(seed)
+    members = rng.integers(len(z_mean), size=samples)
+    z = z_mean[members] + np.exp(z_log_std[members]) * rng.standard_normal((samples, z_mean.shape[1]))  # (S, L)
+    log_ratio = log_mixture(z, z_mean, z_log_std) - stats.norm.logpdf(z).sum(axis=1)  # log q(z) / p(z), (S,)
+    return float(log_ratio.mean()), float(log_ratio.std(ddof=1) / np.sqrt(samples))
+
+
+def log_mixture(z: np.ndarray, z_mean: np.ndarray, z_log_std: np.ndarray) -> np.ndarray:
+    """log mean_n N(z; z_mean_n, std_n^2), in nats, of points z (S, L): (S,). Memory grows with N, but not with S."""
+    precision = np.exp(-2 * z_log_std)  # (N, L)
+    constant = (np.square(z_mean) * precision + 2 * z_log_std + LOG_2_PI).sum(axis=1)  # (N,)
+    rows = max(1, CHUNK_NUMBERS // len(z_mean))
+    parts = []
+    for start in range(0, len(z), rows):
+        chunk = z[start : start + rows]
+        exponent = np.square(chunk) @ precision.T - 2 * chunk @ (z_mean * precision).T + constant  # (rows, N)
+        parts.append(logsumexp(-exponent / 2, axis=1))
+    return np.concatenate(parts) - np.log(len(z_mean))
+
+
+# --- clouds of points -------------------------------------------------------------------------------------------------
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The squared Frechet (2-Wasserstein) distance of the Gaussians with the moments of a (N, L) and b (M, L).
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) for covariances A and B, over N - 1 and M - 1 (Dowson &
+    Landau 1982); on features of a classifier it is known as the FID (Heusel et al. 2017). For any factors A = F^T F and
+    B = G^T G the last trace is the sum of the singular values of F G^T; factors by QR of the points themselves, where
+    the square roots of nearly singular matrices would lose half the digits. Takes fewer points than dimensions.
+    """
+    a, b = np.float64(a), np.float64(b)
+    a_factor, b_factor = (
+        np.linalg.qr(points - points.mean(axis=0), mode="r") / np.sqrt(len(points) - 1) for points in (a, b)
+    )
+    between = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    overlap = np.linalg.svd(a_factor @ b_factor.T, compute_uv=False).sum()
+    return max(0.0, float(between + np.square(a_factor).sum() + np.square(b_factor).sum() - 2 * overlap))
+
+
+def normality(z: np.ndarray) -> dict[str, float]:
+    """How a cloud (N, L) differs from draws of N(0, I), dimension by dimension, averaged over the dimensions.
+
+    "mean_abs" and "std" (of N(0, 1): 0 and 1), "skew_abs" and "excess_kurtosis_abs" (both 0), and "ks", the
+    Kolmogorov-Smirnov statistic against N(0, 1): the largest distance of the distribution functions, 0 to 1. N draws of
+    N(0, 1) are not quite there either: about 0.87 / sqrt(N) for "ks", 0.8 / sqrt(N) for "mean_abs", 2 / sqrt(N) for
+    "skew_abs" and 4 / sqrt(N) for "excess_kurtosis_abs". A constant dimension has no skew: a warning, and NaN.
+    """
+    z = np.float64(z)
+    values = {
+        "mean_abs": np.abs(z.mean(axis=0)),
+        "std": z.std(axis=0),
+        "skew_abs": np.abs(stats.skew(z)),
+        "excess_kurtosis_abs": np.abs(stats.kurtosis(z)),
+        "ks": [stats.kstest(column, "norm", method="asymp").statistic for column in z.T],  # the p-value is not used
+    }
+    return {name: float(np.mean(value)) for name, value in values.items()}
