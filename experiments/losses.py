@@ -239,12 +239,11 @@ def draw_rows(figure: Figure, rows: list[tuple[str, np.ndarray, np.ndarray]], sa
     axes = figure.subplots(len(rows), 2, squeeze=False)
     for (left, right), (title, images, drawn) in zip(axes, rows, strict=True):
         plots.draw_images(left, images, 10, "")
-        left.set_title(title, fontsize=9, loc="left")
+        left.set_title(title, fontsize=8, loc="left")
         right.set_axis_off()
         if len(drawn):
             plots.draw_images(right, drawn, 10, "")
-        if left is axes[0][0] or left is axes[1][0]:
-            right.set_title(samples if len(drawn) else "", fontsize=9, loc="left")
+    axes[0][1].text(0.02, 0.02, f"below: {samples}", fontsize=8, transform=axes[0][1].transAxes)
 
 
 def draw_along(study: Study, name: str, run: Trained, dataset: data.Dataset) -> None:

@@ -184,13 +184,13 @@ def fingerprint(texts: Iterable[str]) -> str:
 
 # --- trainings --------------------------------------------------------------------------------------------------------
 def settings_of(study: Study, **overrides: Any) -> Settings:
-    """The settings of the Analysis with some of them replaced; a quick study's are small, whatever is asked for.
+    """The settings of the Analysis with some of them replaced; those of a quick study are small.
 
     Raises utils.settings.SettingsError.
     """
     values = {**BASE, "seed": study.seed, **overrides, "output_dir": str(study.trainings)}
     if study.quick:
-        values |= {name: value for name, value in QUICK.items() if name not in overrides or name == "epochs"}
+        values |= {name: value for name, value in QUICK.items() if name not in overrides}
     return from_params(**values)
 
 

@@ -433,6 +433,17 @@ def test_binarized_images_are_a_draw_of_the_grey_values_that_follows_from_its_ke
     assert 0.85 < np.sqrt((scores**2).mean()) < 1.15  # of 254 standard normal numbers
 
 
+def test_images_with_some_labels_keep_their_order_and_their_labels():
+    labels = np.array([7, 1, 8, 1, 7, 2], np.uint8)
+    images = labels[:, np.newaxis, np.newaxis, np.newaxis] * np.uint8(10) + np.arange(6, dtype=np.uint8)[:, *[None] * 3]
+    some = data.with_labels(data.Dataset("Toy", images, labels, images[::-1], labels[::-1], "memory"), (7, 1))
+    assert some.train_labels.tolist() == [7, 1, 1, 7]
+    assert some.train_images.ravel().tolist() == [70, 11, 13, 74]
+    assert some.test_labels.tolist() == [7, 1, 1, 7]
+    assert some.test_images.ravel().tolist() == [74, 13, 11, 70]
+    assert some.title == "Toy (1, 7 only)"
+
+
 def test_the_draw_of_the_test_images_stays_what_it_is():
     grey = np.arange(1_000 * 28 * 28).astype(np.uint8).reshape(1_000, 28, 28, 1)  # 0 to 255, over and over
     drawn = data.binarize(grey, data.TEST_BINARIZATION_KEY)

@@ -1,6 +1,8 @@
 """main.py: its formulas against SciPy and closed forms, its training against the same VAE written anew in NumPy."""
 
+import json
 import math
+import shutil
 from functools import cache
 
 import keras
@@ -15,7 +17,7 @@ from scipy.stats import bernoulli, kstest, laplace, norm
 
 import main
 from utils import data, runs
-from utils.settings import from_params
+from utils.settings import SettingsError, from_params
 
 few = settings(max_examples=25, deadline=None)
 SHAPE = (4, 2, 2)
@@ -553,6 +555,44 @@ def test_the_log_likelihood_of_a_vae_is_the_integral_over_its_latents(overrides)
     assert 0.5 < np.sqrt((scores**2).mean()) < 1.6  # of 30 standard normal numbers
 
 
+def noisy_vae(**overrides):
+    """One latent that the encoder sees and two that it doesn't, decoded by a linear map."""
+    chosen = from_params(**TINY | {"latent_dim": 1, "noise_dim": 2, "decoder_layers": ()} | overrides)
+    return chosen, random_vae(chosen)
+
+
+def test_noise_latents_reach_the_decoder_as_they_are_and_cost_no_kl():
+    _, vae = noisy_vae()
+    x, noise = random_images(5) / np.float32(255), np.random.default_rng(1).standard_normal((5, 3), np.float32)
+    z_mean, z_log_std = vae.encoder(x)
+    z = np.concatenate([z_mean + np.exp(z_log_std) * noise[:, :1], noise[:, 1:]], axis=1)
+    weights, bias = (weight.numpy() for weight in vae.decoder.trainable_variables)
+    pixels = bernoulli.logpmf(0, expit(z @ weights + bias)), bernoulli.logpmf(1, expit(z @ weights + bias))
+    flat = x.reshape(5, -1)
+    reconstruction, kl = main.loss_terms(vae, x, noise, "ce")
+    np.testing.assert_allclose(reconstruction, -(pixels[0] * (1 - flat) + pixels[1] * flat).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(kl, main.kl_to_standard_normal(z_mean, z_log_std))
+    np.testing.assert_allclose(
+        main.reconstruct(vae, random_images(5)).reshape(5, -1), expit(z_mean * weights[:1] + bias), rtol=1e-5
+    )
+
+
+def test_the_log_likelihood_with_noise_latents_is_the_integral_over_all_of_them():
+    chosen, vae = noisy_vae(nll_samples=4_000)
+    images = np.where(random_images(10) > 127, 255, 0).astype(np.uint8)
+    vae.encoder.get_layer("posterior").bias.assign([0, 0.5])  # wide, so that no image is missed
+    weights, bias = (weight.numpy() for weight in vae.decoder.trainable_variables)
+    axis = np.arange(-5, 5.1, 0.25)
+    z = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
+    white = expit(z @ weights + bias)
+    x = images.reshape(10, 1, -1) / 255
+    log_p_x_z = norm.logpdf(z).sum(axis=1) + bernoulli.logpmf(x, white).sum(axis=2)  # (10, grid)
+    exact = logsumexp(log_p_x_z, axis=1) + 3 * math.log(0.25)
+    estimate, variance = main.estimate_log_likelihood(vae, chosen, images)
+    assert variance.max() < 0.1
+    assert abs((estimate - exact) / np.sqrt(variance)).max() < 5
+
+
 def test_no_two_batches_of_the_likelihood_share_a_draw(monkeypatch):
     chosen = from_params(**TINY | {"nll_samples": 1_001})  # a thousand images are a batch
     vae = main.build_vae(chosen, SHAPE)
@@ -611,7 +651,7 @@ def fit(monkeypatch, tmp_path):
     monkeypatch.setattr(main, "write_grids", lambda *_, **__: {})
     (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {"epochs": 2}}')
     dataset = data.Dataset("tiny", random_images(7), np.zeros(7), random_images(3), np.zeros(3), "")
-    return lambda vae, chosen: main.fit(vae, chosen, dataset, tmp_path, say=print)
+    return lambda vae, chosen, *watch: main.fit(vae, chosen, dataset, tmp_path, print, *watch)
 
 
 def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(fit, tmp_path):
@@ -622,6 +662,50 @@ def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(fit, tm
     assert len(trained.weights) == 9
     for weight, same in zip(trained.weights, restored.weights, strict=True):
         np.testing.assert_array_equal(weight, same)
+
+
+def test_a_watch_sees_the_weights_of_each_of_its_steps_and_changes_none(fit, tmp_path):
+    chosen = from_params(**TINY)  # six steps, lines at 2, 4 and 6, epochs of three
+    seen = {}
+
+    def watch(vae, step):
+        seen[step] = [weight.numpy() for weight in vae.weights]
+
+    vae = random_vae(chosen)
+    start = [weight.numpy() for weight in vae.weights]
+    fit(vae, chosen, watch, (0, 1, 3, 5, 6, 7))
+    watched = [weight.numpy() for weight in vae.weights]
+    lines = [{**line, "images_per_second": 0} for line in runs.read_history(tmp_path)]
+    assert list(seen) == [0, 1, 3, 5, 6]
+    for weights, same in ((seen[0], start), (seen[6], watched)):
+        assert all(np.array_equal(a, b) for a, b in zip(weights, same, strict=True))
+    changes = [np.abs(seen[a][0] - seen[b][0]).max() for a, b in ((0, 1), (1, 3), (3, 5), (5, 6))]
+    assert min(changes) > 0
+
+    shutil.rmtree(tmp_path / "checkpoints")
+    alone = random_vae(chosen)
+    fit(alone, chosen)
+    assert [{**line, "images_per_second": 0} for line in runs.read_history(tmp_path)] == lines
+    assert all(np.array_equal(weight, same) for weight, same in zip(alone.weights, watched, strict=True))
+
+
+def test_a_run_starts_from_the_weights_of_another_and_with_an_optimizer_of_its_own(fit, tmp_path):
+    chosen = from_params(**TINY)
+    vae = random_vae(chosen)
+    fit(vae, chosen)
+    about = {"schedule_epochs": 2, "settings": chosen.model_dump(mode="json")}
+    (tmp_path / "params.json").write_text(json.dumps(about))
+    going_on = from_params(**TINY | {"start_from": str(tmp_path), "free_bits": 1.0})
+    new = main.build_vae(going_on, SHAPE)
+    main.start_from(new, going_on)
+    assert all(np.array_equal(weight, same) for weight, same in zip(new.weights, vae.weights, strict=True))
+    for name, value in (("latent_dim", 3), ("activation", "relu"), ("encoder_layers", (3, 3))):
+        other = from_params(**TINY | {"start_from": str(tmp_path), name: value})
+        with pytest.raises(SettingsError, match=f"^{name}: .* is not allowed with start_from"):
+            main.start_from(main.build_vae(other, SHAPE), other)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(runs.RunError, match="has no checkpoint to start from"):
+        main.start_from(new, going_on)
 
 
 def test_weights_that_are_not_finite_are_not_saved_though_the_objective_is(fit, tmp_path):

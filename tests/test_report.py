@@ -85,6 +85,7 @@ def test_a_single_sample_has_no_sampling_error():
     [
         ({}, "likelihood", 86.76),
         ({"dataset": "fashion_mnist"}, "likelihood", None),  # the number is of MNIST
+        ({"labels": (1, 7)}, "likelihood", None),  # and of all its digits
         ({"binarize": "none"}, "none", None),
         ({"loss": "mse"}, "none", None),
         ({"loss": "ad", "binarize": "none"}, "none", None),

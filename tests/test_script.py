@@ -549,6 +549,9 @@ def test_a_learned_scale_gives_a_density_and_a_likelihood_of_grey_pixels_is_warn
         (["--resume", "done", "--epochs", "2"], 2, r"--epochs 2 contradicts the run's 3; .*"),
         ([*FEW, "--run-name", "done"], 2, r"run_name: 'done' is taken .*--resume done"),
         ([*FEW, "--batch-size", "601"], 2, r"batch_size: 601 is not allowed; at most 600, all training images, is"),
+        ([*FEW, "--labels", "1", "11"], 2, r"labels: 11 is not allowed; MNIST has 0 to 9"),
+        ([*FEW, "--start-from", "none"], 2, r"--start-from none: no such run in predictions; there is done"),
+        ([*FEW, "--start-from", "done", "--latent-dim", "4"], 2, r"latent_dim: 4 is not .* 'done', which has 3"),
         ([*FEW, "--output-dir", "predictions/done/report.json/below"], 1, r".*report\.json/below: Not a directory"),
     ],
 )

@@ -1,0 +1,49 @@
+"""Regenerate every figure and number of the README's Analysis.
+
+    python -m experiments.all
+
+Runs the experiments one after the other, each in a process of its own. What is finished, by this code and seed, is not
+done again: its mark lies in predictions/analysis/. Stop it whenever you like; the same command goes on.
+"""
+
+import json
+import subprocess
+import sys
+
+from experiments.study import ROOT, Study, code_of, mark, read_command_line
+
+EXPERIMENTS = ("losses", "kl_weight", "architecture", "latent_space", "new_label", "noise_latents")
+
+
+def is_finished(study: Study) -> bool:
+    """Whether this code has finished this study, and its numbers are still where it put them."""
+    path = mark(study)
+    numbers = study.images / f"{study.name}.json"
+    return path.exists() and json.loads(path.read_text())["code"] == code_of(study.name) and numbers.exists()
+
+
+def command(study: Study) -> list[str]:
+    """The command that runs one experiment as this study wants it."""
+    words = [sys.executable, "-m", f"experiments.{study.name}", "--seed", str(study.seed), "--jobs", str(study.jobs)]
+    return [*words, "--images", str(study.images.resolve()), *(["--quick"] if study.quick else [])]
+
+
+def main(study: Study) -> int:
+    """Run what is not finished; return the exit code of the first that fails, or 0."""
+    for name in EXPERIMENTS:
+        one = study._replace(name=name)
+        if is_finished(one):
+            print(f"{name}: finished before")
+            continue
+        if code := subprocess.run(command(one), cwd=ROOT).returncode:
+            print(f"{name}: stopped with exit code {code}; the same command goes on from here", file=sys.stderr)
+            return code
+    minutes = [json.loads(mark(study._replace(name=name)).read_text())["seconds"] / 60 for name in EXPERIMENTS]
+    for name, spent in zip(EXPERIMENTS, minutes, strict=True):
+        print(f"{name:<14} {spent:5.1f} minutes")
+    print(f"{'all':<14} {sum(minutes):5.1f} minutes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(read_command_line("all", __doc__)))

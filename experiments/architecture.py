@@ -1,0 +1,170 @@
+"""What do width, depth and latents buy? And where do further latents stop being used?
+
+    python -m experiments.architecture
+
+The VAE of the Analysis (784-256-256-20) with one thing changed at a time: the width of its hidden layers, their number,
+the number of latents. Each is trained with three seeds.
+"""
+
+from experiments.study import (
+    Study,
+    Trained,
+    Training,
+    publish,
+    read_command_line,
+    run_study,
+    settings_of,
+    shown,
+    summary,
+    table,
+    train_all,
+)
+
+if __name__ == "__main__":
+    STUDY = read_command_line("architecture", __doc__)  # before the seconds that TensorFlow takes
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import main
+from utils import plots
+
+WIDTHS = (64, 128, 256, 512)  # units of each of two hidden layers, in encoder and decoder
+DEPTHS = (0, 1, 2, 3)  # hidden layers of 256 units
+LATENTS = (2, 4, 8, 20, 32, 64)
+QUICK_VALUES = {"width": (64,), "depth": (0, 1), "latents": (2, 20)}
+
+
+def overrides(question: str, value: int) -> dict[str, Any]:
+    """What a value changes in the settings of the Analysis."""
+    if question == "latents":
+        return {"latent_dim": value}
+    layers = {"width": (value, value), "depth": (256,) * value}[question]
+    return {"encoder_layers": layers, "decoder_layers": layers}
+
+
+def parameters(run: Trained) -> int:
+    """How many numbers are trained."""
+    return sum(math.prod(weight.shape) for weight in main.build_vae(run.settings, (28, 28, 1)).weights)
+
+
+def measure(runs: list[Trained]) -> dict[str, Any]:
+    """What the runs of a value, one a seed, reached, how much they cost, and the KL of their latents, largest first."""
+    reports = [run.report for run in runs]
+    kl_per_latent = [sorted(report["kl_per_latent"], reverse=True) for report in reports]
+    return {
+        "parameters": parameters(runs[0]),
+        "elbo": summary(report["test_elbo"] for report in reports),
+        "nll": summary(report["test_nll"] for report in reports),
+        "kl": summary(report["test_kl"] for report in reports),
+        "active": summary(report["active_units"] for report in reports),
+        "latents": reports[0]["latent_dim"],
+        "kl_per_latent": np.mean(kl_per_latent, axis=0).tolist(),
+        "seconds_per_epoch": summary(run.seconds / run.settings.epochs for run in runs),
+    }
+
+
+def draw_quality(axes: Axes, label: str, measured: dict[int, dict[str, Any]]) -> None:
+    """ELBO and log-likelihood over the values of a question."""
+    values = list(measured)
+    for name, title, sign in (("elbo", "ELBO", 1), ("nll", "log-likelihood, K = 64", -1)):
+        seeds = np.array([measured[value][name]["values"] for value in values]).T
+        plots.draw_spread(axes, range(len(values)), sign * seeds, title)
+    axes.set(xlabel=label, ylabel="nats per test image", xticks=range(len(values)), xticklabels=values)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def draw_cost(axes: Axes, measured: dict[str, dict[int, dict[str, Any]]]) -> None:
+    """ELBO over the number of parameters, for width and for depth."""
+    for question in ("width", "depth"):
+        numbers = measured[question].values()
+        millions = [each["parameters"] / 1e6 for each in numbers]
+        plots.draw_spread(axes, millions, np.array([each["elbo"]["values"] for each in numbers]).T, f"more {question}")
+    axes.set(xlabel="million parameters", ylabel="ELBO (nats per test image)", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def draw_use(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
+    """How many of the latents are active."""
+    values = list(measured)
+    axes.plot(values, values, color="grey", linewidth=1, linestyle="--", label="all of them")
+    seeds = np.array([measured[value]["active"]["values"] for value in values]).T
+    plots.draw_spread(axes, values, seeds, "active units")
+    axes.set(xlabel="latents", ylabel="active units")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def draw_shares(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
+    """The KL of each latent, from the largest to the least."""
+    for value, numbers in measured.items():
+        axes.plot(range(1, value + 1), numbers["kl_per_latent"], marker=".", label=f"{value} latents")
+    axes.set(xlabel="latents, in the order of their KL", ylabel="KL (nats)", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def draw(study: Study, measured: dict[str, dict[int, dict[str, Any]]]) -> None:
+    """Write architecture.png."""
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    panels = list(figure.subplots(2, 3).flat)
+    labels = {"width": "units per hidden layer (2 layers)", "depth": "hidden layers of 256", "latents": "latents"}
+    for axes, (question, label) in zip(panels[:3], labels.items(), strict=True):
+        draw_quality(axes, label, measured[question])
+    draw_cost(panels[3], measured)
+    draw_use(panels[4], measured["latents"])
+    draw_shares(panels[5], measured["latents"])
+    plots.save_figure(study.images / "architecture.png", figure)
+
+
+def run(study: Study) -> None:
+    """Train, measure, draw and publish."""
+    values = QUICK_VALUES if study.quick else {"width": WIDTHS, "depth": DEPTHS, "latents": LATENTS}
+    wanted = [
+        Training(settings_of(study, seed=seed, **overrides(question, value)))
+        for question in values
+        for value in values[question]
+        for seed in study.seeds
+    ]
+    runs = iter(train_all(study, wanted))
+    measured = {
+        question: {value: measure([next(runs) for _ in study.seeds]) for value in values[question]}
+        for question in values
+    }
+    draw(study, measured)
+    publish(study, {"measured": measured}, tables(measured))
+
+
+def tables(measured: dict[str, dict[int, dict[str, Any]]]) -> dict[str, str]:
+    """The table of the README, a row for each network."""
+    rows, seen = [], set()
+    for question, values in measured.items():
+        for value, numbers in values.items():
+            names = {"width": f"2 x {value}, 20", "depth": f"{value} x 256, 20", "latents": f"2 x 256, {value}"}
+            name = names[question]
+            if name not in seen:  # the network of the Analysis answers all three questions
+                rows.append(row(name, numbers))
+            seen.add(name)
+    headers = ("hidden, latents", "parameters", "ELBO", "NLL", "KL", "active units", "seconds an epoch")
+    return {"architecture": table(headers, rows)}
+
+
+def row(name: str, numbers: dict[str, Any]) -> list[str]:
+    """A network's row of the table."""
+    return [
+        name,
+        f"{numbers['parameters']:,}",
+        *(shown(numbers[key], digits) for key, digits in (("elbo", 2), ("nll", 2), ("kl", 1))),
+        f"{shown(numbers['active'])} of {numbers['latents']}",
+        shown(numbers["seconds_per_epoch"]),
+    ]
+
+
+if __name__ == "__main__":
+    run_study(STUDY, run)
