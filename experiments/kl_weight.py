@@ -22,6 +22,7 @@ import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 import main
 from experiments.study import (
@@ -58,12 +59,13 @@ class Sizes(NamedTuple):
     shown_betas: tuple[float, ...] = (0.1, 1, 10)  # of which samples and scatters are drawn
     free_bits: tuple[float, ...] = (0.1, 0.5, 1)
     samples: int = 1_000  # from the prior, judged by the classifier
+    watched_steps: int = 60  # at which the KL of each latent is looked at
     images: int = 10_000  # test images whose latents are measured
     draws: int = 100  # of z for each of them
-    mixture_samples: int = 4_000  # of the mixture of their posteriors
+    mixture_samples: int = 2_000  # of the mixture of their posteriors
 
 
-QUICK_SIZES = Sizes(("constant", "linear"), 100, 260, (1, 10), (1, 10), (0.5,), 200, 500, 50, 500)
+QUICK_SIZES = Sizes(("constant", "linear"), 100, 260, (1, 10), (1, 10), (0.5,), 200, 12, 500, 50, 500)
 
 
 # --- trainings --------------------------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ def ask(study: Study, sizes: Sizes) -> dict[tuple[str, Any], list[Training]]:
     asked = {("schedule", "constant"): repeated(kl_schedule="constant")}
     for schedule in sizes.schedules[1:]:
         asked["schedule", schedule] = repeated(kl_schedule=schedule, kl_steps=sizes.kl_steps)
-    steps = np.unique(np.geomspace(10, sizes.steps, 60).round().astype(int)).tolist()
+    steps = np.unique(np.geomspace(10, sizes.steps, sizes.watched_steps).round().astype(int)).tolist()
     for schedule in WATCHED:
         first, *others = asked["schedule", schedule]
         watched = first._replace(watch=partial(kl_of_latents, images=WATCHED_IMAGES), watch_at=tuple(steps))
@@ -127,11 +129,11 @@ def measure_schedules(by_schedule: dict[str, list[Trained]]) -> dict[str, Any]:
 def schedule_table(numbers: dict[str, Any]) -> str:
     """How each schedule ends, as Markdown."""
     headers = ["schedule", "test ELBO", "more than constant", "test NLL", "KL", "active units"]
-    rows = [
-        [name, shown(n["test_elbo"], 2), "" if name == "constant" else shown(n["gain"], 2), shown(n["test_nll"], 2)]
-        + [shown(n["test_kl"], 2), shown(n["active_units"])]
-        for name, n in numbers.items()
-    ]
+    rows = []
+    for schedule, n in numbers.items():
+        gain = "" if schedule == "constant" else shown(n["gain"], 2)
+        ends = [shown(n["test_nll"], 2), shown(n["test_kl"], 2), shown(n["active_units"])]
+        rows.append([schedule, shown(n["test_elbo"], 2), gain, *ends])
     return table(headers, rows)
 
 
@@ -141,19 +143,20 @@ def draw_schedules(by_schedule: dict[str, list[Trained]], numbers: dict[str, Any
     (weights, kls), (elbos, ends) = figure.subplots(2, 2)
     for place, (schedule, runs) in enumerate(by_schedule.items()):
         color = f"C{place}"
-        lines, tests = ([run.history(split) for run in runs] for split in ("train", "test"))
-        last_step = lines[0][-1]["step"]
-        steps = np.linspace(0, last_step, 400).astype(int)
-        weight = [float(main.scheduled_weight(runs[0].settings, int(step))) for step in steps]
-        weights.plot(steps, weight, color=color, label=schedule)
-        draw_spread(kls, [n["step"] for n in lines[0]], [[n["kl"] for n in line] for line in lines], schedule, color)
-        draw_spread(elbos, [n["step"] for n in tests[0]], [[n["elbo"] for n in test] for test in tests], schedule, color)
+        for axes, split, key in ((kls, "train", "kl"), (elbos, "test", "elbo")):
+            lines = [run.history(split) for run in runs]
+            steps = [line["step"] for line in lines[0]]
+            draw_spread(axes, steps, [[line[key] for line in repeated] for repeated in lines], schedule, color)
+        weights.plot(main.scheduled_weight(runs[0].settings, tf.range(steps[-1])), color=color, label=schedule)
         for marker, key, sign in (("o", "test_elbo", -1), ("x", "test_nll", 1)):
             values = sign * np.array(numbers[schedule][key]["values"])
             ends.plot(np.full(len(values), place), values, marker, color=color)
     weights.set(title="weight of the KL", xlabel="step", ylabel="weight")
     kls.set(title="KL of training images, means over 100 steps", xlabel="step", ylabel="nats (log scale)", yscale="log")
     elbos.set(title="test ELBO (weight 1), after each epoch", xlabel="step", ylabel="nats")
+    kls.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    kls.yaxis.set_major_formatter("{x:.0f}")
+    kls.yaxis.set_minor_locator(NullLocator())
     ends.set(title="at the end, a mark per seed:  o  -ELBO    x  NLL", ylabel="nats (less is better)")
     ends.set_xticks(range(len(by_schedule)), list(by_schedule))
     for axes in (weights, kls, elbos, ends):
@@ -192,7 +195,7 @@ def measure_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]
 def beta_table(numbers: dict[str, Any], real: dict[str, float]) -> str:
     """Rate, distortion and samples for each beta, as Markdown; `real` is how the classifier judges test images."""
     headers = ["beta", "rate: KL", "distortion: reconstruction", "test ELBO", "active units"]
-    headers += ["distortion saved per nat of rate, to the next", "clear samples, %", "digits in samples"]
+    headers += ["saved per nat of KL, up to the next beta", "clear samples, %", "digits in samples"]
     rows = []
     for beta, n in numbers.items():
         nats = [shown(n[key]) for key in ("test_kl", "test_reconstruction", "test_elbo", "active_units")]
@@ -210,8 +213,8 @@ def in_percent(share: dict[str, Any]) -> dict[str, Any]:
 
 def draw_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]], numbers: dict[str, Any]) -> Figure:
     """Rate against distortion, active units and clear samples over beta, and samples."""
-    figure = Figure(figsize=(10, 8.5), layout="constrained")
-    curves, samples = figure.subfigures(2, 1, height_ratios=[1.7, 1])
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    curves, samples = figure.subfigures(2, 1, height_ratios=[2, 1])
     plane, over_beta = curves.subplots(1, 2)
     draw_rate_distortion(plane, numbers)
 
@@ -219,14 +222,16 @@ def draw_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]], 
     percent = over_beta.twinx()
     active = np.transpose([n["active_units"]["values"] for n in numbers.values()])
     sure = np.transpose([in_percent(n["sure"])["values"] for n in numbers.values()])
-    draw_spread(over_beta, betas, active, "active units (left)", "C0")
-    draw_spread(percent, betas, sure, "clear samples (right)", "C1")
-    over_beta.set(xscale="log", xlabel="beta", ylabel="active units", ylim=(0, None))
+    draw_spread(over_beta, betas, active, "active units", "C0")
+    draw_spread(percent, betas, sure, "clear samples", "C1")
+    over_beta.set(xscale="log", xlabel="beta (log scale)", ylim=(0, 1.05 * active.max()))
+    over_beta.set_ylabel("active units", color="C0")
     over_beta.set_xticks(betas, [f"{beta:g}" for beta in betas])
     over_beta.minorticks_off()
     over_beta.set_title("latents in use, and samples that the classifier is sure of", fontsize=10)
-    percent.set(ylabel="% of samples", ylim=(0, 100))
-    over_beta.legend(handles=[*over_beta.lines, *percent.lines], loc="lower left")
+    over_beta.yaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+    percent.set_ylim(0, 100)
+    percent.set_ylabel("clear samples (%)", color="C1")
     over_beta.grid(alpha=0.3)
 
     for axes, beta in zip(samples.subplots(1, len(sizes.shown_betas)), sizes.shown_betas, strict=True):
@@ -246,23 +251,26 @@ def draw_rate_distortion(axes: Axes, numbers: dict[str, Any]) -> None:
     axes.plot(rates.ravel(), distortions.ravel(), "o", color="C0", markersize=4)
     for beta, rate, distortion in zip(numbers, rates.mean(axis=1), distortions.mean(axis=1), strict=True):
         axes.annotate(f"beta {beta}", (rate, distortion), xytext=(6, 5), textcoords="offset points")
-    axes.margins(0.15)
-    left, right = axes.set_xlim(*axes.get_xlim())
+    axes.margins(x=0.25, y=0.15)  # room for the labels
+    left, right = axes.set_xlim(0, axes.get_xlim()[1])
     bottom, top = axes.set_ylim(*axes.get_ylim())
-    for total in np.linspace(left + bottom, right + top, 9)[1:-1].round(-1 if right + top - left - bottom > 80 else 0):
+    for total in MaxNLocator(10, steps=(1, 2, 5, 10)).tick_values(left + bottom, right + top):
         axes.plot([left, right], [total - left, total - right], color="grey", linewidth=0.6, linestyle=":")
         edge = max(left, total - top)  # where the line enters the picture
-        axes.annotate(f"{-total:.0f}", (edge, total - edge), color="grey", fontsize=7, va="top", xytext=(2, -2),
-                      textcoords="offset points")  # fmt: skip
+        if edge < right - (right - left) / 10 and total - edge > bottom + (top - bottom) / 50:
+            axes.text(edge, total - edge, f" {-total:.0f}", color="grey", fontsize=7, va="top")
     axes.set(xlabel="rate: KL (nats)", ylabel="distortion: reconstruction loss (nats)")
     axes.set_title("what a nat of rate buys (dotted: equal ELBO, in nats)", fontsize=10)
 
 
 # --- each latent ------------------------------------------------------------------------------------------------------
-def first_above(steps: np.ndarray, kl: np.ndarray, threshold: float) -> list[int | None]:
-    """The first of `steps` (T,) at which the KL (T, L) of each latent is above `threshold`; None if it never is."""
-    above = kl > threshold
-    return [int(steps[column.argmax()]) if column.any() else None for column in above.T]
+def awake_since(steps: np.ndarray, kl: np.ndarray, threshold: float) -> list[int | None]:
+    """From which of `steps` (T,) on the KL (T, L) of each latent stays above `threshold`; None if it ends below.
+
+    Not the first step above: an untrained encoder's latents already differ from the prior, and from image to image.
+    """
+    stays = np.logical_and.accumulate((kl > threshold)[::-1])[::-1]  # (T, L), True from some step on
+    return [int(steps[column.argmax()]) if column.any() else None for column in stays.T]
 
 
 def watched_kl(run: Trained) -> tuple[np.ndarray, np.ndarray]:
@@ -273,14 +281,15 @@ def watched_kl(run: Trained) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure_latents(by_schedule: dict[str, list[Trained]]) -> dict[str, Any]:
-    """When each latent wakes up, how many are awake at once at most and at the end; latents by their KL at the end."""
+    """Since when each latent is awake, and how many are, at least, at most and at the end; latents sorted as above."""
     numbers = {}
     for schedule in WATCHED:
         steps, kl = watched_kl(by_schedule[schedule][0])
         awake = (kl > AWAKE).sum(axis=1)
         numbers[schedule] = {
-            "wakes_at_step": first_above(steps, kl, AWAKE),
+            "awake_since_step": awake_since(steps, kl, AWAKE),
             "kl_at_end": kl[-1].tolist(),
+            "least_awake": int(awake.min()),
             "most_awake": int(awake.max()),
             "awake_at_end": int(awake[-1]),
         }
@@ -320,20 +329,24 @@ def draw_latents(by_schedule: dict[str, list[Trained]], by_free_bits: dict[float
         steps, kl = watched_kl(by_schedule[schedule][0])
         rows = np.arange(1, kl.shape[1] + 1)
         colors = axes.pcolormesh(steps, rows, kl.T.clip(0.01), norm=LogNorm(0.01, 10), cmap="viridis")
-        woken = [(step, row) for step, row in zip(first_above(steps, kl, AWAKE), rows, strict=True) if step]
-        axes.plot(*zip(*woken, strict=True), ".", color="red", markersize=5)
-        awake = (kl > AWAKE).sum(axis=1)
-        title = f"{schedule} weight: at most {awake.max()} awake, {awake[-1]} at the end"
+        woken = [(row, step) for row, step in zip(rows, awake_since(steps, kl, AWAKE), strict=True) if step]
+        axes.plot([step for _, step in woken], [row for row, _ in woken], ".", color="red", markersize=5)
+        title = f"{schedule} weight: {len(woken)} of {len(rows)} awake at the end"
         axes.set(xscale="log", xlabel="step (log scale)", title=title)
-    panels[0].set(ylabel="latent, by its KL at the end", ylim=(len(rows) + 0.5, 0.5))
+    panels[0].set(ylabel="latent, by its KL at the end", ylim=(len(rows) + 0.5, 0.5), yticks=rows)
     above.colorbar(colors, ax=panels, label="KL (nats), mean of test images", extend="both")
-    above.suptitle(f"KL of each latent; red: first above {AWAKE} nats", fontsize=11)
+    above.suptitle(f"KL of each latent; red: above {AWAKE} nats from here on", fontsize=11)
 
     axes = below.subplots()
     for nats, runs in by_free_bits.items():
         kl = [sorted(run.report["kl_per_latent"], reverse=True) for run in runs]
-        draw_spread(axes, rows, kl, f"{nats:g} free nats per latent" if nats else "no free bits")
-    axes.set(xlabel="latent, by its KL", ylabel="KL (nats)", xticks=rows, title="weight 1 throughout, at the end")
+        draw_spread(axes, rows, kl, f"{nats:g} nats free per latent" if nats else "no free bits")
+    axes.set(
+        xlabel="latent, by its KL",
+        ylabel="KL (nats)",
+        xticks=rows,
+        title="KL of each latent at the end, with weight 1 throughout",
+    )
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
@@ -379,59 +392,94 @@ def draw_values(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, seed: int
     )
 
 
+def information(z_mean: np.ndarray, z_log_std: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
+    """The mutual information I(x; z) of N images and their latents (N, L), and its standard error, in nats.
+
+    The mean of log q(z|x_n) - log q(z), for z from the posterior of a random image n and the mixture q(z) of all
+    posteriors. No sample exceeds log N, as q(z) >= q(z|x_n) / N, and all are log N where no two posteriors overlap.
+    With it KL(q(z) || p) = mean KL - I(x; z), which is less noisy than latent.aggregate_kl: much of that one's noise is
+    how the KL differs from image to image, and the mean KL is known.
+    """
+    rng = np.random.default_rng(seed)
+    members = rng.integers(len(z_mean), size=samples)
+    noise = rng.standard_normal((samples, z_mean.shape[1]))
+    z = z_mean[members] + np.exp(z_log_std[members]) * noise
+    log_posterior = -(np.square(noise) / 2 + z_log_std[members] + latent.LOG_2_PI / 2).sum(axis=1)
+    log_ratio = log_posterior - latent.log_mixture(z, z_mean, z_log_std)
+    return float(log_ratio.mean()), float(log_ratio.std(ddof=1) / np.sqrt(samples))
+
+
+def mean_kl(z_mean: np.ndarray, z_log_std: np.ndarray) -> float:
+    """The KL of posteriors (N, L) to the prior by the formula, mean over images, in nats."""
+    return float(main.kl_to_standard_normal(z_mean, z_log_std).numpy().sum(axis=1).mean())
+
+
 def take_kl(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, mixture_samples: int, seed: int) -> dict[str, float]:
     """The KL to the prior of posteriors (N, L), taken in all ways, in nats.
 
     analytic: the formula, mean over images. one_sample: the same by one draw for each image, with the spread of such a
     draw over the noise (measured by `draws`, and in closed form) and the share of draws below zero. moments, mixture:
-    of all images' latents together, as the Gaussian with their moments and as the mixture that they are; what the
-    mixture lacks of the analytic KL is the mutual information I(x; z) of these N images and their latents (Hoffman &
-    Johnson 2016), which is log N, the most it can be, once no two images share latents.
+    of all images' latents together, as the Gaussian with their moments and as the mixture that they are. What the
+    mixture lacks of the analytic KL is the mutual information (Hoffman & Johnson 2016): the first charges for telling
+    images apart, the second does not.
     """
     z_mean, z_log_std = np.float64(z_mean), np.float64(z_log_std)
-    analytic = float(main.kl_to_standard_normal(z_mean, z_log_std).numpy().sum(axis=1).mean())
     values = draw_values(z_mean, z_log_std, draws, seed)
-    mixture, standard_error = latent.aggregate_kl(z_mean, z_log_std, mixture_samples, seed)
+    told, standard_error = information(z_mean, z_log_std, mixture_samples, seed)
     return {
-        "analytic": analytic,
+        "analytic": mean_kl(z_mean, z_log_std),
         "one_sample": float(values[0].mean()),
         "one_sample_sd": float(np.sqrt(values.var(axis=0, ddof=1).mean())),
         "one_sample_sd_closed_form": float(np.sqrt(one_sample_variance(z_mean, z_log_std).sum(axis=1).mean())),
         "one_sample_negative": float((values < 0).mean()),
         "gradient_noise": gradient_noise(z_mean, z_log_std),
         "moments": latent.moments_kl(z_mean, z_log_std),
-        "mixture": mixture,
-        "mixture_standard_error": standard_error,
-        "information": analytic - mixture,
+        "mixture": mean_kl(z_mean, z_log_std) - told,
+        "information": told,
+        "information_standard_error": standard_error,
     }
 
 
 def mixture_by_count(
     z_mean: np.ndarray, z_log_std: np.ndarray, counts: list[int], samples: int, seed: int
-) -> list[float]:
-    """The KL of the mixture of posteriors (N, L) to the prior, in nats, had there been fewer images, at random."""
+) -> dict[str, list[float]]:
+    """The KL of the mixture of posteriors (N, L) to the prior, in nats, had there been fewer images, drawn at random.
+
+    With the least that it can be: 0, or the mean KL of these images - log(how many they are).
+    """
     order = np.random.default_rng(seed).permutation(len(z_mean))
-    return [latent.aggregate_kl(z_mean[order[:n]], z_log_std[order[:n]], samples, seed)[0] for n in counts]
+    subsets = [(np.float64(z_mean[order[:count]]), np.float64(z_log_std[order[:count]])) for count in counts]
+    return {
+        "mixture": [mean_kl(*subset) - information(*subset, samples, seed)[0] for subset in subsets],
+        "least": [max(0.0, mean_kl(*subset) - float(np.log(len(subset[0])))) for subset in subsets],
+    }
 
 
 def measure_ways(
     study: Study, sizes: Sizes, posteriors: dict[float, list[tuple[np.ndarray, np.ndarray]]]
 ) -> dict[str, Any]:
-    """The KL of trained models in all ways, for each beta; for the first seed, the mixture's by the number of images."""
+    """The KL of trained models in all ways, for each beta; for the first seed the mixture's by how many images too."""
     images = len(next(iter(posteriors.values()))[0][0])
     counts = [images // part for part in (100, 30, 10, 3, 1)]
     by_beta = {}
     for beta, repeated in posteriors.items():
         taken = [take_kl(*posterior, sizes.draws, sizes.mixture_samples, study.seed) for posterior in repeated]
         by_beta[f"{beta:g}"] = {key: summary(one[key] for one in taken) for key in taken[0]} | {
-            "mixture_by_count": mixture_by_count(*repeated[0], counts, sizes.mixture_samples, study.seed)
+            "by_count": mixture_by_count(*repeated[0], counts, sizes.mixture_samples, study.seed)
         }
     return {"images": images, "log_images": float(np.log(images)), "counts": counts, "by_beta": by_beta}
 
 
 def ways_table(numbers: dict[str, Any]) -> str:
     """The KL in all ways, as Markdown."""
-    headers = ["beta", "KL: formula", "by one sample", "its sd (closed form)", "below 0, %", "noise of its gradient, %"]
+    headers = [
+        "beta",
+        "KL: formula",
+        "by one sample",
+        "its sd (closed form)",
+        "below 0, %",
+        "noise of its gradient, % of it",
+    ]
     headers += ["all images together: moments", "mixture", f"I(x; z), at most {numbers['log_images']:.2f}"]
     rows = []
     for beta, n in numbers["by_beta"].items():
@@ -459,34 +507,36 @@ def draw_ways(
     above.axes[0].set_ylabel("by one sample (nats)")
 
     axes = below.subplots()
-    counts = np.array(numbers["counts"])
+    counts = numbers["counts"]
     for place, (beta, n) in enumerate(numbers["by_beta"].items()):
-        axes.plot(counts, n["mixture_by_count"], "o-", color=f"C{place}", markersize=4, label=f"beta {beta}")
-        axes.plot(counts, n["analytic"]["values"][0] - np.log(counts), ":", color=f"C{place}")
-        axes.plot([counts[-1]], [n["moments"]["values"][0]], "x", color=f"C{place}")
-    axes.set(xscale="log", xlabel="images in the mixture", ylabel="nats")
+        axes.plot(counts, n["by_count"]["mixture"], "o-", color=f"C{place}", markersize=4, label=f"beta {beta}")
+        axes.plot(counts, n["by_count"]["least"], ":", color=f"C{place}")
+        axes.plot(counts[-1], n["moments"]["values"][0], "x", color=f"C{place}")
+    axes.set(xscale="log", xlabel="images in the mixture (log scale)", ylabel="nats")
     axes.set_title(
         "KL of all images' latents together to the prior, as a mixture\n"
-        "dotted: mean KL - log(images), the least it can be; crosses: the Gaussian with the moments of all",
+        "dotted: the least it can be, mean KL - log(images); crosses: the Gaussian with the moments of all",
         fontsize=10,
     )
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
     return figure
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
+def test_images(study: Study, sizes: Sizes, binarize: str) -> np.ndarray:
+    """The test images that are measured, uint8 (N, H, W, C): black and white ("dynamic") or grey ("none")."""
+    return main.load_data(settings_of(study, binarize=binarize), lambda line: None).test_images[: sizes.images]
+
+
 def run(study: Study) -> None:
     """Train, measure, draw, publish."""
     sizes = QUICK_SIZES if study.quick else Sizes()
     trained = train_asked(study, ask(study, sizes))
     by_schedule, by_beta, by_free_bits = (trained[varied] for varied in ("schedule", "beta", "free bits"))
     judge = digit_classifier(study)
-    test_images = main.load_data(settings_of(study), lambda line: None).test_images[: sizes.images]
-    grey = main.load_data(settings_of(study, binarize="none"), lambda line: None).test_images[: sizes.images]
-    posteriors = {
-        beta: [latent.encode(run.load().encoder, test_images) for run in runs] for beta, runs in by_beta.items()
-    }
+    binary, grey = (test_images(study, sizes, binarize) for binarize in ("dynamic", "none"))
+    posteriors = {beta: [latent.encode(run.load().encoder, binary) for run in runs] for beta, runs in by_beta.items()}
 
     schedules, latents = measure_schedules(by_schedule), measure_latents(by_schedule)
     betas, free_bits = measure_betas(study, sizes, by_beta, judge), measure_free_bits(by_free_bits)

@@ -5,25 +5,25 @@
 A base is trained on two digits. Two trainings start from its weights: one goes on with all three digits, one with the
 new digit alone (what it never sees again, it may forget). For the first trio a third goes on with the two old digits,
 which shows how much changes by training on, without anything new. Learning rate and KL weight are constant, so that
-going on is no change of either; Adam starts anew. The same held-out test images of the three digits are encoded all
-along, densely at first, and measured:
+going on is no change of either. Adam's memory starts empty, as it would anywhere: its first steps are large ones in
+every weight, and the jolt that they give is no effect of the new digit. The same held-out test images of the three
+digits are encoded all along, densely at first, and measured:
 
-- the ELBO of the new digit, and how the ELBO of the old ones has changed, in nats per image, by one fixed draw of noise;
+- the ELBO of the new digit and the change in that of the old ones, in nats per image, by one fixed draw of noise;
 - the drift of the old digits' embeddings, after the best rotation or reflection: a turn of the whole space, which the
   prior N(0, I) does not notice, doesn't count;
 - the distance of each two of the three clouds, in standard deviations along the line between their means. Not the
   Frechet distance: it adds differences in width to those in place, and its size grows with that of the clouds, where
   the question is how far apart they are for their width, that is, how well one can tell them apart;
-- time constants: the steps until 1 - 1/e, 63 percent, of a change up to the last step is made. A step of the second
-  kind of training has about three times as many images of the new digit as one of the first.
+- time constants: the steps until 1 - 1/e, 63 percent, of a change up to the last step is made. A change that has not
+  come to rest by then would have a larger one in a longer training. And a step with the new digit alone has about
+  three times as many images of it as one with all three.
 """
 
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.study import (
     BASE,
@@ -44,6 +44,8 @@ from experiments.study import (
 if __name__ == "__main__":
     STUDY = read_command_line("new_label", __doc__)  # before the seconds that TensorFlow takes
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 import main
@@ -58,14 +60,15 @@ HELD_OUT = 300  # test images of each digit that are encoded all along
 
 Trio = tuple[int, int, int]  # two old digits and the new one
 Watched = dict[int, dict[str, np.ndarray]]  # by step, what `embed` returned
+Curves = dict[Trio, dict[str, list[dict[str, np.ndarray]]]]  # by trio and way: what `measure` returned, for each seed
 
 
-def sizes(study: Study) -> tuple[list[Trio], tuple[int, ...]]:
-    """The trios, the first of which is the one that is shown at length, and the steps at which they are looked at."""
+def sizes(study: Study) -> tuple[list[Trio], Trio | None, tuple[int, ...]]:
+    """The trios, the first of which is shown at length; the one that has the control, if any; the steps to look at."""
     if study.quick:
-        return [(1, 7, 8)], (0, 1, 10, 30, 60, 100)
+        return [(1, 7, 8)], None, (0, 1, 10, 30, 100)
     steps = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 75, 100, 125, 150, 200, 250, 300, 400, 500, 700, 850, 1_000)
-    return [(1, 7, 8), (3, 5, 8), (4, 9, 0), (0, 6, 2)], steps
+    return [(1, 7, 8), (3, 5, 8), (4, 9, 0), (0, 6, 2)], (1, 7, 8), steps
 
 
 # --- trainings --------------------------------------------------------------------------------------------------------
@@ -75,8 +78,9 @@ def going_on_with(trio: Trio, control: bool) -> dict[str, tuple[int, ...]]:
     return ways | {OLD: trio[:2]} if control else ways
 
 
-def train_trios(study: Study, trios: list[Trio], steps: tuple[int, ...]) -> dict[Trio, dict[str, list[Trained]]]:
+def train_trios(study: Study) -> dict[Trio, dict[str, list[Trained]]]:
     """Train what goes on from the bases, by trio and by what it goes on with: one training for each seed."""
+    trios, controlled, steps = sizes(study)
     labels = data.load(BASE["dataset"], settings_of(study).data_dir).train_labels
 
     def settings(seed: int, digits: tuple[int, ...], **overrides: Any) -> Settings:
@@ -86,7 +90,10 @@ def train_trios(study: Study, trios: list[Trio], steps: tuple[int, ...]) -> dict
             study, seed=seed, labels=digits, epochs=epochs, lr_schedule="constant", nll_samples=0, **overrides
         )
 
-    bases = {(trio, seed): Training(settings(seed, trio[:2], kl_steps=500)) for trio in trios for seed in study.seeds}
+    kl_steps = steps[-1] // 2  # so that the KL has long had its full weight when the new digit comes
+    bases = {
+        (trio, seed): Training(settings(seed, trio[:2], kl_steps=kl_steps)) for trio in trios for seed in study.seeds
+    }
     train_all(study, list(bases.values()))  # all, since the next ones start from their weights
     trainings = {
         (trio, way, seed): Training(
@@ -95,7 +102,7 @@ def train_trios(study: Study, trios: list[Trio], steps: tuple[int, ...]) -> dict
             steps,
         )
         for trio in trios
-        for way, digits in going_on_with(trio, control=trio == trios[0]).items()
+        for way, digits in going_on_with(trio, control=trio == controlled).items()
         for seed in study.seeds
     }
     trained: dict[Trio, dict[str, list[Trained]]] = {trio: {} for trio in trios}
@@ -199,9 +206,6 @@ def summarise(steps: np.ndarray, curves: list[dict[str, np.ndarray]]) -> dict[st
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
-Curves = dict[Trio, dict[str, list[dict[str, np.ndarray]]]]  # by trio and way: what `measure` returned, for each seed
-
-
 def save_curves(study: Study, steps: np.ndarray, curves: Curves) -> None:
     """Draw every measure over steps: the first trio with its spread over seeds, the others as thin lines."""
     figure = Figure(figsize=(10, 11), layout="constrained")
@@ -234,9 +238,11 @@ def save_curves(study: Study, steps: np.ndarray, curves: Curves) -> None:
         axes.grid(alpha=0.3)
         if axes is not panels[1, 1]:
             axes.set_xscale("symlog", linthresh=1)  # shows step 0 too
+            axes.set_xlim(-0.2, 1.2 * steps[-1])
             axes.set_xlabel("steps since the new digit came")
     others_told = f"; thin: {', '.join(named(trio) for trio, _ in others)}" if others else ""
-    figure.suptitle(f"{named(first)}, mean and range over {len(study.seeds)} seed(s){others_told}", fontsize=11)
+    repeated = f", mean and range over {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
+    figure.suptitle(f"{named(first)}{repeated}{others_told}", fontsize=11)
     plots.save_figure(study.images / "new_label_curves.png", figure)
 
 
@@ -252,6 +258,7 @@ def draw_time_constants(axes: Axes, steps: np.ndarray, curves: Curves) -> None:
                 axes.plot([place + shift] * len(times), times, marker, **style)
     axes.set_xticks(range(len(curves)), [named(trio) for trio in curves], fontsize=8)
     axes.set(yscale="log", ylabel="steps", xlim=(-0.6, len(curves) - 0.4))
+    axes.set_ylim(top=4 * axes.get_ylim()[1])  # room for the legend
     axes.set_title("time constants: steps until 63 % of the change is made", fontsize=10)
     axes.legend(fontsize=7)
 
@@ -294,9 +301,9 @@ def save_film(study: Study, trio: Trio, together: Watched, alone: Watched) -> No
 # --- the experiment ---------------------------------------------------------------------------------------------------
 def run(study: Study) -> None:
     """Train, measure, draw and publish."""
-    trios, watch_at = sizes(study)
+    trained = train_trios(study)
+    trios, _, watch_at = sizes(study)
     steps = np.array(watch_at)
-    trained = train_trios(study, trios, watch_at)
     curves = {
         trio: {way: [measure(one.watched(), trio) for one in seeds] for way, seeds in ways.items()}
         for trio, ways in trained.items()

@@ -188,7 +188,7 @@ def settings_of(study: Study, **overrides: Any) -> Settings:
 
     Raises utils.settings.SettingsError.
     """
-    values = {**BASE, "seed": study.seed, **overrides, "output_dir": str(study.trainings)}
+    values = {**BASE, "seed": study.seed, **overrides}
     if study.quick:
         values |= {name: value for name, value in QUICK.items() if name not in overrides}
     return from_params(**values)
@@ -209,11 +209,11 @@ def training_name(training: Training) -> str:
 
 def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
     """Make the trainings that are not finished, and return all, in the order asked for. Raises what main.train does."""
-    names = [training_name(training) for training in trainings]
-    results = [Trained(study.trainings / name) for name in names]
+    study.trainings.mkdir(parents=True, exist_ok=True)
+    results = [Trained(study.trainings / training_name(training)) for training in trainings]
     missing = {
-        name: training
-        for name, training, result in zip(names, trainings, results, strict=True)
+        result.folder: training
+        for result, training in zip(results, trainings, strict=True)
         if not (result.folder / "report.json").exists()
     }
     if not missing:
@@ -221,8 +221,8 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
     about = {"desc": study.name, "unit": "training", "ncols": 79, "ascii": " #"}
     with tqdm(total=len(missing), disable=False, **about) as bar:
         if study.jobs == 0:
-            for name, training in missing.items():
-                train_one(name, *training)
+            for folder, training in missing.items():
+                train_one(folder, *training)
                 bar.update()
             return results
         os.environ |= {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "-1"}  # which the processes inherit
@@ -230,8 +230,8 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), use_one_thread) as pool:
             with stderr_to(study.trainings / "processes.log"):  # TensorFlow's chatter, and why one of them died
                 tasks = [  # the settings as a dictionary, as their class is made at run time and can't be pickled
-                    pool.submit(train_one, name, settings.model_dump(), watch, watch_at)
-                    for name, (settings, watch, watch_at) in missing.items()
+                    pool.submit(train_one, folder, settings.model_dump(), watch, watch_at)
+                    for folder, (settings, watch, watch_at) in missing.items()
                 ]
             try:
                 for future in as_completed(tasks):
@@ -266,15 +266,14 @@ def use_one_thread() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def train_one(name: str, settings: Any, watch: Callable | None, watch_at: tuple[int, ...]) -> None:
-    """Train in the folder `name`, or go on there; what is watched is written to its folder watched/."""
+def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tuple[int, ...]) -> None:
+    """Train in a folder, or go on there; what is watched is written to its folder watched/."""
     import tensorflow as tf
 
     import main
 
     tf.get_logger().setLevel("ERROR")  # it warns of many functions traced, one for each training
-    settings = from_params(**dict(settings) | {"run_name": name})
-    folder = Path(settings.output_dir) / name
+    settings = from_params(**dict(settings) | {"run_name": folder.name, "output_dir": str(folder.parent)})
     started = folder if (folder / "params.json").exists() else None
     dataset = main.load_data(settings, print) if watch else None
 
@@ -290,20 +289,12 @@ def train_one(name: str, settings: Any, watch: Callable | None, watch_at: tuple[
 
 # --- samples ----------------------------------------------------------------------------------------------------------
 def digit_classifier(study: Study) -> Any:
-    """The digit classifier (utils/classifier.py) that judges samples, trained once on the grey training images."""
-    import keras
-
+    """The classifier (utils/classifier.py) that judges samples, trained on the grey training images in ten seconds."""
     from utils import classifier, data
 
-    path = study.trainings / f"classifier-{study.seed}.keras"
-    if not path.exists():
-        dataset = data.load(BASE["dataset"], from_params().data_dir)
-        images = 5_000 if study.quick else len(dataset.train_images)
-        model = classifier.train_classifier(dataset.train_images[:images], dataset.train_labels[:images], study.seed)
-        beside = path.with_name(f".{path.name}")
-        model.save(beside)
-        os.replace(beside, path)
-    return keras.saving.load_model(path)
+    dataset = data.load(BASE["dataset"], from_params().data_dir)
+    images = 5_000 if study.quick else len(dataset.train_images)
+    return classifier.train_classifier(dataset.train_images[:images], dataset.train_labels[:images], study.seed)
 
 
 def prior_samples(vae: Any, count: int, seed: int) -> np.ndarray:

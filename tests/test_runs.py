@@ -38,7 +38,7 @@ def contents(folder):
         ({"dataset": "fashion_mnist", "latent_dim": 2}, "fashion_mnist-ce-z2"),
         ({"loss": "ad", "decoder_scale": "learned", "latent_dim": 2}, "mnist-ad-learned-z2"),
         ({"loss": "mse", "autoencoder": True, "latent_dim": 2}, "mnist-mse-ae-z2"),
-        ({"labels": (1, 7), "noise_dim": 8, "latent_dim": 2}, "mnist-1_7-ce-z2+8"),
+        ({"labels": (1, 7), "noise_dim": 8, "latent_dim": 2}, "mnist-1_7-ce-z2-noise8"),
         ({"run_name": "cycles"}, "cycles"),
     ],
 )

@@ -26,7 +26,6 @@ CHUNK_NUMBERS = 1_000_000  # how many numbers aggregate_kl works on at a time: 8
 def encode(encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images (N, H, W, C) -> z_mean and z_log_std of their posteriors, float32 (N, L) each."""
 
-    @tf.function
     def encode_batch(batch, start):
         return encoder(tf.cast(batch, tf.float32) / 255)
 

@@ -43,7 +43,7 @@ def derived_name(settings: Settings) -> str:
     scale = "-learned" if settings.decoder_scale == "learned" else ""
     kind = "-ae" if settings.autoencoder else ""
     labels = f"-{'_'.join(map(str, settings.labels))}" if settings.labels else ""
-    noise = f"+{settings.noise_dim}" if settings.noise_dim else ""
+    noise = f"-noise{settings.noise_dim}" if settings.noise_dim else ""
     return f"{settings.dataset}{labels}-{settings.loss}{scale}{kind}-z{settings.latent_dim}{noise}"
 
 

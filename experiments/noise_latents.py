@@ -1,0 +1,270 @@
+"""A VAE with few trained latents, and beside them noise that the encoder does not see. Does the decoder use the noise?
+
+    python -m experiments.noise_latents
+
+Trained with 1, 2, 4 and 8 latents, each without noise and with 8 numbers of it: at every step, for every image, they
+are drawn anew from N(0, I) and given to the decoder together with z. Measured on the test set:
+
+- the share of the variance of the decoded brightness that the noise explains, for z ~ q(z|x) of test images x, summed
+  over pixels. By the law of total variance the rest is what z explains;
+- how strongly the decoder's first layer listens to the noise, against z and against its own random start;
+- what using the noise costs: the nats per image that the ELBO would gain if the decoder's logits were averaged over it;
+- ELBO, NLL (by importance sampling over z and noise together) and how many samples a digit classifier is sure of.
+
+What to expect. The noise e has nothing to do with the image, and the ELBO takes the mean of log p(x|z, e) over it. For
+Bernoulli pixels that is a concave function of the logits, so by Jensen's inequality
+
+    E_e log p(x | logits(z, e))  <=  log p(x | E_e logits(z, e))        for every x and z:
+
+a decoder that ignores the noise, and always says the mean of what it said, is never worse. The likelihood is another
+matter. There the mean over e is taken before the logarithm, p(x|z) = E_e p(x|z, e), a mixture, which could well be
+better than any single decoder. But to see that the ELBO would need a posterior q(e|x), and here it has the prior.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.study import (
+    Study,
+    Trained,
+    Training,
+    digit_classifier,
+    judge_samples,
+    prior_samples,
+    publish,
+    read_command_line,
+    run_study,
+    settings_of,
+    shown,
+    summary,
+    table,
+    train_all,
+)
+
+if __name__ == "__main__":
+    STUDY = read_command_line("noise_latents", __doc__)  # before the seconds that TensorFlow takes
+
+from matplotlib.figure import Figure
+from scipy.special import expit
+
+import main
+from utils import data, plots
+from utils.settings import Settings
+
+NOISE = 8  # numbers of noise beside the trained latents
+IMAGES, DRAWS = 1_000, 16  # test images, and draws of noise for each
+WATCH_AT = (0, 10, 30, 100, 200, 300, 500, 1_000, 2_000, 3_000)  # steps at which the noise is asked about, and the last
+GRID = 6, 8  # rows of one z each, and draws of noise in each
+SPREAD_SHOWN = 0.03  # standard deviation of brightness that is white in the grid
+SAMPLES = 1_000  # that the classifier judges
+
+
+def sizes(study: Study) -> list[int]:
+    """How many latents are trained."""
+    return [1, 2] if study.quick else [1, 2, 4, 8]
+
+
+# --- measures ---------------------------------------------------------------------------------------------------------
+def noise_share(y: np.ndarray) -> float:
+    """The share of the variance of y (N, M, D) that noise explains: N draws of z, M draws of noise for each, D pixels.
+
+    Var(y) = E_z Var(y|z) + Var_z E(y|z), summed over pixels; the share is the first term's. Each term is estimated
+    without bias: the mean over M draws still holds 1/M of the noise's variance, which is subtracted. So a true share of
+    almost 1 may come out a little above it.
+    """
+    from_noise = y.var(axis=1, ddof=1, dtype=np.float64).mean(axis=0).sum()
+    from_z = y.mean(axis=1, dtype=np.float64).var(axis=0, ddof=1).sum() - from_noise / y.shape[1]
+    return float(from_noise / (from_noise + from_z))
+
+
+def noise_cost(x: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Nats (N,) that images x (N, D) cost more under logits (N, M, D) than under their mean over M draws of noise.
+
+    Never negative (Jensen's inequality). By M draws it is underestimated, by about 1/M of itself.
+    """
+    draws, pixels = logits.shape[1:]
+    each = main.cross_entropy(np.repeat(x, draws, axis=0), logits.reshape(-1, pixels)).numpy()  # (N * M,)
+    return each.reshape(-1, draws).mean(axis=1) - main.cross_entropy(x, logits.mean(axis=1)).numpy()
+
+
+def rows_norm(kernel: np.ndarray) -> float:
+    """The RMS length of the rows of a kernel (inputs, units): how strongly a layer listens to an input, on average."""
+    return float(np.sqrt(np.square(kernel).sum(axis=1).mean()))
+
+
+def logits_under_noise(vae: main.VAE, z: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Logits (N, draws, D) of each z (N, L) with `draws` draws of noise beside it; none of them is used twice."""
+    latents = vae.decoder.input_shape[1]
+    noise = np.random.default_rng(seed).standard_normal((len(z), draws, latents - z.shape[1]), np.float32)
+    whole = np.concatenate([np.repeat(z[:, np.newaxis], draws, axis=1), noise], axis=2)  # (N, draws, L + NOISE)
+    return vae.decoder(whole.reshape(-1, latents)).numpy().reshape(len(z), draws, -1)
+
+
+def ask_about_noise(vae: main.VAE, settings: Settings, dataset: data.Dataset) -> dict[str, np.ndarray]:
+    """Watch what the decoder makes of the noise: the share of the variance, and the mean cost in nats per image, ()."""
+    x = main.brightness(dataset.test_images[:IMAGES])
+    z_mean, z_log_std = vae.encoder(x)
+    rng = np.random.default_rng(settings.seed)
+    z = main.sample_latent(z_mean, z_log_std, rng.standard_normal(z_mean.shape, np.float32)).numpy()
+    logits = logits_under_noise(vae, z, DRAWS, settings.seed)
+    cost = noise_cost(x.numpy().reshape(len(x), -1), logits).mean()
+    return {"noise_share": np.array(noise_share(expit(logits))), "noise_cost": np.array(cost)}
+
+
+def measure_noise(trained: Trained) -> dict[str, float]:
+    """What a trained decoder makes of the noise it is given, with how strongly its first layer listens to it."""
+    s, vae = trained.settings, trained.load()
+    numbers = ask_about_noise(vae, s, main.load_data(s, lambda line: None))
+    untrained = main.build_vae(s, vae.encoder.input_shape[1:])
+    now, at_start = (net.decoder.get_layer("decoder_0").kernel.numpy() for net in (vae, untrained))
+    from_noise = rows_norm(now[s.latent_dim :])
+    return {name: float(number) for name, number in numbers.items()} | {
+        "weights_noise_to_z": from_noise / rows_norm(now[: s.latent_dim]),
+        "weights_noise_to_start": from_noise / rows_norm(at_start[s.latent_dim :]),
+    }
+
+
+def measure(study: Study, trained: Trained, judge: Any) -> dict[str, float]:
+    """All numbers of one training; those about noise only where there is some."""
+    report = trained.report
+    numbers = {"elbo": report["test_elbo"], "nll": report["test_nll"], "active_units": report["active_units"]}
+    numbers |= judge_samples(judge, prior_samples(trained.load(), SAMPLES, study.seed))
+    return numbers | (measure_noise(trained) if trained.settings.noise_dim else {})
+
+
+def shares_by_step(trained: list[Trained], measured: list[dict[str, float]]) -> dict[int, np.ndarray]:
+    """The share of the variance that the noise explains, for each seed (seeds,), at each watched step and the last."""
+    watched = [one.watched() for one in trained]
+    shares = {step: np.array([by_step[step]["noise_share"] for by_step in watched]) for step in watched[0]}
+    last_step = trained[0].history("test")[-1]["step"]
+    return shares | {last_step: np.array([numbers["noise_share"] for numbers in measured])}
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+Measured = dict[tuple[int, int], list[dict[str, float]]]  # by trained latents and noise: the numbers for each seed
+
+
+def save_numbers(
+    study: Study, latents: list[int], shares: dict[int, dict[int, np.ndarray]], measured: Measured
+) -> None:
+    """Draw what the noise explains over steps; and by trained latents ELBO and NLL, and what the noise changes in them.
+
+    `shares` are those of the variance, (seeds,), by trained latents and step.
+    """
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    explained, bounds, differences = figure.subplots(1, 3)
+
+    def values(name: str, noise: int) -> np.ndarray:  # (seeds, latents)
+        return np.array([[numbers[name] for numbers in measured[size, noise]] for size in latents]).T
+
+    for size, by_step in shares.items():
+        over_steps = 100 * np.array(list(by_step.values())).T  # (seeds, steps)
+        plots.draw_spread(explained, list(by_step), over_steps, f"{size} latent{'s' * (size > 1)}")
+    explained.set(ylabel="percent of the output's variance", yscale="log", xlabel="step")
+    explained.set_xscale("symlog", linthresh=10)  # shows step 0 too
+    explained.set_xlim(left=-1)
+    explained.set_title("what the noise explains", fontsize=10)
+    for noise, color in ((0, "C0"), (NOISE, "C3")):
+        for name, sign, style in (("elbo", 1, "-"), ("nll", -1, "--")):
+            label = f"{'ELBO' if name == 'elbo' else 'log-likelihood'}, {f'{noise} of noise' if noise else 'no noise'}"
+            plots.draw_spread(bounds, latents, sign * values(name, noise), label, color)
+            bounds.lines[-1].set_linestyle(style)
+    bounds.set(ylabel="nats per test image")
+    bounds.set_title("ELBO and log-likelihood", fontsize=10)
+    for name, sign, label in (("elbo", 1, "ELBO"), ("nll", -1, "log-likelihood")):
+        plots.draw_spread(differences, latents, sign * (values(name, NOISE) - values(name, 0)), label)
+    differences.axhline(0, color="0.5", linewidth=0.8)
+    differences.set(ylabel="nats per test image")
+    differences.set_title("with noise minus without", fontsize=10)
+    for axes in (bounds, differences):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(latents, latents)
+        axes.set_xlabel("trained latents")
+    for axes in (explained, bounds, differences):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    plots.save_figure(study.images / "noise_latents.png", figure)
+
+
+def save_grid(study: Study, latents: list[int], with_noise: dict[int, Trained], measured: Measured) -> None:
+    """Samples from the prior, for each number of latents: in a row the same z, in the columns different noise.
+
+    In a last column, how much the row's pixels vary: their standard deviation over DRAWS other draws, magnified so that
+    SPREAD_SHOWN is white.
+    """
+    rows, columns = GRID
+    figure = Figure(figsize=(10, 0.4 + 3.6 * ((len(latents) + 1) // 2)), layout="constrained")
+    panels = figure.subplots((len(latents) + 1) // 2, 2, squeeze=False)
+    for axes, size in zip(panels.flat, latents, strict=True):
+        z = np.random.default_rng(study.seed).standard_normal((rows, size), np.float32)
+        vae = with_noise[size].load()
+        drawn = expit(logits_under_noise(vae, z, columns, study.seed))  # (rows, columns, D)
+        spread = expit(logits_under_noise(vae, z, DRAWS, study.seed + 1)).std(axis=1, keepdims=True)
+        pictures = np.concatenate([drawn, spread / SPREAD_SHOWN], axis=1).reshape(-1, 28, 28, 1)
+        share = 100 * measured[size, NOISE][0]["noise_share"]
+        title = f"{size} trained latent{'s' * (size > 1)}: the noise explains {share:.2g} % of the variance"
+        plots.draw_images(axes, pictures, columns + 1, title)
+    told = f"In a row: one z of the prior, {columns} draws of noise. Last: deviation over noise, white = {SPREAD_SHOWN}"
+    figure.suptitle(told, fontsize=10)
+    plots.save_figure(study.images / "noise_latents_grid.png", figure)
+
+
+# --- the experiment ---------------------------------------------------------------------------------------------------
+def run(study: Study) -> None:
+    """Train, measure, draw and publish."""
+    latents = sizes(study)
+    cases = [(size, noise, seed) for size in latents for noise in (0, NOISE) for seed in study.seeds]
+    settings = [settings_of(study, seed=seed, latent_dim=size, noise_dim=noise) for size, noise, seed in cases]
+    trainings = [Training(one, ask_about_noise, WATCH_AT) if one.noise_dim else Training(one) for one in settings]
+    trained = dict(zip(cases, train_all(study, trainings), strict=True))
+
+    judge = digit_classifier(study)
+    measured: Measured = {}
+    for (size, noise, _), one in trained.items():
+        measured.setdefault((size, noise), []).append(measure(study, one, judge))
+    numbers = {
+        f"{size} latents, {noise} of noise": {name: summary(n[name] for n in seeds) for name in seeds[0]}
+        for (size, noise), seeds in measured.items()
+    }
+    shares = {
+        size: shares_by_step([trained[size, NOISE, seed] for seed in study.seeds], measured[size, NOISE])
+        for size in latents
+    }
+    save_numbers(study, latents, shares, measured)
+    save_grid(study, latents, {size: trained[size, NOISE, study.seed] for size in latents}, measured)
+    about = {"noise_dim": NOISE, "images": IMAGES, "draws": DRAWS, "samples": SAMPLES}
+    over_steps = {
+        f"{size} latents": {step: summary(values) for step, values in by_step.items()}
+        for size, by_step in shares.items()
+    }
+    publish(
+        study,
+        about | {"cases": numbers, "noise_share_by_step": over_steps},
+        {"noise_latents": table_of(numbers, latents)},
+    )
+
+
+def table_of(numbers: dict[str, Any], latents: list[int]) -> str:
+    """A row for each number of trained latents."""
+    headers = (
+        "trained latents", "ELBO without noise", "with", "NLL without", "with", "sure samples without", "with",
+        "variance from noise", "cost of it (nats)", "weights: noise / z", "noise / its start",
+    )  # fmt: skip
+    rows = []
+    for size in latents:
+        without, noisy = (numbers[f"{size} latents, {noise} of noise"] for noise in (0, NOISE))
+        rows.append((
+            size,
+            *(shown(n["elbo"]) for n in (without, noisy)),
+            *(shown(n["nll"]) for n in (without, noisy)),
+            *(shown(n["sure"], 2) for n in (without, noisy)),
+            f"{100 * noisy['noise_share']['mean']:.2g} %",
+            shown(noisy["noise_cost"], 2),
+            *(shown(noisy[name], 3) for name in ("weights_noise_to_z", "weights_noise_to_start")),
+        ))  # fmt: skip
+    return table(headers, rows)
+
+
+if __name__ == "__main__":
+    run_study(STUDY, run)

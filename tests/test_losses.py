@@ -1,0 +1,92 @@
+"""experiments/losses.py: the collapse collapses, the cure cures, and what is said of them is measured right."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import losses
+from experiments.study import make_study, settings_of
+from utils import data
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The folder of a quick run."""
+    folder = tmp_path_factory.mktemp("losses")
+    losses.run(make_study("losses", quick=True, images=folder)._replace(trainings=folder / "trainings"))
+    return folder
+
+
+def test_the_collapse_collapses_and_the_cure_cures(quick):
+    numbers = json.loads((quick / "losses.json").read_text())
+    collapsed, between, cured = (numbers["models"][name] for name in ("MSE_0", "AD_1", "MSE sum"))
+    assert collapsed["active"]["mean"] == 0
+    assert collapsed["kl"]["mean"] < 0.1
+    assert collapsed["digits"]["mean"] < 1.5  # all samples look alike
+    assert cured["active"]["mean"] > 1
+    assert cured["kl"]["mean"] > 2
+    assert cured["mse"]["mean"] < 0.6 * collapsed["mse"]["mean"]
+    assert cured["digits"]["mean"] > 1.5
+    assert 0 < between["last_alive"][0]["step"] < 1_170  # its KL weight comes to 0.06
+    terms = numbers["terms"]
+    assert terms["MSE_0"]["mean_objective"] < terms["MSE sum"]["mean_objective"]  # so the collapse is the optimum
+    assert terms["MSE_0"]["sum_objective"] > terms["MSE sum"]["sum_objective"]
+    foretold = numbers["collapse_weight"]["predicted"]["mse"]
+    assert numbers["collapse_weight"]["measured"]["mse"][0]["weight"] == pytest.approx(foretold, rel=0.3)
+
+
+def test_the_collapsed_model_draws_the_mean(quick):
+    distances = json.loads((quick / "losses.json").read_text())["averages"]["distance"]
+    assert distances["MSE_0 to mean"] < 0.5 * distances["MSE_0 to median"]
+
+
+def test_the_pictures_are_there(quick):
+    names = {path.name for path in quick.glob("*.[jp][pn]g")}
+    assert names == {"MSE_0.jpg", "AD_1.jpg", "losses_cures.png", "losses_weight.png", "losses_average.png"}
+    for name in names:
+        with Image.open(quick / name) as picture:
+            assert picture.width > 900
+            assert np.ptp(np.asarray(picture.convert("L"))) > 200
+
+
+def test_the_foretold_weight_is_that_of_the_largest_eigenvalue():
+    pattern = np.zeros((4, 3), np.uint8)
+    pattern[:2] = 255  # six pixels of twelve that are all white or all black: their covariance matrix is 1/4 throughout
+    images = np.stack([pattern, 0 * pattern] * 500)[..., np.newaxis]
+    assert losses.predicted_weight(images, "mse") == pytest.approx(2 * 6 / 4 / 12, rel=2e-3)
+    assert losses.predicted_weight(images, "ce") == pytest.approx(6 / 12, rel=2e-3)  # correlations of 1
+
+
+def watched(*variances):
+    """What was watched at steps 0, 10, ..., of one latent whose posterior mean varies so."""
+    return lambda: {10 * number: {"variance": np.array([value])} for number, value in enumerate(variances)}
+
+
+def test_the_last_step_with_an_active_latent_is_found():
+    study = make_study("losses", quick=True)
+    settings = settings_of(study, kl_schedule="linear", kl_steps=1_000)
+    run = SimpleNamespace(settings=settings, watched=watched(1.0, 0.5, 0.02, 0.005, 0.0))
+    assert losses.last_alive(run) == {"step": 20, "weight": pytest.approx(0.02)}
+    run.watched = watched(1.0, 0.0, 0.5)
+    assert losses.last_alive(run) is None  # alive to the end
+    run.watched = watched(0.0, 0.0)
+    assert losses.last_alive(run) == {"step": 0, "weight": 0}
+    assert losses.active({"variance": np.array([0.011, 0.009, 2.0])}) == 2
+
+
+def test_failed_reconstructions_are_counted_by_the_digit_they_show(monkeypatch):
+    labels = np.arange(10).repeat(2)
+    images = np.zeros((20, 28, 28, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(20)
+    dataset = data.Dataset("Toy", images, labels, images, labels, "")
+    order = losses.one_of_each(dataset, 20)[:, 0, 0, 0]
+    assert order[:10].tolist() == list(range(0, 20, 2))
+    assert losses.labels_of_each(dataset, 12).tolist() == [*range(10), 0, 1]
+    seen = np.array([0, 1, 9, 9, 4, 9, 6, 3, 8, 9])  # of ten digits four are taken for others, three of them for a 9
+    monkeypatch.setattr(losses.classifier, "probabilities", lambda judge, x: np.eye(10)[seen])
+    run = SimpleNamespace(watched=lambda: {100: {"reconstructions": images[:10]}})
+    found = losses.falls_back(run, dataset, None)
+    assert found == [{"step": 100, "failed": 0.4, "digit": 9, "share_of_failed": 0.75}]

@@ -1,0 +1,146 @@
+"""experiments/study.py and all.py: trainings are made once and go on when interrupted; results go where they belong."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+
+import main
+from experiments import all as everything
+from experiments import study as studies
+from experiments.study import BASE, Training, make_study, settings_of, train_all, training_name
+from utils import runs
+from utils.settings import NAMES
+
+RUN_ONLY = {"DATA_DIR", "SEED", "RUN_NAME", "OUTPUT_DIR"}  # what has no part in a result, or is asked for
+
+
+@pytest.fixture
+def study(tmp_path):
+    return make_study("toy", quick=True, images=tmp_path)._replace(trainings=tmp_path / "trainings")
+
+
+def first_code(vae, settings, dataset, count=1):
+    """A watch."""
+    return {"z": vae.encoder(dataset.test_images[:count] / np.float32(255))[0].numpy()}
+
+
+def test_the_base_names_every_constant_that_has_a_part_in_a_result():
+    assert {name.upper() for name in BASE} == set(NAMES) - RUN_ONLY
+
+
+def test_trainings_in_processes_are_those_in_this_one_and_are_made_once(study, tmp_path, monkeypatch):
+    small = {"epochs": 1, "encoder_layers": (8,), "decoder_layers": (8,), "latent_dim": 2, "nll_samples": 0}
+    wanted = [Training(settings_of(study, **small, seed=seed), first_code, (0, 5)) for seed in (3, 4)]
+    here = train_all(study, wanted)
+    there = train_all(study._replace(trainings=tmp_path / "others", jobs=2), wanted)
+    for one, other in zip(here, there, strict=True):
+        assert one.report == other.report
+        assert one.folder.name == other.folder.name
+        np.testing.assert_array_equal(one.watched()[5]["z"], other.watched()[5]["z"])
+    assert here[0].report != here[1].report
+    assert list(here[0].watched()) == [0, 5]
+    assert here[0].seconds > 0
+    monkeypatch.setattr(main, "train", None)  # what is finished is not trained again
+    assert train_all(study, wanted[::-1]) == here[::-1]
+    images = main.load_data(wanted[0].settings, print).test_images
+    loaded = main.compile_evaluation(here[0].load(), wanted[0].settings)(images)
+    assert float(-(loaded[0] + loaded[1].sum(axis=1)).mean()) == pytest.approx(here[0].report["test_elbo"], rel=1e-6)
+
+
+def test_an_interrupted_training_goes_on_where_it_was(study, monkeypatch):
+    training = Training(settings_of(study, epochs=2, nll_samples=0, checkpoint_every=50), first_code, (10, 200))
+    write_line, lines = runs.write_line, []
+
+    def interrupt(*arguments):
+        lines.append(arguments)
+        if len(lines) == 3:
+            raise KeyboardInterrupt
+        write_line(*arguments)
+
+    monkeypatch.setattr(runs, "write_line", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_all(study, [training])
+    steps = runs.saved_steps(study.trainings / training_name(training))
+    assert steps  # so that there is something to go on from
+    train_all(study, [training])
+    assert len(lines) < 3 + 4  # the lines before the checkpoint were not made again
+
+
+def test_a_training_is_known_by_its_settings_what_is_watched_and_the_code(study, monkeypatch, tmp_path):
+    settings = settings_of(study)
+    watches = [None, first_code, partial(first_code, count=2), partial(first_code, count=3), np.mean]
+    trainings = [Training(settings, watch, (1,)) for watch in watches] + [Training(settings, first_code, (2,))]
+    trainings += [Training(settings_of(study, kl_weight_end=2.0))]
+    names = [training_name(training) for training in trainings]
+    assert len(set(names)) == len(names)
+    moved = Training(settings.model_copy(update={"output_dir": "elsewhere", "data_dir": "far"}))
+    assert training_name(moved) == names[0]
+    for path in ("main.py", "utils/data.py", "utils/likelihood.py"):
+        (tmp_path / "code" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "code" / path).write_text("changed")
+    monkeypatch.setattr(studies, "ROOT", tmp_path / "code")
+    assert training_name(trainings[0]) != names[0]
+
+
+def test_a_summary_is_a_mean_with_its_spread():
+    assert studies.summary([1, 2, 6]) == {"mean": 3, "sd": pytest.approx(7**0.5), "values": [1, 2, 6]}
+    assert studies.shown(studies.summary([1, 2, 6])) == "3.0 ± 2.6"
+    assert studies.shown(studies.summary([1234.5])) == "1,234.5"
+    assert studies.shown(studies.summary([2.01, 2.02])) == "2.0"
+    assert studies.table(["a", "b"], [[1, 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_tables_replace_what_stands_in_their_places_only():
+    readme = "1\n<!-- table: a -->\nold\n<!-- end -->\n2\n<!-- table: b -->\n<!-- end -->\n3\n"
+    new = studies.with_tables(readme, {"a": r"| \1 |", "b": "| 2 |"})
+    assert new == "1\n<!-- table: a -->\n| \\1 |\n<!-- end -->\n2\n<!-- table: b -->\n| 2 |\n<!-- end -->\n3\n"
+    assert studies.with_tables(new, {"a": "old", "b": ""}).count("old") == 1
+    with pytest.raises(ValueError, match="0 places for the table 'c'"):
+        studies.with_tables(readme, {"c": ""})
+
+
+def test_a_quick_study_touches_neither_the_readme_nor_its_images(study, capsys):
+    before = (studies.ROOT / "README.md").read_text()
+    studies.publish(study, {"x": 1}, {"nowhere": "| 1 |"})
+    assert json.loads((study.images / "toy.json").read_text())["x"] == 1
+    assert "| 1 |" in capsys.readouterr().out
+    assert (studies.ROOT / "README.md").read_text() == before
+
+
+def test_all_runs_what_is_not_finished_and_goes_on_behind_what_is(study, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(everything, "command", lambda one: ran.append(one.name) or [sys.executable, "-c", "exit(3)"])
+    study.trainings.mkdir()
+    assert everything.main(study) == 3
+    assert ran == ["losses"]
+
+    def finish(command, cwd):
+        one = study._replace(name=ran[-1])
+        studies.run_study(one, lambda one: studies.publish(one, {}, {}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", finish)
+    assert everything.main(study) == 0
+    assert ran == ["losses", *everything.EXPERIMENTS]
+    assert everything.main(study) == 0
+    assert ran == ["losses", *everything.EXPERIMENTS]  # nothing is done again ...
+    (study.images / "new_label.json").unlink()
+    studies.mark(study._replace(name="losses")).write_text('{"code": "of yesterday", "seconds": 1}')
+    assert everything.main(study) == 0
+    assert ran[-2:] == ["losses", "new_label"]  # ... but what is gone, or was made by other code
+    assert re.search(r"^all +\d+\.\d minutes$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", everything.EXPERIMENTS)
+def test_every_experiment_answers_help_and_a_typo(name):
+    for words, code, told in ((["--help"], 0, "--quick"), (["--seed", "-1"], 2, "'-1' is not allowed")):
+        ended = subprocess.run(
+            [sys.executable, "-m", f"experiments.{name}", *words], cwd=studies.ROOT, capture_output=True, text=True
+        )
+        assert ended.returncode == code
+        assert told in ended.stdout + ended.stderr
