@@ -1,17 +1,14 @@
 """experiments/architecture.py, in its quick mode."""
 
-import json
-
 import pytest
 from PIL import Image
 
 from experiments import architecture
-from experiments.study import make_study
 
 
-def test_networks_are_measured_and_drawn(tmp_path):
-    architecture.run(make_study("architecture", quick=True, images=tmp_path)._replace(trainings=tmp_path / "trainings"))
-    measured = json.loads((tmp_path / "architecture.json").read_text())["measured"]
+def test_networks_are_measured_and_drawn(run_quick):
+    folder, numbers = run_quick(architecture)
+    measured = numbers["measured"]
     two_layers = 784 * 64 + 64 + 64 * 64 + 64 + 64 * 40 + 40 + 20 * 64 + 64 + 64 * 64 + 64 + 64 * 784 + 784
     assert measured["width"]["64"]["parameters"] == two_layers
     assert measured["depth"]["0"]["parameters"] == 784 * 40 + 40 + 20 * 784 + 784  # a linear encoder and decoder
@@ -23,5 +20,5 @@ def test_networks_are_measured_and_drawn(tmp_path):
             assert numbers["kl_per_latent"] == sorted(numbers["kl_per_latent"], reverse=True)
             assert sum(numbers["kl_per_latent"]) == pytest.approx(numbers["kl"]["mean"], rel=1e-4)
     assert measured["latents"]["20"]["elbo"]["mean"] > measured["latents"]["2"]["elbo"]["mean"]
-    with Image.open(tmp_path / "architecture.png") as picture:
+    with Image.open(folder / "architecture.png") as picture:
         assert picture.width > 900

@@ -1,6 +1,5 @@
 """experiments/kl_weight.py: its measures against closed forms, and its quick version as a whole."""
 
-import json
 from types import SimpleNamespace
 
 import keras
@@ -172,26 +171,15 @@ def test_trainings_are_shared_and_differ_by_what_is_varied_only(tmp_path):
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
-def reject(constant):
-    raise ValueError(f"{constant} in the JSON")
 
-
-@pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't:DeprecationWarning"
-)  # Keras, when it saves a model
-def test_quick_study(tmp_path, capsys):
-    trainings = tmp_path / "t"
-    trainings.mkdir()
-    quick = study.make_study("kl_weight", quick=True, jobs=0, images=tmp_path)._replace(trainings=trainings)
-    kl_weight.run(quick)
-    numbers = json.loads((tmp_path / "kl_weight.json").read_text(), parse_constant=reject)
+def test_quick_study(run_quick, capsys):
+    folder, numbers = run_quick(kl_weight)
     mean = {  # of all summaries, by part and value
         part: {value: {key: n["mean"] for key, n in each.items() if isinstance(n, dict) and "mean" in n}
                for value, each in table.items()}
         for part, table in {**{key: numbers[key] for key in ("schedules", "beta", "free_bits")},
                             "ways": numbers["ways"]["by_beta"]}.items()
     }  # fmt: skip
-    assert len(list(trainings.glob("*/report.json"))) == 4
 
     for n in (*mean["schedules"].values(), *mean["beta"].values(), *mean["free_bits"].values()):
         assert n["test_elbo"] == pytest.approx(-n["test_reconstruction"] - n["test_kl"], rel=1e-5)
@@ -225,7 +213,7 @@ def test_quick_study(tmp_path, capsys):
     for header in ("| schedule |", "| beta | rate: KL |", "| free nats per latent |", "| beta | KL: formula |"):
         assert header in out
     for what in ("schedules", "beta", "latents", "ways"):
-        path = tmp_path / f"kl_weight_{what}.png"
+        path = folder / f"kl_weight_{what}.png"
         assert path.stat().st_size < 400_000
         with Image.open(path) as picture:
             picture.load()

@@ -10,11 +10,9 @@ from scipy.stats import norm
 
 import main
 from experiments import latent_space
-from experiments.study import make_study, summary
+from experiments.study import summary
 from utils import latent
 
-KERAS_SAVES = "ignore:__array__ implementation doesn't accept:DeprecationWarning"  # by a protocol that NumPy left
-pytestmark = pytest.mark.filterwarnings(KERAS_SAVES)
 SHAPE = (4, 4, 1)
 
 
@@ -24,12 +22,8 @@ def cloud(shape, seed=0):
 
 # --- the whole --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("latent_space")
-    study = make_study("latent_space", quick=True, jobs=0, images=folder)._replace(trainings=folder / "t")
-    study.trainings.mkdir()
-    latent_space.run(study)
-    return folder, json.loads((folder / "latent_space.json").read_text())
+def quick(run_quick):
+    return run_quick(latent_space)
 
 
 def test_the_quick_run_draws_every_figure(quick):

@@ -1,6 +1,5 @@
 """experiments/losses.py: the collapse collapses, the cure cures, and what is said of them is measured right."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,15 +12,13 @@ from utils import data
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    """The folder of a quick run."""
-    folder = tmp_path_factory.mktemp("losses")
-    losses.run(make_study("losses", quick=True, images=folder)._replace(trainings=folder / "trainings"))
-    return folder
+def quick(run_quick):
+    """The folder of a quick run, and its numbers."""
+    return run_quick(losses)
 
 
 def test_the_collapse_collapses_and_the_cure_cures(quick):
-    numbers = json.loads((quick / "losses.json").read_text())
+    _, numbers = quick
     collapsed, between, cured = (numbers["models"][name] for name in ("MSE_0", "AD_1", "MSE sum"))
     assert collapsed["active"]["mean"] == 0
     assert collapsed["kl"]["mean"] < 0.1
@@ -39,15 +36,16 @@ def test_the_collapse_collapses_and_the_cure_cures(quick):
 
 
 def test_the_collapsed_model_draws_the_mean(quick):
-    distances = json.loads((quick / "losses.json").read_text())["averages"]["distance"]
+    distances = quick[1]["averages"]["distance"]
     assert distances["MSE_0 to mean"] < 0.5 * distances["MSE_0 to median"]
 
 
 def test_the_pictures_are_there(quick):
-    names = {path.name for path in quick.glob("*.[jp][pn]g")}
+    folder, _ = quick
+    names = {path.name for path in folder.glob("*.[jp][pn]g")}
     assert names == {"MSE_0.jpg", "AD_1.jpg", "losses_cures.png", "losses_weight.png", "losses_average.png"}
     for name in names:
-        with Image.open(quick / name) as picture:
+        with Image.open(folder / name) as picture:
             assert picture.width > 900
             assert np.ptp(np.asarray(picture.convert("L"))) > 200
 

@@ -1,6 +1,5 @@
 """experiments/new_label.py: its measures against closed forms, and a quick run of the whole."""
 
-import json
 
 import numpy as np
 import pytest
@@ -97,12 +96,8 @@ def test_the_two_old_digits_serve_as_control_and_have_no_time_constant_in_the_ta
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
-def test_a_quick_run_learns_the_new_digit_and_forgets_the_old_without_them(tmp_path):
-    study = make_study("new_label", quick=True, jobs=0, images=tmp_path)._replace(trainings=tmp_path / "t")
-    study.trainings.mkdir()
-    new_label.run(study)
-
-    numbers = json.loads((tmp_path / "new_label.json").read_text())
+def test_a_quick_run_learns_the_new_digit_and_forgets_the_old_without_them(run_quick):
+    folder, numbers = run_quick(new_label)
     ways = numbers["trios"]["1, 7 + 8"]
     together, alone = ways[new_label.TOGETHER], ways[new_label.ALONE]
     assert together["new_elbo_before"] == alone["new_elbo_before"]  # both start from the same base
@@ -114,10 +109,10 @@ def test_a_quick_run_learns_the_new_digit_and_forgets_the_old_without_them(tmp_p
         assert len(way["curves"]["new_elbo"]) == len(numbers["steps"])
     assert alone["old_change_after"]["mean"] < together["old_change_after"]["mean"] - 20
 
-    with Image.open(tmp_path / "new_label.gif") as film:
+    with Image.open(folder / "new_label.gif") as film:
         assert film.n_frames == len(numbers["steps"])
         assert film.width <= 1_100
-    with Image.open(tmp_path / "new_label_curves.png") as figure:
+    with Image.open(folder / "new_label_curves.png") as figure:
         figure.load()
         assert figure.width <= 1_100
 

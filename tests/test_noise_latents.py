@@ -1,6 +1,5 @@
 """experiments/noise_latents.py: its measures against closed forms, and a quick run of the whole."""
 
-import json
 
 import numpy as np
 import pytest
@@ -8,7 +7,6 @@ from PIL import Image
 
 import main
 from experiments import noise_latents
-from experiments.study import make_study
 
 rng = np.random.default_rng(0)
 
@@ -67,13 +65,8 @@ def test_every_z_is_decoded_with_noise_of_its_own():
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's, when it saves a model
-def test_a_quick_run_finds_that_the_noise_is_unlearned(tmp_path):
-    study = make_study("noise_latents", quick=True, jobs=0, images=tmp_path)._replace(trainings=tmp_path / "t")
-    study.trainings.mkdir()
-    noise_latents.run(study)
-
-    numbers = json.loads((tmp_path / "noise_latents.json").read_text())
+def test_a_quick_run_finds_that_the_noise_is_unlearned(run_quick):
+    folder, numbers = run_quick(noise_latents)
     assert list(numbers["cases"]) == [f"{size} latents, {noise} of noise" for size in (1, 2) for noise in (0, 8)]
     for size in (1, 2):
         without, noisy = (numbers["cases"][f"{size} latents, {noise} of noise"] for noise in (0, 8))
@@ -88,6 +81,6 @@ def test_a_quick_run_finds_that_the_noise_is_unlearned(tmp_path):
             assert 0 <= case["sure"]["mean"] <= 1
 
     for name in ("noise_latents.png", "noise_latents_grid.png"):
-        with Image.open(tmp_path / name) as figure:
+        with Image.open(folder / name) as figure:
             figure.load()
             assert figure.width <= 1_100
