@@ -177,34 +177,24 @@ def score(runs: list[Trained], judge: main.keras.Model) -> dict:
     return numbers | {"reduction": runs[0].settings.reconstruction_reduction, "autoencoder": autoencoder}
 
 
-def falls_back(run: Trained, dataset: data.Dataset, judge: main.keras.Model) -> list[dict]:
-    """Which digit do the failed reconstructions show? By step of the pictures, of the kept reconstructions of a run.
+def fallback(run: Trained, dataset: data.Dataset, judge: main.keras.Model, median: np.ndarray) -> dict:
+    """Which digit do the failed reconstructions of a trained model show, and are they nearer to the median image?
 
-    A reconstruction has failed if the classifier sees another digit in it than in the label's.
+    A reconstruction has failed if the classifier sees another digit in it than the label says. `failed` is their share,
+    `digit` the commonest among them and `share_of_failed` how common; the distances are to the data's median image.
     """
-    found = []
-    for step, watched in run.watched().items():
-        if step not in ALONG and step != max(run.watched()):
-            continue
-        kept = watched["reconstructions"]
-        labels = labels_of_each(dataset, len(kept))
-        verdicts = classifier.probabilities(judge, classifier.to_brightness(kept)).argmax(axis=1)
-        failed = verdicts[verdicts != labels]
-        counts = np.bincount(failed, minlength=10) if len(failed) else np.zeros(10, int)
-        found.append(
-            {
-                "step": step,
-                "failed": float(np.mean(verdicts != labels)),
-                "digit": int(counts.argmax()),
-                "share_of_failed": float(counts.max() / max(len(failed), 1)),
-            }
-        )
-    return found
-
-
-def labels_of_each(dataset: data.Dataset, count: int) -> np.ndarray:
-    """The labels of one_of_each."""
-    return one_of_each(dataset._replace(test_images=dataset.test_labels), count)
+    reconstructions = main.reconstruct(run.load(), dataset.test_images)
+    verdicts = classifier.probabilities(judge, reconstructions).argmax(axis=1)
+    failed = verdicts != dataset.test_labels
+    counts = np.bincount(verdicts[failed], minlength=10)
+    to_median = np.abs(reconstructions - median).mean(axis=(1, 2, 3))
+    return {
+        "failed": float(failed.mean()),
+        "digit": int(counts.argmax()),
+        "share_of_failed": float(counts.max() / max(failed.sum(), 1)),
+        "distance_of_failed": float(to_median[failed].mean()) if failed.any() else None,
+        "distance_of_others": float(to_median[~failed].mean()) if not failed.all() else None,
+    }
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -249,7 +239,7 @@ def draw_rows(figure: Figure, rows: list[tuple[str, np.ndarray, np.ndarray]], sa
 def draw_along(study: Study, name: str, run: Trained, dataset: data.Dataset) -> None:
     """Write <name>.jpg: test images, and below them their reconstructions and samples along the training."""
     watched = run.watched()
-    steps = [step for step in watched if step in ALONG] or [max(watched)]
+    steps = [step for step in watched if step in ALONG or step == max(watched) > 5_000]
     rows = [("ten test images", one_of_each(dataset, 10), np.empty(0))]
     for step in steps:
         kept = watched[step]
@@ -378,13 +368,20 @@ def run(study: Study) -> None:
         name: int(classifier.probabilities(judge, np.float32(image[np.newaxis])).argmax())
         for name, image in images.items()
     }
+    test = classifier.probabilities(judge, classifier.to_brightness(dataset.test_images))
     numbers = {
+        "classifier": {"accuracy": float((test.argmax(axis=1) == dataset.test_labels).mean())}
+        | {"sure": classifier.sure_share(test)},
         "models": scores,
         "terms": terms(results, pixels),
         "collapse_weight": {"predicted": predicted, "measured": deaths},
         "total_variance": float(dataset.train_images.reshape(-1, pixels).astype(np.float32).var(axis=0).sum() / 255**2),
         "averages": {"distance": averages, "digit": verdicts},
-        "failed_reconstructions": [falls_back(run, dataset, judge) for run in results["AD_1"]],
+        "failed_reconstructions": {
+            name: [fallback(run, dataset, judge, images["median"]) for run in results[name]]
+            for name in ("AD_1", "AD sum", "MSE sum")
+            if name in results
+        },
     }
     publish(study, numbers, tables(numbers))
 

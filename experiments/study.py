@@ -340,13 +340,13 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> None:
-    """Write the numbers to <name>.json beside the figures, print the tables, and put them into the README.
+    """Write numbers and tables to <name>.json beside the figures, print the tables, and put them into the README.
 
     In the README a table stands between <!-- table: <key> --> and <!-- end -->. It is replaced only when the README's
     own figures are, in images/.
     """
     about = {"command": f"python -m experiments.{study.name}", "seeds": study.seeds, "quick": study.quick}
-    write_json(study.images / f"{study.name}.json", about | numbers)
+    write_json(study.images / f"{study.name}.json", about | numbers | {"tables": tables})
     for text in tables.values():
         print(f"\n{text}")
     if study.images == ROOT / "images":

@@ -82,9 +82,12 @@ def test_failed_reconstructions_are_counted_by_the_digit_they_show(monkeypatch):
     dataset = data.Dataset("Toy", images, labels, images, labels, "")
     order = losses.one_of_each(dataset, 20)[:, 0, 0, 0]
     assert order[:10].tolist() == list(range(0, 20, 2))
-    assert losses.labels_of_each(dataset, 12).tolist() == [*range(10), 0, 1]
-    seen = np.array([0, 1, 9, 9, 4, 9, 6, 3, 8, 9])  # of ten digits four are taken for others, three of them for a 9
+    assert order[10:].tolist() == list(range(1, 20, 2))
+    seen = np.repeat([0, 1, 9, 9, 4, 9, 6, 3, 8, 9], 2)  # four digits are taken for others, three for a 9
+    drawn = np.where(labels == seen, 1.0, 0.25)[:, np.newaxis, np.newaxis, np.newaxis] * np.ones((1, 28, 28, 1))
     monkeypatch.setattr(losses.classifier, "probabilities", lambda judge, x: np.eye(10)[seen])
-    run = SimpleNamespace(watched=lambda: {100: {"reconstructions": images[:10]}})
-    found = losses.falls_back(run, dataset, None)
-    assert found == [{"step": 100, "failed": 0.4, "digit": 9, "share_of_failed": 0.75}]
+    monkeypatch.setattr(losses.main, "reconstruct", lambda vae, images: drawn)
+    found = losses.fallback(SimpleNamespace(load=lambda: None), dataset, None, np.zeros((28, 28, 1)))
+    assert found["failed"] == 0.4
+    assert (found["digit"], found["share_of_failed"]) == (9, 0.75)
+    assert (found["distance_of_failed"], found["distance_of_others"]) == (0.25, 1)

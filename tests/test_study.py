@@ -104,6 +104,14 @@ def test_tables_replace_what_stands_in_their_places_only():
         studies.with_tables(readme, {"c": ""})
 
 
+@pytest.mark.parametrize("name", everything.EXPERIMENTS)
+def test_the_readme_shows_the_tables_of_the_committed_numbers(name):
+    numbers = json.loads((studies.ROOT / "images" / f"{name}.json").read_text())
+    assert not numbers["quick"]
+    readme = (studies.ROOT / "README.md").read_text()
+    assert studies.with_tables(readme, numbers["tables"]) == readme
+
+
 def test_a_quick_study_touches_neither_the_readme_nor_its_images(study, capsys):
     before = (studies.ROOT / "README.md").read_text()
     studies.publish(study, {"x": 1}, {"nowhere": "| 1 |"})
