@@ -479,7 +479,7 @@ def judge(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path) -> 
     write_json(folder / "report.json", judged)
     plots.save_curves(folder / "curves.png", history, title=folder.name)
     pictures.write_film(folder, "reconstructions" if s.autoencoder else "samples")
-    if s.latent_dim + s.noise_dim == 2 and not s.autoencoder:
+    if s.latent_dim == 2 and not s.noise_dim and not s.autoencoder:
         pictures.write_manifold(folder, partial(decode, vae))
     pictures.write_projector(folder / "tensorboard", z_mean, dataset.test_labels, dataset.test_images)
     return judged

@@ -10,22 +10,25 @@ import json
 import subprocess
 import sys
 
-from experiments.study import ROOT, Study, code_of, mark, read_command_line
+from experiments.study import ROOT, Study, is_finished, mark, read_command_line
 
 EXPERIMENTS = ("losses", "kl_weight", "architecture", "latent_space", "new_label", "noise_latents")
-
-
-def is_finished(study: Study) -> bool:
-    """Whether this code has finished this study, and its numbers are still where it put them."""
-    path = mark(study)
-    numbers = study.images / f"{study.name}.json"
-    return path.exists() and json.loads(path.read_text())["code"] == code_of(study.name) and numbers.exists()
 
 
 def command(study: Study) -> list[str]:
     """The command that runs one experiment as this study wants it."""
     words = [sys.executable, "-m", f"experiments.{study.name}", "--seed", str(study.seed), "--jobs", str(study.jobs)]
-    return [*words, "--images", str(study.images.resolve()), *(["--quick"] if study.quick else [])]
+    return [*words, "--images", str(study.images), *(["--quick"] if study.quick else [])]
+
+
+def run(words: list[str]) -> int:
+    """Run a command to its end and return its exit code. Ctrl-C reaches it too, and it is given time to save."""
+    process = subprocess.Popen(words, cwd=ROOT)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def main(study: Study) -> int:
@@ -35,9 +38,10 @@ def main(study: Study) -> int:
         if is_finished(one):
             print(f"{name}: finished before")
             continue
-        if code := subprocess.run(command(one), cwd=ROOT).returncode:
+        if code := run(command(one)):
             print(f"{name}: stopped with exit code {code}; the same command goes on from here", file=sys.stderr)
             return code
+    # Of an experiment that was stopped and went on, the minutes are those of its last part.
     minutes = [json.loads(mark(study._replace(name=name)).read_text())["seconds"] / 60 for name in EXPERIMENTS]
     for name, spent in zip(EXPERIMENTS, minutes, strict=True):
         print(f"{name:<14} {spent:5.1f} minutes")

@@ -36,6 +36,7 @@ from utils import plots
 WIDTHS = (64, 128, 256, 512)  # units of each of two hidden layers, in encoder and decoder
 DEPTHS = (0, 1, 2, 3)  # hidden layers of 256 units
 LATENTS = (2, 4, 8, 20, 32, 64)
+TELLING = 0.1  # nats of KL above which a latent tells something worth the name
 QUICK_VALUES = {"width": (64,), "depth": (0, 1), "latents": (2, 20)}
 
 
@@ -62,6 +63,7 @@ def measure(runs: list[Trained]) -> dict[str, Any]:
         "nll": summary(report["test_nll"] for report in reports),
         "kl": summary(report["test_kl"] for report in reports),
         "active": summary(report["active_units"] for report in reports),
+        "telling": summary(sum(nats > TELLING for nats in report["kl_per_latent"]) for report in reports),
         "latents": reports[0]["latent_dim"],
         "kl_per_latent": np.mean(kl_per_latent, axis=0).tolist(),
         "seconds_per_epoch": summary(run.seconds / run.settings.epochs for run in runs),
@@ -71,7 +73,7 @@ def measure(runs: list[Trained]) -> dict[str, Any]:
 def draw_quality(axes: Axes, label: str, measured: dict[int, dict[str, Any]]) -> None:
     """ELBO and log-likelihood over the values of a question."""
     values = list(measured)
-    for name, title, sign in (("elbo", "ELBO", 1), ("nll", "log-likelihood, K = 64", -1)):
+    for name, title, sign in (("elbo", "ELBO", 1), ("nll", "log-likelihood", -1)):
         seeds = np.array([measured[value][name]["values"] for value in values]).T
         plots.draw_spread(axes, range(len(values)), sign * seeds, title)
     axes.set(xlabel=label, ylabel="nats per test image", xticks=range(len(values)), xticklabels=values)
@@ -95,8 +97,10 @@ def draw_use(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
     values = list(measured)
     axes.plot(values, values, color="grey", linewidth=1, linestyle="--", label="all of them")
     seeds = np.array([measured[value]["active"]["values"] for value in values]).T
-    plots.draw_spread(axes, values, seeds, "active units")
-    axes.set(xlabel="latents", ylabel="active units")
+    plots.draw_spread(axes, values, seeds, "active units (variance above 0.01)")
+    seeds = np.array([measured[value]["telling"]["values"] for value in values]).T
+    plots.draw_spread(axes, values, seeds, f"KL above {TELLING} nats")
+    axes.set(xlabel="latents", ylabel="how many of them")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 
@@ -151,7 +155,8 @@ def tables(measured: dict[str, dict[int, dict[str, Any]]]) -> dict[str, str]:
             if name not in seen:  # the network of the Analysis answers all three questions
                 rows.append(row(name, numbers))
             seen.add(name)
-    headers = ("hidden, latents", "parameters", "ELBO", "NLL", "KL", "active units", "seconds an epoch")
+    headers = ("hidden, latents", "parameters", "ELBO", "NLL", "KL", "active units", f"KL above {TELLING} nats")
+    headers += ("seconds an epoch",)
     return {"architecture": table(headers, rows)}
 
 
@@ -162,6 +167,7 @@ def row(name: str, numbers: dict[str, Any]) -> list[str]:
         f"{numbers['parameters']:,}",
         *(shown(numbers[key], digits) for key, digits in (("elbo", 2), ("nll", 2), ("kl", 1))),
         f"{shown(numbers['active'])} of {numbers['latents']}",
+        shown(numbers["telling"]),
         shown(numbers["seconds_per_epoch"]),
     ]
 

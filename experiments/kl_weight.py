@@ -30,12 +30,15 @@ from experiments.study import (
     Trained,
     Training,
     digit_classifier,
+    in_percent,
     judge_samples,
+    over_seeds,
     prior_samples,
     publish,
     run_study,
     settings_of,
     shown,
+    steps_of,
     summary,
     table,
     train_all,
@@ -53,19 +56,18 @@ class Sizes(NamedTuple):
     """How much is trained and measured."""
 
     schedules: tuple[str, ...] = ("constant", "linear", "sigmoid", "cosine", "cyclical")
-    kl_steps: int = 2_000  # of the steps below
-    steps: int = 3_744  # of a training: 8 epochs of 468
+    kl_steps: int = 2_000  # of about 3,700
     betas: tuple[float, ...] = (0.1, 0.25, 0.5, 1, 2, 4, 10)
     shown_betas: tuple[float, ...] = (0.1, 1, 10)  # of which samples and scatters are drawn
     free_bits: tuple[float, ...] = (0.1, 0.5, 1)
     samples: int = 1_000  # from the prior, judged by the classifier
-    watched_steps: int = 60  # at which the KL of each latent is looked at
+    watched_steps: int = 80  # at most, at which the KL of each latent is looked at
     images: int = 10_000  # test images whose latents are measured
     draws: int = 100  # of z for each of them
     mixture_samples: int = 2_000  # of the mixture of their posteriors
 
 
-QUICK_SIZES = Sizes(("constant", "linear"), 100, 260, (1, 10), (1, 10), (0.5,), 200, 12, 500, 50, 500)
+QUICK_SIZES = Sizes(("constant", "linear"), 100, (1, 10), (1, 10), (0.5,), 200, 12, 500, 50, 500)
 
 
 # --- trainings --------------------------------------------------------------------------------------------------------
@@ -73,6 +75,11 @@ def kl_of_latents(vae: main.VAE, settings: Any, dataset: Any, images: int) -> di
     """A watch: the KL of each latent, averaged over the first test images, (L,) nats."""
     z_mean, z_log_std = vae.encoder(main.brightness(tf.constant(dataset.test_images[:images])))
     return {"kl": tf.reduce_mean(main.kl_to_standard_normal(z_mean, z_log_std), axis=0).numpy()}
+
+
+def watch_steps(last: int, count: int) -> tuple[int, ...]:
+    """At which steps to look: before the first, and then more and more rarely, evenly on a log axis, up to `last`."""
+    return (0, *np.unique(np.geomspace(1, last, count - 1).round().astype(int)).tolist())
 
 
 def ask(study: Study, sizes: Sizes) -> dict[tuple[str, Any], list[Training]]:
@@ -84,10 +91,10 @@ def ask(study: Study, sizes: Sizes) -> dict[tuple[str, Any], list[Training]]:
     asked = {("schedule", "constant"): repeated(kl_schedule="constant")}
     for schedule in sizes.schedules[1:]:
         asked["schedule", schedule] = repeated(kl_schedule=schedule, kl_steps=sizes.kl_steps)
-    steps = np.unique(np.geomspace(10, sizes.steps, sizes.watched_steps).round().astype(int)).tolist()
     for schedule in WATCHED:
         first, *others = asked["schedule", schedule]
-        watched = first._replace(watch=partial(kl_of_latents, images=WATCHED_IMAGES), watch_at=tuple(steps))
+        steps = watch_steps(steps_of(first.settings), sizes.watched_steps)
+        watched = first._replace(watch=partial(kl_of_latents, images=WATCHED_IMAGES), watch_at=steps)
         asked["schedule", schedule] = [watched, *others]
 
     plain = asked["schedule", "constant"]
@@ -109,9 +116,9 @@ def train_asked(study: Study, asked: dict[tuple[str, Any], list[Training]]) -> d
     return by_value
 
 
-def over_seeds(runs: list[Trained], *keys: str) -> dict[str, Any]:
+def ends_of(runs: list[Trained], *keys: str) -> dict[str, Any]:
     """Numbers of the reports of trainings that differ by their seed only, summarised."""
-    return {key: summary(run.report[key] for run in runs) for key in keys}
+    return over_seeds([{key: run.report[key] for key in keys} for run in runs])
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
@@ -120,7 +127,7 @@ def measure_schedules(by_schedule: dict[str, list[Trained]]) -> dict[str, Any]:
     plain = [run.report["test_elbo"] for run in by_schedule["constant"]]
     numbers = {}
     for schedule, runs in by_schedule.items():
-        ends = over_seeds(runs, "test_elbo", "test_nll", "test_reconstruction", "test_kl", "active_units")
+        ends = ends_of(runs, "test_elbo", "test_nll", "test_reconstruction", "test_kl", "active_units")
         gains = [elbo - other for elbo, other in zip(ends["test_elbo"]["values"], plain, strict=True)]
         numbers[schedule] = ends | {"gain": summary(gains)}
     return numbers
@@ -181,9 +188,8 @@ def measure_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]
     for beta, runs in by_beta.items():
         samples = [prior_samples(run.load(), sizes.samples, study.seed) for run in runs]
         verdicts = [judge_samples(judge, drawn) for drawn in samples]
-        numbers[f"{beta:g}"] = over_seeds(runs, "test_kl", "test_reconstruction", "test_elbo", "active_units") | {
-            key: summary(verdict[key] for verdict in verdicts) for key in ("sure", "digits")
-        }
+        ends = ends_of(runs, "test_kl", "test_reconstruction", "test_elbo", "active_units")
+        numbers[f"{beta:g}"] = ends | over_seeds(verdicts)
     rates, distortions = (
         np.array([n[key]["mean"] for n in numbers.values()]) for key in ("test_kl", "test_reconstruction")
     )
@@ -204,11 +210,6 @@ def beta_table(numbers: dict[str, Any], real: dict[str, float]) -> str:
         rows[-1] += [shown(in_percent(n["sure"])), shown(n["digits"])]
     rows.append(["test images", "", "", "", "", "", f"{100 * real['sure']:.1f}", f"{real['digits']:.1f}"])
     return table(headers, rows)
-
-
-def in_percent(share: dict[str, Any]) -> dict[str, Any]:
-    """A summary of shares as one of percentages."""
-    return summary(100 * value for value in share["values"])
 
 
 def draw_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]], numbers: dict[str, Any]) -> Figure:
@@ -267,6 +268,8 @@ def draw_rate_distortion(axes: Axes, numbers: dict[str, Any]) -> None:
 def awake_since(steps: np.ndarray, kl: np.ndarray, threshold: float) -> list[int | None]:
     """From which of `steps` (T,) on the KL (T, L) of each latent stays above `threshold`; None if it ends below.
 
+    0 if it was above before the first training step, and ever since.
+
     Not the first step above: an untrained encoder's latents already differ from the prior, and from image to image.
     """
     stays = np.logical_and.accumulate((kl > threshold)[::-1])[::-1]  # (T, L), True from some step on
@@ -301,7 +304,7 @@ def measure_free_bits(by_free_bits: dict[float, list[Trained]]) -> dict[str, Any
     numbers = {}
     for nats, runs in by_free_bits.items():
         sorted_kl = [sorted(run.report["kl_per_latent"], reverse=True) for run in runs]
-        ends = over_seeds(runs, "test_elbo", "test_reconstruction", "test_kl", "active_units")
+        ends = ends_of(runs, "test_elbo", "test_reconstruction", "test_kl", "active_units")
         least, most = (summary(kl[place] for kl in sorted_kl) for place in (-1, 0))
         mean_kl = np.mean(sorted_kl, axis=0).tolist()
         numbers[f"{nats:g}"] = ends | {"least_kl": least, "most_kl": most, "sorted_kl": mean_kl}
@@ -328,14 +331,17 @@ def draw_latents(by_schedule: dict[str, list[Trained]], by_free_bits: dict[float
     for axes, schedule in zip(panels, WATCHED, strict=True):
         steps, kl = watched_kl(by_schedule[schedule][0])
         rows = np.arange(1, kl.shape[1] + 1)
-        colors = axes.pcolormesh(steps, rows, kl.T.clip(0.01), norm=LogNorm(0.01, 10), cmap="viridis")
-        woken = [(row, step) for row, step in zip(rows, awake_since(steps, kl, AWAKE), strict=True) if step]
-        axes.plot([step for _, step in woken], [row for row, _ in woken], ".", color="red", markersize=5)
+        logarithmic = steps > 0  # step 0 has no place on a log axis; what was awake then has its dot at step 1
+        colors = axes.pcolormesh(
+            steps[logarithmic], rows, kl[logarithmic].T.clip(0.01), norm=LogNorm(0.01, 10), cmap="viridis"
+        )
+        woken = [(row, at) for row, at in zip(rows, awake_since(steps, kl, AWAKE), strict=True) if at is not None]
+        axes.plot([max(at, 1) for _, at in woken], [row for row, _ in woken], ".", color="red", markersize=5)
         title = f"{schedule} weight: {len(woken)} of {len(rows)} awake at the end"
         axes.set(xscale="log", xlabel="step (log scale)", title=title)
     panels[0].set(ylabel="latent, by its KL at the end", ylim=(len(rows) + 0.5, 0.5), yticks=rows)
     above.colorbar(colors, ax=panels, label="KL (nats), mean of test images", extend="both")
-    above.suptitle(f"KL of each latent; red: above {AWAKE} nats from here on", fontsize=11)
+    above.suptitle(f"KL of each latent; red: above {AWAKE} nats from here on (left edge: all along)", fontsize=11)
 
     axes = below.subplots()
     for nats, runs in by_free_bits.items():
@@ -392,28 +398,6 @@ def draw_values(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, seed: int
     )
 
 
-def information(z_mean: np.ndarray, z_log_std: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
-    """The mutual information I(x; z) of N images and their latents (N, L), and its standard error, in nats.
-
-    The mean of log q(z|x_n) - log q(z), for z from the posterior of a random image n and the mixture q(z) of all
-    posteriors. No sample exceeds log N, as q(z) >= q(z|x_n) / N, and all are log N where no two posteriors overlap.
-    With it KL(q(z) || p) = mean KL - I(x; z), which is less noisy than latent.aggregate_kl: much of that one's noise is
-    how the KL differs from image to image, and the mean KL is known.
-    """
-    rng = np.random.default_rng(seed)
-    members = rng.integers(len(z_mean), size=samples)
-    noise = rng.standard_normal((samples, z_mean.shape[1]))
-    z = z_mean[members] + np.exp(z_log_std[members]) * noise
-    log_posterior = -(np.square(noise) / 2 + z_log_std[members] + latent.LOG_2_PI / 2).sum(axis=1)
-    log_ratio = log_posterior - latent.log_mixture(z, z_mean, z_log_std)
-    return float(log_ratio.mean()), float(log_ratio.std(ddof=1) / np.sqrt(samples))
-
-
-def mean_kl(z_mean: np.ndarray, z_log_std: np.ndarray) -> float:
-    """The KL of posteriors (N, L) to the prior by the formula, mean over images, in nats."""
-    return float(main.kl_to_standard_normal(z_mean, z_log_std).numpy().sum(axis=1).mean())
-
-
 def take_kl(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, mixture_samples: int, seed: int) -> dict[str, float]:
     """The KL to the prior of posteriors (N, L), taken in all ways, in nats.
 
@@ -425,16 +409,16 @@ def take_kl(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, mixture_sampl
     """
     z_mean, z_log_std = np.float64(z_mean), np.float64(z_log_std)
     values = draw_values(z_mean, z_log_std, draws, seed)
-    told, standard_error = information(z_mean, z_log_std, mixture_samples, seed)
+    told, standard_error = latent.mutual_information(z_mean, z_log_std, mixture_samples, seed)
     return {
-        "analytic": mean_kl(z_mean, z_log_std),
+        "analytic": latent.mean_kl(z_mean, z_log_std),
         "one_sample": float(values[0].mean()),
         "one_sample_sd": float(np.sqrt(values.var(axis=0, ddof=1).mean())),
         "one_sample_sd_closed_form": float(np.sqrt(one_sample_variance(z_mean, z_log_std).sum(axis=1).mean())),
         "one_sample_negative": float((values < 0).mean()),
         "gradient_noise": gradient_noise(z_mean, z_log_std),
         "moments": latent.moments_kl(z_mean, z_log_std),
-        "mixture": mean_kl(z_mean, z_log_std) - told,
+        "mixture": latent.mean_kl(z_mean, z_log_std) - told,  # as latent.aggregate_kl has it
         "information": told,
         "information_standard_error": standard_error,
     }
@@ -450,43 +434,47 @@ def mixture_by_count(
     order = np.random.default_rng(seed).permutation(len(z_mean))
     subsets = [(np.float64(z_mean[order[:count]]), np.float64(z_log_std[order[:count]])) for count in counts]
     return {
-        "mixture": [mean_kl(*subset) - information(*subset, samples, seed)[0] for subset in subsets],
-        "least": [max(0.0, mean_kl(*subset) - float(np.log(len(subset[0])))) for subset in subsets],
+        "mixture": [latent.aggregate_kl(*subset, samples, seed)[0] for subset in subsets],
+        "least": [max(0.0, latent.mean_kl(*subset) - float(np.log(len(subset[0])))) for subset in subsets],
     }
 
 
 def measure_ways(
     study: Study, sizes: Sizes, posteriors: dict[float, list[tuple[np.ndarray, np.ndarray]]]
 ) -> dict[str, Any]:
-    """The KL of trained models in all ways, for each beta; for the first seed the mixture's by how many images too."""
+    """The KL of trained models in all ways, for each beta; for the first seed the mixture's by how many images too.
+
+    at_ceiling: so few images bound the information from above, and the mixture's KL from below.
+    """
     images = len(next(iter(posteriors.values()))[0][0])
     counts = [images // part for part in (100, 30, 10, 3, 1)]
     by_beta = {}
     for beta, repeated in posteriors.items():
         taken = [take_kl(*posterior, sizes.draws, sizes.mixture_samples, study.seed) for posterior in repeated]
-        by_beta[f"{beta:g}"] = {key: summary(one[key] for one in taken) for key in taken[0]} | {
-            "by_count": mixture_by_count(*repeated[0], counts, sizes.mixture_samples, study.seed)
+        n = over_seeds(taken)
+        by_beta[f"{beta:g}"] = n | {
+            "at_ceiling": latent.at_ceiling(n["information"]["mean"], images),
+            "by_count": mixture_by_count(*repeated[0], counts, sizes.mixture_samples, study.seed),
         }
     return {"images": images, "log_images": float(np.log(images)), "counts": counts, "by_beta": by_beta}
 
 
 def ways_table(numbers: dict[str, Any]) -> str:
-    """The KL in all ways, as Markdown."""
-    headers = [
-        "beta",
-        "KL: formula",
-        "by one sample",
-        "its sd (closed form)",
-        "below 0, %",
-        "noise of its gradient, % of it",
-    ]
-    headers += ["all images together: moments", "mixture", f"I(x; z), at most {numbers['log_images']:.2f}"]
+    """The KL in all ways, as Markdown.
+
+    Where the information is as large as so few images can show it is a lower bound of what the latents tell of all
+    images there are, and the mixture's KL an upper one, and marked as that.
+    """
+    headers = ["beta", "KL: formula", "by one sample", "its sd (closed form)", "below 0, %"]
+    headers += ["noise of its gradient, % of it", "all images together: moments", "mixture"]
+    headers += [f"I(x; z), of which so many images show up to {numbers['log_images']:.2f}"]
     rows = []
     for beta, n in numbers["by_beta"].items():
         spread = f"{n['one_sample_sd']['mean']:.2f} ({n['one_sample_sd_closed_form']['mean']:.2f})"
         rows.append([beta, shown(n["analytic"], 2), shown(n["one_sample"], 2), spread])
         rows[-1] += [shown(in_percent(n[key])) for key in ("one_sample_negative", "gradient_noise")]
-        rows[-1] += [shown(n[key], 2) for key in ("moments", "mixture", "information")]
+        at_most, at_least = ("≤ ", "≥ ") if n["at_ceiling"] else ("", "")
+        rows[-1] += [shown(n["moments"], 2), at_most + shown(n["mixture"], 2), at_least + shown(n["information"], 2)]
     return table(headers, rows)
 
 

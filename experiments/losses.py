@@ -7,20 +7,21 @@ grey pixels, with the reconstruction averaged over pixels and the KL summed. The
 scored on the same things: CE, MSE and AD of their reconstructions of the test set, KL, active units, samples.
 """
 
-from functools import partial
-
 from experiments.study import (
     Study,
     Trained,
     Training,
     digit_classifier,
+    in_percent,
     judge_samples,
+    over_seeds,
     prior_samples,
     publish,
     read_command_line,
     run_study,
     settings_of,
     shown,
+    steps_of,
     summary,
     table,
     train_all,
@@ -35,7 +36,7 @@ from matplotlib.figure import Figure
 
 import main
 from utils import classifier, data, plots
-from utils.report import active_units
+from utils.report import ACTIVE_VARIANCE
 
 ORIGINAL = {  # grey pixels, the mistake of a mean over them, and a constant learning rate
     "binarize": "none", "reconstruction_reduction": "mean", "kl_schedule": "constant", "lr_schedule": "constant",
@@ -88,9 +89,9 @@ JUDGED = 300  # samples of each model that the classifier looks at
 
 
 # --- what is watched while they train ---------------------------------------------------------------------------------
-def progress(vae: main.VAE, settings: main.Settings, dataset: data.Dataset, kept: int) -> dict[str, np.ndarray]:
-    """Means over the test set of CE, MSE and AD of the reconstructions and of each latent's KL (L,), the variance of
-    z_mean (L,), `kept` reconstructions and JUDGED samples as uint8, and the width of the pixel noise."""
+def progress(vae: main.VAE, settings: main.Settings, dataset: data.Dataset) -> dict[str, np.ndarray]:
+    """Means over the test set of CE, MSE and AD of the reconstructions (of posterior means) and of each latent's KL
+    (L,), the variance of z_mean (L,), ten reconstructions and JUDGED samples as uint8, the width of the pixel noise."""
 
     def score(images, _start):
         x = main.brightness(tf.constant(images))
@@ -100,7 +101,7 @@ def progress(vae: main.VAE, settings: main.Settings, dataset: data.Dataset, kept
         return *losses, main.kl_to_standard_normal(z_mean, z_log_std), z_mean
 
     *losses, kl, z_mean = data.in_batches(score, dataset.test_images)
-    pictures = main.reconstruct(vae, one_of_each(dataset, kept)), prior_samples(vae, JUDGED, settings.seed)
+    pictures = main.reconstruct(vae, one_of_each(dataset)), prior_samples(vae, JUDGED, settings.seed)
     return {
         "losses": np.array([loss.mean() for loss in losses]),
         "kl": kl.mean(axis=0),
@@ -120,7 +121,7 @@ def latents(vae: main.VAE, settings: main.Settings, dataset: data.Dataset) -> di
     }
 
 
-def one_of_each(dataset: data.Dataset, count: int) -> np.ndarray:
+def one_of_each(dataset: data.Dataset, count: int = 10) -> np.ndarray:
     """The first test image of each label, then the first ones that are left, `count` in all: uint8 (count, H, W, C)."""
     first = [np.flatnonzero(dataset.test_labels == label)[0] for label in np.unique(dataset.test_labels)]
     rest = np.setdiff1d(np.arange(len(dataset.test_images)), first)
@@ -130,16 +131,16 @@ def one_of_each(dataset: data.Dataset, count: int) -> np.ndarray:
 # --- what is computed -------------------------------------------------------------------------------------------------
 def active(watched: dict[str, np.ndarray]) -> int:
     """How many latents are active, by what was watched."""
-    return active_units(np.sqrt(watched["variance"]) * [[-1], [1]])
+    return int((watched["variance"] > ACTIVE_VARIANCE).sum())
 
 
 def last_alive(run: Trained) -> dict[str, float] | None:
-    """The last watched step with an active latent and the KL weight there; None if there was one to the end."""
-    steps = [step for step, watched in run.watched().items() if active(watched)]
-    if steps and steps[-1] == max(run.watched()):
+    """The last watched step with an active latent and the KL weight there; None if there is one to the end, or if there
+    is none after step 0, which is untrained."""
+    steps = [step for step, watched in run.watched().items() if step and active(watched)]
+    if not steps or steps[-1] == max(run.watched()):
         return None
-    step = steps[-1] if steps else 0
-    return {"step": step, "weight": float(main.scheduled_weight(run.settings, step))}
+    return {"step": steps[-1], "weight": float(main.scheduled_weight(run.settings, steps[-1]))}
 
 
 def predicted_weight(images: np.ndarray, loss: str) -> float:
@@ -164,13 +165,12 @@ def score(runs: list[Trained], judge: main.keras.Model) -> dict:
     """The last scores of a model's runs, one a seed, summarised."""
     finals = [run.watched()[max(run.watched())] for run in runs]
     autoencoder = runs[0].settings.autoencoder
-    verdicts = [judge_samples(judge, final["samples"] / np.float32(255)) for final in finals]
     numbers = {
         name: summary(final["losses"][index] for final in finals) for index, name in enumerate(("ce", "mse", "ad"))
     }
-    numbers |= {name: summary(verdict[name] for verdict in verdicts) for name in ("sure", "digits")}
     numbers |= {"scale": summary(final["scale"] for final in finals)}
     if not autoencoder:
+        numbers |= over_seeds([judge_samples(judge, final["samples"] / np.float32(255)) for final in finals])
         numbers |= {"kl": summary(final["kl"].sum() for final in finals)}
         numbers |= {"active": summary(active(final) for final in finals)}
         numbers |= {"last_alive": [last_alive(run) for run in runs]}
@@ -239,7 +239,9 @@ def draw_rows(figure: Figure, rows: list[tuple[str, np.ndarray, np.ndarray]], sa
 def draw_along(study: Study, name: str, run: Trained, dataset: data.Dataset) -> None:
     """Write <name>.jpg: test images, and below them their reconstructions and samples along the training."""
     watched = run.watched()
-    steps = [step for step in watched if step in ALONG or step == max(watched) > 5_000]
+    steps = [step for step in watched if step in ALONG]
+    if max(watched) > 2 * ALONG[-1]:
+        steps.append(max(watched))  # MSE_2 goes on to its collapse
     rows = [("ten test images", one_of_each(dataset, 10), np.empty(0))]
     for step in steps:
         kept = watched[step]
@@ -309,39 +311,41 @@ def chosen_models(study: Study) -> dict[str, dict]:
 def train_models(study: Study) -> tuple[dict[str, list[Trained]], dict[str, list[Trained]]]:
     """All runs by model, and those of the slow ramps by loss, one for each seed."""
     models, losses = chosen_models(study), ("mse",) if study.quick else tuple(SWEEPS)
-    steps = 130 if study.quick else 468  # in an epoch
     wanted = []
     for name, overrides in models.items():
         for seed in study.seeds:
             settings = settings_of(study, **{**ORIGINAL, **overrides}, seed=seed)
-            last = settings.epochs * steps
+            last = steps_of(settings)
             early = EARLY if overrides.get("kl_schedule") == "linear" else ()
             late = range(1_000, last, 200) if name == "MSE_2" else ()
             watch_at = sorted({step for step in (0, *early, *ALONG, *late) if step < last} | {last})
-            watch = partial(progress, kept=1_000 if name == "AD_1" else 10)
-            wanted.append(Training(settings, watch, tuple(watch_at)))
+            wanted.append(Training(settings, progress, tuple(watch_at)))
     for loss in losses:
         for seed in study.seeds:
             ramp = {"loss": loss, "kl_schedule": "linear", "kl_weight_end": SWEEPS[loss], "epochs": 10}
-            settings = settings_of(study, **{**ORIGINAL, **ramp}, kl_steps=steps * 10, seed=seed)
-            wanted.append(Training(settings, latents, tuple(range(0, steps * 10, steps // 8))))
+            settings = settings_of(study, **{**ORIGINAL, **ramp}, seed=seed)
+            last = steps_of(settings)
+            settings = settings.model_copy(update={"kl_steps": last})
+            wanted.append(Training(settings, latents, tuple(range(0, last, last // 80))))
     done = iter(train_all(study, wanted))
     return {name: [next(done) for _ in study.seeds] for name in models}, {
         loss: [next(done) for _ in study.seeds] for loss in losses
     }
 
 
-def terms(results: dict[str, list[Trained]], pixels: int) -> dict[str, dict[str, float]]:
-    """Of each fixed-scale VAE: its terms in nats, and what the objective with the mean would make of them."""
+def terms(results: dict[str, list[Trained]], pixels: int) -> dict[str, dict[str, dict]]:
+    """Of each fixed-scale VAE: its terms on the test set in nats, and what mean and sum would make of them."""
     found = {}
     for name in ("CE_0", "CE sum", "MSE_0", "MSE sum", "AD_0", "AD sum"):
         if name in results:
-            watched = results[name][0].watched()
-            final = watched[max(watched)]
-            loss = float(final["losses"][("ce", "mse", "ad").index(results[name][0].settings.loss)])
-            nats = float(final["kl"].sum())
-            found[name] = {"reconstruction": loss, "kl": nats, "mean_objective": loss / pixels + nats}
-            found[name]["sum_objective"] = loss + nats
+            reports = [run.report for run in results[name]]
+            both = [(report["test_reconstruction"], report["test_kl"]) for report in reports]
+            found[name] = {
+                "reconstruction": summary(loss for loss, _ in both),
+                "kl": summary(nats for _, nats in both),
+                "mean_objective": summary(loss / pixels + nats for loss, nats in both),
+                "sum_objective": summary(loss + nats for loss, nats in both),
+            }
     return found
 
 
@@ -395,12 +399,12 @@ def tables(numbers: dict) -> dict[str, str]:
         if scores["autoencoder"]:
             rows.append([*row, "-", "-", "-", "-"])
         else:
-            sure = summary(100 * share for share in scores["sure"]["values"])
-            row += [shown(scores["kl"]), shown(scores["active"], 0), f"{shown(sure, 0)} %", shown(scores["digits"])]
+            row += [shown(scores["kl"]), shown(scores["active"], 0)]
+            row += [f"{shown(in_percent(scores['sure']), 0)} %", shown(scores["digits"])]
             rows.append(row)
     why = [
-        (WORDS[name], f"{each['reconstruction']:.2f}", f"{each['kl']:.2f}", f"{each['mean_objective']:.3f}",
-         f"{each['sum_objective']:.1f}")
+        (WORDS[name], shown(each["reconstruction"]), shown(each["kl"]), shown(each["mean_objective"], 3),
+         shown(each["sum_objective"]))
         for name, each in numbers["terms"].items()
     ]  # fmt: skip
     collapse = []

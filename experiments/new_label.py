@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from experiments.study import (
-    BASE,
     Study,
     Trained,
     Training,
@@ -35,6 +34,7 @@ from experiments.study import (
     run_study,
     settings_of,
     shown,
+    steps_of,
     summary,
     table,
     train_all,
@@ -81,14 +81,12 @@ def going_on_with(trio: Trio, control: bool) -> dict[str, tuple[int, ...]]:
 def train_trios(study: Study) -> dict[Trio, dict[str, list[Trained]]]:
     """Train what goes on from the bases, by trio and by what it goes on with: one training for each seed."""
     trios, controlled, steps = sizes(study)
-    labels = data.load(BASE["dataset"], settings_of(study).data_dir).train_labels
 
     def settings(seed: int, digits: tuple[int, ...], **overrides: Any) -> Settings:
-        steps_per_epoch = int(np.isin(labels, digits).sum()) // BASE["batch_size"]
-        epochs = -(-steps[-1] // steps_per_epoch)  # the fewest that reach the last step
-        return settings_of(
-            study, seed=seed, labels=digits, epochs=epochs, lr_schedule="constant", nll_samples=0, **overrides
+        of_epochs = partial(
+            settings_of, study, seed=seed, labels=digits, lr_schedule="constant", nll_samples=0, **overrides
         )
+        return of_epochs(epochs=-(-steps[-1] // steps_of(of_epochs(epochs=1))))  # the fewest that reach the last step
 
     kl_steps = steps[-1] // 2  # so that the KL has long had its full weight when the new digit comes
     bases = {

@@ -30,6 +30,7 @@ from experiments.study import (
     Trained,
     Training,
     digit_classifier,
+    in_percent,
     judge_samples,
     prior_samples,
     publish,
@@ -248,8 +249,8 @@ def run(study: Study) -> None:
 def table_of(numbers: dict[str, Any], latents: list[int]) -> str:
     """A row for each number of trained latents."""
     headers = (
-        "trained latents", "ELBO without noise", "with", "NLL without", "with", "sure samples without", "with",
-        "variance from noise", "cost of it (nats)", "weights: noise / z", "noise / its start",
+        "trained latents", "ELBO without noise", "with", "NLL without", "with", "samples sure without, %", "with, %",
+        "variance from noise, %", "cost of it (nats)", "weights: noise / z", "noise / its start",
     )  # fmt: skip
     rows = []
     for size in latents:
@@ -258,8 +259,8 @@ def table_of(numbers: dict[str, Any], latents: list[int]) -> str:
             size,
             *(shown(n["elbo"]) for n in (without, noisy)),
             *(shown(n["nll"]) for n in (without, noisy)),
-            *(shown(n["sure"], 2) for n in (without, noisy)),
-            f"{100 * noisy['noise_share']['mean']:.2g} %",
+            *(shown(in_percent(n["sure"])) for n in (without, noisy)),
+            f"{in_percent(noisy['noise_share'])['mean']:.2g}",
             shown(noisy["noise_cost"], 2),
             *(shown(noisy[name], 3) for name in ("weights_noise_to_z", "weights_noise_to_start")),
         ))  # fmt: skip

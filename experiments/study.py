@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ from utils.files import write_json, write_whole
 from utils.settings import Settings, from_params
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE_OF_TRAININGS = ("main.py", "utils/data.py", "utils/likelihood.py", "utils/report.py")
+PROCESSES_LOG = "processes.log"  # TensorFlow's chatter in the processes that train, and why one of them died
 SEEDS = 3  # trainings behind a claim that rests on a difference between trainings
 
 # The VAE of the Analysis. It names every constant that has a part in the result: params.py is the user's to edit.
@@ -126,15 +129,23 @@ def read_command_line(name: str, doc: str) -> Study:
     )
     parser.add_argument("--quick", action="store_true", help="a toy version in seconds, to see that everything works")
     parser.add_argument("--seed", type=count, default=0, metavar="N", help="the first seed [default 0]")
-    jobs = "trainings side by side, one thread each; 0: one after the other in this process [default: one a core]"
-    parser.add_argument("--jobs", type=count, default=os.cpu_count(), metavar="N", help=jobs)
+    jobs = f"trainings side by side, one thread each; 0: one by one in this process [default {default_jobs()}]"
+    parser.add_argument("--jobs", type=count, default=default_jobs(), metavar="N", help=jobs)
     images = "folder for figures and numbers [default images, which the README shows; with --quick predictions/quick]"
     parser.add_argument("--images", type=Path, default=None, metavar="DIR", help=images)
     asked = parser.parse_args()
-    import main
+    if name != "all":  # which only starts the others
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the numbers are those of a CPU, whatever else there is
+        import main
 
-    main.has_gpu()  # main imports TensorFlow, and this starts it: both without its chatter
+        main.has_gpu()  # main imports TensorFlow, and this starts it: both without its chatter
     return make_study(name, asked.seed, asked.quick, asked.jobs, asked.images)
+
+
+def default_jobs() -> int:
+    """As many as this process has cores, but at most 8: each holds 1.5 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
 
 
 def count(text: str) -> int:
@@ -145,30 +156,48 @@ def count(text: str) -> int:
 
 
 def make_study(name: str, seed: int = 0, quick: bool = False, jobs: int = 0, images: Path | None = None) -> Study:
-    """A study with its folders, which are made if they are missing."""
+    """A study with its folders."""
     trainings = ROOT / "predictions" / ("quick" if quick else "analysis")
-    study = Study(name, seed, quick, jobs, images or (trainings if quick else ROOT / "images"), trainings)
-    for folder in (study.images, study.trainings):
-        folder.mkdir(parents=True, exist_ok=True)
-    return study
+    return Study(name, seed, quick, jobs, (images or (trainings if quick else ROOT / "images")).resolve(), trainings)
 
 
 def run_study(study: Study, experiment: Callable[[Study], None]) -> None:
     """Run an experiment, and leave the mark that it is finished."""
-    started = time.perf_counter()
+    from utils import data, runs
+
+    started, code = time.perf_counter(), code_of(study.name)
     print(f"{study.name}: figures and numbers go to {study.images}", flush=True)
+    for folder in (study.images, study.trainings):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         experiment(study)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, runs.Stopped):
         sys.exit("\nstopped; the same command goes on from here")
+    except BrokenProcessPool:
+        sys.exit(f"{study.name}: error: a training's process died; {study.trainings / PROCESSES_LOG} may say why")
+    except (data.DataError, runs.RunError, runs.Diverged, OSError) as error:
+        sys.exit(f"{study.name}: error: {error}")
     seconds = time.perf_counter() - started
     print(f"{study.name}: done in {seconds / 60:.1f} minutes")
-    write_json(mark(study), {"code": code_of(study.name), "seconds": round(seconds)})
+    write_json(mark(study), {"code": code, "numbers": numbers_of(study), "seconds": round(seconds)})
 
 
 def mark(study: Study) -> Path:
     """The file that says that this study is finished."""
     return study.trainings / f"{study.name}-seed{study.seed}.json"
+
+
+def is_finished(study: Study) -> bool:
+    """Whether this code has finished this study, and its numbers are where it put them."""
+    if not mark(study).exists() or not (study.images / f"{study.name}.json").exists():
+        return False
+    marked = json.loads(mark(study).read_text())
+    return marked["code"] == code_of(study.name) and marked["numbers"] == numbers_of(study)
+
+
+def numbers_of(study: Study) -> str:
+    """A fingerprint of the numbers that a study has written."""
+    return fingerprint([(study.images / f"{study.name}.json").read_text()])
 
 
 def code_of(name: str) -> str:
@@ -202,13 +231,40 @@ def training_name(training: Training) -> str:
     texts = [json.dumps(settings, sort_keys=True)]
     if training.watch:
         parts = training.watch if isinstance(training.watch, partial) else partial(training.watch)
-        texts += [inspect.getsource(parts.func), repr((parts.args, parts.keywords, training.watch_at))]
-    files = ("main.py", "utils/data.py", "utils/likelihood.py")
-    return f"{derived_name(training.settings)}-{fingerprint([*texts, *((ROOT / name).read_text() for name in files)])}"
+        texts += [repr((parts.args, parts.keywords, training.watch_at)), *sources(parts.func, {}).values()]
+    texts += [(ROOT / name).read_text() for name in CODE_OF_TRAININGS]
+    return f"{derived_name(training.settings)}-{fingerprint(texts)}"
+
+
+def sources(function: Callable, found: dict[str, str]) -> dict[str, str]:
+    """Add to `found` the source of a function and of the functions and constants of experiments/ that it uses."""
+    found[function.__qualname__] = inspect.getsource(function)
+    codes = [function.__code__]
+    for code in codes:
+        codes += [inner for inner in code.co_consts if inspect.iscode(inner)]  # of functions within it
+        for name in code.co_names:
+            used = inspect.unwrap(function.__globals__.get(name))
+            if inspect.isfunction(used) and "experiments" in Path(inspect.getsourcefile(used)).parts:
+                if used.__qualname__ not in found:
+                    sources(used, found)
+            elif isinstance(used, int | float | str | tuple | dict):
+                found[name] = repr(used)
+    return found
+
+
+def steps_of(settings: Settings) -> int:
+    """How many steps a training has."""
+    from utils import data
+
+    labels = data.load(settings.dataset, settings.data_dir).train_labels
+    images = np.isin(labels, settings.labels).sum() if settings.labels else len(labels)
+    return settings.epochs * int(images // settings.batch_size)
 
 
 def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
     """Make the trainings that are not finished, and return all, in the order asked for. Raises what main.train does."""
+    from utils import data
+
     study.trainings.mkdir(parents=True, exist_ok=True)
     results = [Trained(study.trainings / training_name(training)) for training in trainings]
     missing = {
@@ -218,6 +274,8 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
     }
     if not missing:
         return results
+    for source in {(training.settings.dataset, training.settings.data_dir) for training in missing.values()}:
+        data.load(*source)  # if it has to be fetched, it is now, once
     about = {"desc": study.name, "unit": "training", "ncols": 79, "ascii": " #"}
     with tqdm(total=len(missing), disable=False, **about) as bar:
         if study.jobs == 0:
@@ -225,10 +283,10 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
                 train_one(folder, *training)
                 bar.update()
             return results
-        os.environ |= {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "-1"}  # which the processes inherit
+        os.environ["TQDM_DISABLE"] = "1"  # which the processes inherit
         jobs = min(study.jobs, len(missing))
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), use_one_thread) as pool:
-            with stderr_to(study.trainings / "processes.log"):  # TensorFlow's chatter, and why one of them died
+            with stderr_to(study.trainings / PROCESSES_LOG):
                 tasks = [  # the settings as a dictionary, as their class is made at run time and can't be pickled
                     pool.submit(train_one, folder, settings.model_dump(), watch, watch_at)
                     for folder, (settings, watch, watch_at) in missing.items()
@@ -258,12 +316,10 @@ def stderr_to(path: Path) -> Iterator[None]:
 
 def use_one_thread() -> None:
     """Keep a process to one thread, before TensorFlow starts any."""
-    import tensorflow as tf
+    import main
 
-    import main  # noqa: F401  sets what TensorFlow reads when it is imported
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    main.tf.config.threading.set_intra_op_parallelism_threads(1)
+    main.tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tuple[int, ...]) -> None:
@@ -325,6 +381,16 @@ def summary(values: Iterable[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "sd": spread, "values": values}
 
 
+def over_seeds(values: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """The same numbers of several seeds, each summarised."""
+    return {name: summary(value[name] for value in values) for name in values[0]}
+
+
+def in_percent(summarised: dict[str, Any]) -> dict[str, Any]:
+    """A summary of shares as one of percents."""
+    return summary(100 * value for value in summarised["values"])
+
+
 def shown(summarised: dict[str, Any], digits: int = 1) -> str:
     """A summary as tables show it, "96.3 ± 0.2"; without a spread if all values are the same when rounded."""
     mean, spread = summarised["mean"], summarised["sd"]
@@ -349,7 +415,7 @@ def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> No
     write_json(study.images / f"{study.name}.json", about | numbers | {"tables": tables})
     for text in tables.values():
         print(f"\n{text}")
-    if study.images == ROOT / "images":
+    if not study.quick and study.images == ROOT / "images":
         path = ROOT / "README.md"
         write_whole(path, with_tables(path.read_text(), tables).encode())
 
@@ -357,7 +423,7 @@ def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> No
 def with_tables(readme: str, tables: dict[str, str]) -> str:
     """The README with these tables in their places. Raises ValueError if a place is missing."""
     for key, text in tables.items():
-        place = re.compile(rf"(<!-- table: {re.escape(key)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        place = re.compile(rf"(<!-- table: {re.escape(key)} -->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
         readme, replaced = place.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", readme)
         if replaced != 1:
             raise ValueError(f"README.md: {replaced} places for the table {key!r}, not one")

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.integrate import quad
 from scipy.stats import norm
 
 import main
@@ -57,24 +56,6 @@ def test_gradient_noise_is_that_of_the_one_sample_kl():
 
 
 # --- all images together ----------------------------------------------------------------------------------------------
-def test_images_with_one_posterior_tell_nothing_and_images_far_apart_tell_log_n():
-    same = np.full((50, 2), 0.7), np.full((50, 2), -1.0)
-    np.testing.assert_allclose(kl_weight.information(*same, 200, 0), (0, 0), atol=1e-9)
-    np.testing.assert_allclose(kl_weight.information(*far_apart(50), 200, 0), (np.log(50), 0), atol=1e-6)
-
-
-def test_information_of_two_images_is_that_of_the_integral():
-    z_mean, z_log_std = np.array([[-0.5], [1.0]]), np.log([[0.6], [1.2]])
-
-    def integrand(z):
-        each = norm.pdf(z, z_mean[:, 0], np.exp(z_log_std[:, 0]))
-        return (each * np.log(each / each.mean())).mean()
-
-    value, error = kl_weight.information(z_mean, z_log_std, 40_000, 0)
-    assert 0 < error < 0.005
-    assert value == pytest.approx(quad(integrand, -6, 8)[0], abs=4 * error)
-
-
 def test_where_the_latents_of_all_images_are_the_prior_the_kl_is_all_information():
     std = 0.5  # means of variance 1 - std^2: together N(0, 1), each with 1 / std to tell
     z_mean = np.sqrt(1 - std**2) * norm.ppf((np.arange(4_000) + 0.5) / 4_000)[:, np.newaxis]
@@ -110,6 +91,19 @@ def test_mixture_of_images_far_apart_is_the_least_it_can_be_for_each_count():
     assert kl_weight.mixture_by_count(np.zeros((9, 2)), np.zeros((9, 2)), [3, 9], 50, 0)["least"] == [0, 0]
 
 
+def test_where_so_few_images_hide_how_much_is_told_the_table_marks_bounds(tmp_path):
+    quick = study.Study("kl_weight", 0, True, 0, tmp_path, tmp_path)
+    same = np.ones((100, 2)), np.zeros((100, 2))
+    sizes = kl_weight.QUICK_SIZES._replace(draws=2, mixture_samples=50)
+    ways = kl_weight.measure_ways(quick, sizes, {1: [far_apart(100)], 10: [same]})
+    assert [n["at_ceiling"] for n in ways["by_beta"].values()] == [True, False]
+    apart, together = ([cell.strip() for cell in row.split("|")[-4:-1]] for row in
+                       kl_weight.ways_table(ways).splitlines()[2:])  # fmt: skip
+    mixture = ways["by_beta"]["1"]["mixture"]["mean"]
+    assert apart[1:] == [f"≤ {mixture:,.2f}", "≥ 4.61"]
+    assert (together[1], together[2].lstrip("-")) == ("1.00", "0.00")
+
+
 # --- curves -----------------------------------------------------------------------------------------------------------
 def test_exchange_rates_lie_between_the_betas_of_their_ends():
     betas = np.array([1.0, 2, 5])
@@ -122,8 +116,13 @@ def test_exchange_rates_lie_between_the_betas_of_their_ends():
 
 def test_a_latent_is_awake_since_it_stays_above_the_threshold():
     kl = np.array([[2, 0, 0.5, 9, 0.1], [2, 0, 0.0, 9, 0.1], [2, 1, 0.5, 9, 0.1], [2, 1, 0.5, 0, 0.1]])
-    steps = np.array([10, 20, 40, 80])
-    assert kl_weight.awake_since(steps, kl, 0.1) == [10, 40, 40, None, None]
+    steps = np.array([0, 20, 40, 80])
+    assert kl_weight.awake_since(steps, kl, 0.1) == [0, 40, 40, None, None]
+
+
+def test_watched_steps_are_the_start_and_evenly_spaced_on_a_log_axis():
+    assert kl_weight.watch_steps(1_000, 5) == (0, 1, 10, 100, 1_000)
+    assert kl_weight.watch_steps(4, 20) == (0, 1, 2, 3, 4)  # none twice
 
 
 def test_watch_is_the_kl_of_each_latent_over_the_first_images():
@@ -160,7 +159,7 @@ def test_trainings_are_shared_and_differ_by_what_is_varied_only(tmp_path):
         ("constant", 0),
         ("linear", 0),
     ]
-    assert all(training.watch_at[0] == 10 and training.watch_at[-1] == 3_744 for training in watched)
+    assert all(training.watch_at[:2] == (0, 1) and training.watch_at[-1] == 3_744 for training in watched)
     for (varied, value), trainings in asked.items():
         assert [training.settings.seed for training in trainings] == [0, 1, 2]
         settings = trainings[0].settings

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -432,3 +433,9 @@ def test_longer_means_longer_and_the_rest_is_as_it_was(tmp_path):
     assert (after["settings"].pop("epochs"), before["settings"].pop("epochs")) == (9, 5)
     assert after == before
     assert after["schedule_epochs"] == 5
+
+
+def test_a_divergence_keeps_its_words_on_the_way_out_of_a_process(tmp_path):
+    error = pickle.loads(pickle.dumps(runs.diverged(7, "kl is nan", tmp_path)))
+    assert isinstance(error, runs.Diverged)
+    assert str(error).startswith("diverged in step 7: kl is nan; there is no checkpoint yet; ")

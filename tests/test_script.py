@@ -541,6 +541,21 @@ def test_a_learned_scale_gives_a_density_and_a_likelihood_of_grey_pixels_is_warn
     assert not re.search(r"test (ELBO|log)|published", after)
 
 
+def test_a_run_on_two_labels_with_noise_latents_is_gone_on_from_with_a_third_label(small, capsys):
+    noisy = (*FEW, "--batch-size", "20", "--noise-dim", "2", "--nll-samples", "2")
+    assert here(*noisy, "--labels", "1", "7") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^data +MNIST \(1, 7 only\): \d+ \+ \d+ images", said, re.MULTILINE)
+    assert "784-16-3+2 noise-16-784" in said
+    assert re.search(r"active units +\d of 3\n", said)
+    assert "published" not in said
+    assert here(*noisy, "--labels", "1", "7", "8", "--start-from", "mnist-1_7-ce-z3-noise2", "--epochs", "1") == 0
+    first, second = (history(Path("predictions", f"mnist-{labels}-ce-z3-noise2")) for labels in ("1_7", "1_7_8"))
+    assert second[0]["reconstruction"] < first[0]["reconstruction"] - 50  # it knows how to draw by now
+    shutil.rmtree("predictions/mnist-1_7-ce-z3-noise2")  # to go on with the second, the first is needed no more
+    assert here("--resume", "mnist-1_7_8-ce-z3-noise2", "--epochs", "2") == 0
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [

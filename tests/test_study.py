@@ -1,9 +1,13 @@
 """experiments/study.py and all.py: trainings are made once and go on when interrupted; results go where they belong."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 import numpy as np
@@ -11,9 +15,10 @@ import pytest
 
 import main
 from experiments import all as everything
+from experiments import losses, new_label
 from experiments import study as studies
 from experiments.study import BASE, Training, make_study, settings_of, train_all, training_name
-from utils import runs
+from utils import data, runs
 from utils.settings import NAMES
 
 RUN_ONLY = {"DATA_DIR", "SEED", "RUN_NAME", "OUTPUT_DIR"}  # what has no part in a result, or is asked for
@@ -27,6 +32,14 @@ def study(tmp_path):
 def first_code(vae, settings, dataset, count=1):
     """A watch."""
     return {"z": vae.encoder(dataset.test_images[:count] / np.float32(255))[0].numpy()}
+
+
+def test_a_watch_is_known_by_all_that_it_uses():
+    found = studies.sources(new_label.embed, {})
+    assert {"embed", "held_out", "HELD_OUT"} <= set(found)
+    assert "data.binarize" in found["held_out"]
+    assert found["HELD_OUT"] == "300"
+    assert {"prior_samples", "JUDGED", "one_of_each"} <= set(studies.sources(losses.progress, {}))
 
 
 def test_the_base_names_every_constant_that_has_a_part_in_a_result():
@@ -80,7 +93,7 @@ def test_a_training_is_known_by_its_settings_what_is_watched_and_the_code(study,
     assert len(set(names)) == len(names)
     moved = Training(settings.model_copy(update={"output_dir": "elsewhere", "data_dir": "far"}))
     assert training_name(moved) == names[0]
-    for path in ("main.py", "utils/data.py", "utils/likelihood.py"):
+    for path in studies.CODE_OF_TRAININGS:
         (tmp_path / "code" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "code" / path).write_text("changed")
     monkeypatch.setattr(studies, "ROOT", tmp_path / "code")
@@ -123,25 +136,48 @@ def test_a_quick_study_touches_neither_the_readme_nor_its_images(study, capsys):
 def test_all_runs_what_is_not_finished_and_goes_on_behind_what_is(study, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(everything, "command", lambda one: ran.append(one.name) or [sys.executable, "-c", "exit(3)"])
-    study.trainings.mkdir()
     assert everything.main(study) == 3
     assert ran == ["losses"]
 
-    def finish(command, cwd):
-        one = study._replace(name=ran[-1])
-        studies.run_study(one, lambda one: studies.publish(one, {}, {}))
-        return subprocess.CompletedProcess(command, 0)
+    def finish(words):
+        studies.run_study(study._replace(name=ran[-1]), lambda one: studies.publish(one, {}, {}))
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", finish)
+    monkeypatch.setattr(everything, "run", finish)
     assert everything.main(study) == 0
     assert ran == ["losses", *everything.EXPERIMENTS]
     assert everything.main(study) == 0
     assert ran == ["losses", *everything.EXPERIMENTS]  # nothing is done again ...
     (study.images / "new_label.json").unlink()
-    studies.mark(study._replace(name="losses")).write_text('{"code": "of yesterday", "seconds": 1}')
+    (study.images / "kl_weight.json").write_text('{"of": "somebody else"}')
+    mark = studies.mark(study._replace(name="losses"))
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"code": "of yesterday"}))
     assert everything.main(study) == 0
-    assert ran[-2:] == ["losses", "new_label"]  # ... but what is gone, or was made by other code
+    assert ran[-3:] == ["losses", "kl_weight", "new_label"]  # ... but what is gone, or not what this code made
     assert re.search(r"^all +\d+\.\d minutes$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_an_experiment_that_is_interrupted_is_given_time_to_save():
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert everything.run([sys.executable, "-c", "import time; time.sleep(2); exit(7)"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), "goes on from here"),
+        (runs.Stopped(2), "goes on from here"),
+        (data.DataError("no source"), "losses: error: no source"),
+        (BrokenProcessPool(), "processes.log may say why"),
+    ],
+)
+def test_what_ends_an_experiment_is_told_in_a_line_and_leaves_no_mark(study, error, told):
+    def experiment(study):
+        raise error
+
+    with pytest.raises(SystemExit, match=told.replace(".", r"\.")):
+        studies.run_study(study._replace(name="losses"), experiment)
+    assert not studies.mark(study._replace(name="losses")).exists()
 
 
 @pytest.mark.parametrize("name", everything.EXPERIMENTS)

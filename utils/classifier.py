@@ -18,11 +18,7 @@ def to_brightness(images: np.ndarray) -> np.ndarray:
 
 
 def build_classifier(image_shape: tuple[int, ...], classes: int, seed: int) -> keras.Model:
-    """Brightness (B, H, W, C) -> logits (B, classes), untrained; the weights follow from the seed.
-
-    The penultimate layer is called "features", for distances between images as the classifier sees them:
-    keras.Model(classifier.inputs, classifier.get_layer("features").output).
-    """
+    """Brightness (B, H, W, C) -> logits (B, classes), untrained; the weights follow from the seed."""
     glorot = [keras.initializers.GlorotUniform(int(s)) for s in np.random.SeedSequence(seed).generate_state(4)]
     layers = [
         keras.Input(image_shape, name="x"),

@@ -19,7 +19,8 @@ from utils import data
 
 LOG_2_PI = float(np.log(2 * np.pi))
 TINY = 1e-6  # vectors shorter than this, or this near to one line (in radians), have no arc between them
-CHUNK_NUMBERS = 1_000_000  # how many numbers aggregate_kl works on at a time: 8 MB, near what a processor's cache holds
+CHUNK_NUMBERS = 1_000_000  # how many numbers log_mixture works on at a time: 8 MB, near what a processor's cache holds
+NEAR_CEILING = 0.2  # nats below log(images), from which on mutual information is taken to have reached it
 
 
 # --- encode -----------------------------------------------------------------------------------------------------------
@@ -92,15 +93,11 @@ def project_umap(z: np.ndarray, seed: int) -> np.ndarray:
 
 
 # --- what the latents know of the labels ------------------------------------------------------------------------------
-def knn_accuracy(
-    train_z: np.ndarray, train_labels: np.ndarray, test_z: np.ndarray, test_labels: np.ndarray, neighbours: int = 10
-) -> float:
-    """The share of test points (M, L) whose label is that of most of their nearest training points (N, L)."""
-    return float(KNeighborsClassifier(neighbours).fit(train_z, train_labels).score(test_z, test_labels))
-
-
 def knn_accuracy_in(z: np.ndarray, labels: np.ndarray, seed: int, neighbours: int = 10) -> float:
-    """The same within one cloud (N, L), as of a picture: 5-fold cross-validated, the folds drawn by the seed."""
+    """The share of a cloud (N, L), as of a picture, whose label is that of most of their nearest neighbours in it.
+
+    5-fold cross-validated, so that no point is its own neighbour; the folds are drawn by the seed.
+    """
     folds = KFold(5, shuffle=True, random_state=seed)
     return float(cross_val_score(KNeighborsClassifier(neighbours), z, labels, cv=folds).mean())
 
@@ -131,15 +128,18 @@ def moments_kl(z_mean: np.ndarray, z_log_std: np.ndarray) -> float:
     return float((np.trace(covariance) + mean @ mean - latents - np.linalg.slogdet(covariance)[1]) / 2)
 
 
-def aggregate_kl(z_mean: np.ndarray, z_log_std: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
-    """KL(q(z) || N(0, I)) of the aggregate posterior, and its standard error, in nats, by at least 2 samples of q(z).
+def mean_kl(z_mean: np.ndarray, z_log_std: np.ndarray) -> float:
+    """The KL of posteriors (N, L) to N(0, I), mean over images, in nats."""
+    z_mean, z_log_std = np.float64(z_mean), np.float64(z_log_std)
+    return float(((np.exp(2 * z_log_std) + np.square(z_mean) - 1) / 2 - z_log_std).sum(axis=1).mean())
 
-    q(z) = mean_n N(z_mean_n, std_n^2) is the mixture of the posteriors of all N images, z_mean and z_log_std (N, L).
-    It is one part of the mean KL of a VAE: mean_n KL(q(z|x_n) || p) = I(x; z) + KL(q(z) || p), the other being the
-    mutual information of image and latents (Hoffman & Johnson 2016).
 
-    N images stand for all there are, and that biases it upward: I(x; z) cannot exceed log N among N of them (9.2 nats
-    for 10,000), so that this is at least the mean KL - log N, and about that wherever posteriors hardly overlap.
+def mutual_information(z_mean: np.ndarray, z_log_std: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
+    """I(x; z) of N images and their latents (N, L), and its standard error, in nats, by at least 2 samples.
+
+    The mean of log q(z|x_n) - log q(z), for z from the posterior of a random image n and the mixture q(z) of all
+    posteriors. No sample exceeds log N, as q(z) >= q(z|x_n) / N, and all are log N where no two posteriors overlap.
+    So the information of all images that there are, for which these N stand, may be larger: see at_ceiling.
 
     Squares are expanded for the sake of matrix products, which loses about 1e-16 * (|z| / std)^2 nats: nothing, unless
     the posteriors are spikes.
@@ -147,9 +147,35 @@ def aggregate_kl(z_mean: np.ndarray, z_log_std: np.ndarray, samples: int, seed: 
     z_mean, z_log_std = np.float64(z_mean), np.float64(z_log_std)
     rng = np.random.default_rng(seed)
     members = rng.integers(len(z_mean), size=samples)
-    z = z_mean[members] + np.exp(z_log_std[members]) * rng.standard_normal((samples, z_mean.shape[1]))  # (S, L)
-    log_ratio = log_mixture(z, z_mean, z_log_std) - stats.norm.logpdf(z).sum(axis=1)  # log q(z) / p(z), (S,)
+    noise = rng.standard_normal((samples, z_mean.shape[1]))
+    z = z_mean[members] + np.exp(z_log_std[members]) * noise  # (S, L)
+    log_posterior = -(np.square(noise) / 2 + z_log_std[members] + LOG_2_PI / 2).sum(axis=1)
+    log_ratio = log_posterior - log_mixture(z, z_mean, z_log_std)  # (S,)
     return float(log_ratio.mean()), float(log_ratio.std(ddof=1) / np.sqrt(samples))
+
+
+def at_ceiling(information: float, images: int) -> bool:
+    """Whether the mutual information of this many images and their latents is as large as so few can show.
+
+    Then it is only a lower bound of what the latents tell of all images there are, and aggregate_kl an upper one.
+    """
+    return bool(information > np.log(images) - NEAR_CEILING)
+
+
+def aggregate_kl(z_mean: np.ndarray, z_log_std: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
+    """KL(q(z) || N(0, I)) of the aggregate posterior, and its standard error, in nats, by at least 2 samples of q(z).
+
+    q(z) = mean_n N(z_mean_n, std_n^2) is the mixture of the posteriors of all N images, z_mean and z_log_std (N, L).
+    It is one part of the mean KL of a VAE: mean_n KL(q(z|x_n) || p) = I(x; z) + KL(q(z) || p), the other being the
+    mutual information of image and latents (Hoffman & Johnson 2016). It is taken as the difference of these two, which
+    is less noisy than the mean of log q(z) - log p(z): much of that one's noise is how the KL differs from image to
+    image, and the mean KL is known.
+
+    N images stand for all there are, and that biases it upward: I(x; z) cannot exceed log N among N of them (9.2 nats
+    for 10,000), so that this is at least the mean KL - log N, and about that wherever posteriors hardly overlap.
+    """
+    information, standard_error = mutual_information(z_mean, z_log_std, samples, seed)
+    return mean_kl(z_mean, z_log_std) - information, standard_error
 
 
 def log_mixture(z: np.ndarray, z_mean: np.ndarray, z_log_std: np.ndarray) -> np.ndarray:
@@ -166,23 +192,6 @@ def log_mixture(z: np.ndarray, z_mean: np.ndarray, z_log_std: np.ndarray) -> np.
 
 
 # --- clouds of points -------------------------------------------------------------------------------------------------
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The squared Frechet (2-Wasserstein) distance of the Gaussians with the moments of a (N, L) and b (M, L).
-
-    |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) for covariances A and B, over N - 1 and M - 1 (Dowson &
-    Landau 1982); on features of a classifier it is known as the FID (Heusel et al. 2017). For any factors A = F^T F and
-    B = G^T G the last trace is the sum of the singular values of F G^T; factors by QR of the points themselves, where
-    the square roots of nearly singular matrices would lose half the digits. Takes fewer points than dimensions.
-    """
-    a, b = np.float64(a), np.float64(b)
-    a_factor, b_factor = (
-        np.linalg.qr(points - points.mean(axis=0), mode="r") / np.sqrt(len(points) - 1) for points in (a, b)
-    )
-    between = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
-    overlap = np.linalg.svd(a_factor @ b_factor.T, compute_uv=False).sum()
-    return max(0.0, float(between + np.square(a_factor).sum() + np.square(b_factor).sum() - 2 * overlap))
-
-
 def normality(z: np.ndarray) -> dict[str, float]:
     """How a cloud (N, L) differs from draws of N(0, I), dimension by dimension, averaged over the dimensions.
 

@@ -25,13 +25,15 @@ def write_samples(folder: Path, epoch: int, decode: Decode, latents: np.ndarray)
 def write_reconstructions(folder: Path, epoch: int, reconstruct: Reconstruct, dataset: Dataset) -> np.ndarray:
     """Write reconstructions_<epoch>.png: the first three test images of each label, each over its reconstruction.
 
-    Returns the grid, uint8 (H', W', C).
+    Of fewer than ten labels there are more of each, to fill a row of ten. Returns the grid, uint8 (H', W', C).
     """
-    labels = np.unique(dataset.test_labels)
-    chosen = np.stack([np.flatnonzero(dataset.test_labels == label)[:3] for label in labels], axis=1)  # (3, labels)
+    labels, counts = np.unique(dataset.test_labels, return_counts=True)
+    each = max(1, min(-(-10 // len(labels)), counts.min() // 3))  # in a row
+    of_label = [np.flatnonzero(dataset.test_labels == label)[: 3 * each].reshape(3, each) for label in labels]
+    chosen = np.concatenate(of_label, axis=1)  # (3, columns)
     originals = [dataset.test_images[row] for row in chosen]
     rows = [images for original in originals for images in (original, to_uint8(reconstruct(original)))]
-    sheet = grid(np.concatenate(rows), columns=len(labels), pair_rows=True)
+    sheet = grid(np.concatenate(rows), columns=chosen.shape[1], pair_rows=True)
     caption = f"epoch {epoch}: test images over their reconstructions"
     save_png(folder / f"reconstructions_{epoch:03}.png", captioned(sheet, caption))
     return sheet

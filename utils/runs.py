@@ -286,23 +286,25 @@ def check_terms(terms: tf.Tensor, step: int, folder: Path) -> None:
     """Raise Diverged if objective, reconstruction loss or KL, in this order (3,), is NaN or infinite."""
     named = zip(("objective", "reconstruction", "kl"), terms.numpy(), strict=True)
     if broken := [f"{name} is {value}" for name, value in named if not np.isfinite(value)]:
-        raise Diverged(step, ", ".join(broken), folder)
+        raise diverged(step, ", ".join(broken), folder)
 
 
 def check_weights(weights: Iterable[Any], step: int, folder: Path) -> None:
     """Raise Diverged if a weight is NaN or infinite."""
     if broken := [weight.path for weight in weights if not np.isfinite(weight.numpy()).all()]:
-        raise Diverged(step, f"{broken[0]} has weights that are not finite", folder)
+        raise diverged(step, f"{broken[0]} has weights that are not finite", folder)
 
 
 class Diverged(Exception):
-    """Training broke at a step, whose text says how and what is left to go on from."""
+    """Training broke at a step; its text says how, and what is left to go on from."""
 
-    def __init__(self, step: int, what: str, folder: Path):
-        steps = saved_steps(folder)
-        left = f"the checkpoint of step {steps[-1]:,} is good" if steps else "there is no checkpoint yet"
-        advice = "going on would break it again; a new run with a lower LEARNING_RATE may not"
-        super().__init__(f"diverged in step {step:,}: {what}; {left}; {advice}")
+
+def diverged(step: int, what: str, folder: Path) -> Diverged:
+    """The error for `what` happened in a step of the run in `folder`."""
+    steps = saved_steps(folder)
+    left = f"the checkpoint of step {steps[-1]:,} is good" if steps else "there is no checkpoint yet"
+    advice = "going on would break it again; a new run with a lower LEARNING_RATE may not"
+    return Diverged(f"diverged in step {step:,}: {what}; {left}; {advice}")
 
 
 def one_line(message: str) -> str:
