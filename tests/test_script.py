@@ -551,7 +551,7 @@ def test_a_run_on_two_labels_with_noise_latents_is_gone_on_from_with_a_third_lab
     assert "published" not in said
     assert here(*noisy, "--labels", "1", "7", "8", "--start-from", "mnist-1_7-ce-z3-noise2", "--epochs", "1") == 0
     first, second = (history(Path("predictions", f"mnist-{labels}-ce-z3-noise2")) for labels in ("1_7", "1_7_8"))
-    assert second[0]["reconstruction"] < first[0]["reconstruction"] - 50  # it knows how to draw by now
+    assert second[0]["reconstruction"] < first[0]["reconstruction"]  # though with a digit more: it does not begin anew
     shutil.rmtree("predictions/mnist-1_7-ce-z3-noise2")  # to go on with the second, the first is needed no more
     assert here("--resume", "mnist-1_7_8-ce-z3-noise2", "--epochs", "2") == 0
 
