@@ -392,9 +392,9 @@ def in_percent(summarised: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(summarised: dict[str, Any], digits: int = 1) -> str:
-    """A summary as tables show it, "96.3 ± 0.2"; without a spread if all values are the same when rounded."""
+    """A summary as tables show it, "96.3 ± 0.2"; without a spread that rounds to 0."""
     mean, spread = summarised["mean"], summarised["sd"]
-    if spread is None or len({round(value, digits) for value in summarised["values"]}) == 1:
+    if spread is None or round(spread, digits) == 0:
         return f"{mean:,.{digits}f}"
     return f"{mean:,.{digits}f} ± {spread:.{digits}f}"
 
