@@ -37,7 +37,7 @@ with quiet_start():
     import tensorflow as tf
 
 from utils import data, pictures, plots, report, runs
-from utils.likelihood import log_likelihood
+from utils.likelihood import log_likelihood, log_standard_normal
 
 keras.config.set_floatx("float32")
 
@@ -340,7 +340,8 @@ def estimate_log_likelihood(vae: VAE, settings: Settings, images: np.ndarray) ->
             draw = tf.cast(start, tf.int64) * s.nll_samples + tf.cast(k, tf.int64)  # no two batches share one
             return standard_normal(z_mean.shape, random_key(s.seed, IMPORTANCE_NOISE, draw))
 
-        return log_likelihood(x, z_mean, z_log_std, log_p_x_given_z, draw_noise, s.nll_samples)
+        pieces = log_p_x_given_z, log_standard_normal, draw_noise
+        return log_likelihood(x, z_mean, z_log_std, *pieces, s.nll_samples)
 
     return data.in_batches(estimate, images)
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import laplace, multivariate_normal, norm
 
 from utils.likelihood import log_add, log_likelihood, log_standard_normal
 
@@ -44,12 +44,13 @@ def test_the_estimate_and_its_variance_are_what_numpy_makes_of_the_same_draws(se
         float32(z_mean),
         float32(z_log_std),
         lambda x, z: tf.reduce_sum(tf.sin(x + 2 * z), axis=1) + offset,  # exp(offset) is 0 or infinite in float32
+        lambda z: -tf.reduce_sum(tf.abs(z), axis=1) - latents * np.log(2),  # a Laplace prior
         lambda k: tf.gather(float32(noise), k),
         samples,
     )
     z_std = np.exp(np.float64(z_log_std))
     z = z_mean + z_std * noise
-    log_w = np.sin(x + 2 * z).sum(-1) + norm.logpdf(z).sum(-1) - norm.logpdf(z, z_mean, z_std).sum(-1)  # (K, B)
+    log_w = np.sin(x + 2 * z).sum(-1) + laplace.logpdf(z).sum(-1) - norm.logpdf(z, z_mean, z_std).sum(-1)  # (K, B)
     w = np.exp(log_w)
     np.testing.assert_allclose(estimate, logsumexp(log_w, axis=0) - np.log(samples) + offset, rtol=1e-5, atol=1e-4)
     expected = w.var(axis=0, ddof=1) / samples / w.mean(axis=0) ** 2
@@ -65,7 +66,9 @@ def test_one_sample_has_no_variance_and_every_sample_draws_its_own_noise():
         return tf.zeros((3, 2))
 
     for samples in (1, 4):
-        _, variance = log_likelihood(*tf.zeros((3, 3, 2)), lambda x, z: tf.zeros(3), draw_noise, samples)
+        _, variance = log_likelihood(
+            *tf.zeros((3, 3, 2)), lambda x, z: tf.zeros(3), log_standard_normal, draw_noise, samples
+        )
         assert (np.isnan(variance) == (samples == 1)).all()
     assert asked == [0, 0, 1, 2, 3]
 
@@ -94,7 +97,8 @@ class LinearGaussian:
             return -tf.reduce_sum(tf.square(error), axis=1) / 2 - len(self.b) * np.log(self.sigma * np.sqrt(2 * np.pi))
 
         x, z_mean, z_log_std = (float32(np.tile(row, (repeats, 1))) for row in (self.x, mean, np.log(std)))
-        estimates = log_likelihood(x, z_mean, z_log_std, log_p_x_given_z, lambda k: tf.gather(noise, k), samples)
+        pieces = log_p_x_given_z, log_standard_normal, lambda k: tf.gather(noise, k)
+        estimates = log_likelihood(x, z_mean, z_log_std, *pieces, samples)
         return [np.float64(part) for part in estimates]
 
 

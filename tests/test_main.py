@@ -597,7 +597,7 @@ def test_no_two_batches_of_the_likelihood_share_a_draw(monkeypatch):
     chosen = from_params(**TINY | {"nll_samples": 1_001})  # a thousand images are a batch
     vae = main.build_vae(chosen, SHAPE)
 
-    def first_and_last_noise(x, z_mean, z_log_std, log_p_x_given_z, draw_noise, samples):
+    def first_and_last_noise(x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise, samples):
         assert samples == 1_001
         return draw_noise(tf.constant(0)), draw_noise(tf.constant(samples - 1))
 

@@ -17,17 +17,18 @@ def log_likelihood(
     z_mean: tf.Tensor,
     z_log_std: tf.Tensor,
     log_p_x_given_z: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    log_prior: Callable[[tf.Tensor], tf.Tensor],
     draw_noise: Callable[[tf.Tensor], tf.Tensor],
     samples: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Estimate log p(x) of every image by `samples` draws of z from q(z|x) (Burda et al. 2015, eq. 8).
 
-    log p(x) ~ log 1/K sum_k w_k with w_k = p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q(z|x) = N(z_mean, exp(z_log_std)^2) and
-    p(z) = N(0, I). In expectation a lower bound: the ELBO for K = 1, and nearer to log p(x) the larger K is.
+    log p(x) ~ log 1/K sum_k w_k with w_k = p(x|z_k) p(z_k) / q(z_k|x) and z_k ~ q(z|x) = N(z_mean, exp(z_log_std)^2).
+    In expectation a lower bound: the ELBO for K = 1, and nearer to log p(x) the larger K is.
 
-    x is (B, ...), z_mean and z_log_std are (B, L); log_p_x_given_z(x, z) returns (B,) nats; draw_noise(k) returns
-    draws (B, L) from N(0, I), other ones for every k. One draw for the whole batch is worked on at a time, so that
-    memory does not grow with K.
+    x is (B, ...), z_mean and z_log_std are (B, L); log_p_x_given_z(x, z) and log_prior(z) = log p(z) return (B,) nats;
+    draw_noise(k) returns draws (B, L) from N(0, I), other ones for every k. One draw for the whole batch is worked on
+    at a time, so that memory does not grow with K.
 
     Returns the estimates (B,) in nats and their sampling variances (B,) in nats squared, by the delta method: the
     variance of log(mean w) is about var(w) / (K mean(w)^2). One sample alone has no variance: NaN.
@@ -38,7 +39,7 @@ def log_likelihood(
         noise = draw_noise(k)
         z = z_mean + tf.exp(z_log_std) * noise
         log_q = log_standard_normal(noise) - tf.reduce_sum(z_log_std, axis=-1)  # log q(z|x): a change of variables
-        log_w = log_p_x_given_z(x, z) + log_standard_normal(z) - log_q
+        log_w = log_p_x_given_z(x, z) + log_prior(z) - log_q
         log_sum_w = log_add(log_sum_w, log_w)
         log_sum_w_squared = log_add(log_sum_w_squared, 2 * log_w)
     count = tf.cast(samples, tf.float32)
