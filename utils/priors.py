@@ -1,0 +1,202 @@
+"""Priors p(z) over the latents of a VAE: N(0, I), and three that are learned together with the networks.
+
+Each is a `Prior`: a log-density, a way to draw from it, and the weights of its own. There is no closed form for the KL
+of a posterior to a learned one: KL(q(z|x) || p(z)) is the mean of log q(z|x) - log p(z) over draws z from q(z|x).
+Shapes: N points, L latents, C components. Densities are in nats.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from utils.likelihood import LOG_2_PI, log_standard_normal
+
+LOG_SCALE_BOUND = 2.0  # of one coupling layer, which stretches by at most exp(2): no flow overflows
+INITIAL_WEIGHTS = 1_000  # the initial weights' purpose; those of the networks, in main.py, are small numbers
+
+
+class Prior(NamedTuple):
+    """log_density(z): (..., L) -> (...) nats; sample(count, key): (count, L); weights: what it has to learn itself.
+
+    Both can be compiled by XLA, and the log-density has gradients with respect to z and to the weights. The key is an
+    integer tensor (2,): the same one gives the same draws, in the same way of running (eager, graph or XLA).
+    """
+
+    log_density: Callable[[tf.Tensor], tf.Tensor]
+    sample: Callable[[int, tf.Tensor], tf.Tensor]
+    weights: list[keras.Variable]
+
+
+def build_prior(settings: Any, encoder: keras.Model, image_shape: tuple[int, ...]) -> Prior:
+    """The prior that PRIOR names, untrained; `encoder` gives z_mean and z_log_std (B, L) of images (B, *image_shape).
+
+    Its weights follow from settings.seed. Raises ValueError for "realnvp" with a single latent, which has no halves.
+    """
+    s = settings
+    return {
+        "standard": lambda: standard(s.latent_dim),
+        "vampprior": lambda: vampprior(encoder, image_shape, s.prior_components, s.seed),
+        "mixture": lambda: mixture(s.latent_dim, s.prior_components, s.seed),
+        "realnvp": lambda: realnvp(s.latent_dim, s.prior_layers, s.prior_units, s.seed),
+    }[s.prior]()
+
+
+def standard_normal(shape: tuple[int, ...], key: tf.Tensor) -> tf.Tensor:
+    """Draws from N(0, I). Philox is named because the default algorithm is 50 times slower under XLA on a CPU."""
+    return tf.random.stateless_normal(shape, key, alg="philox")
+
+
+def over_points(log_density: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> tf.Tensor:
+    """A log-density of points (N, L) for z (..., L): (...) nats."""
+    return tf.reshape(log_density(tf.reshape(z, (-1, z.shape[-1]))), tf.shape(z)[:-1])
+
+
+# --- the standard normal ----------------------------------------------------------------------------------------------
+def standard(latent_dim: int) -> Prior:
+    """N(0, I), which has nothing to learn."""
+    return Prior(log_standard_normal, lambda count, key: standard_normal((count, latent_dim), key), [])
+
+
+# --- mixtures of Gaussians --------------------------------------------------------------------------------------------
+def mixture(latent_dim: int, components: int, seed: int) -> Prior:
+    """A mixture of Gaussians with independent latents: its means, standard deviations and shares are learned.
+
+    It starts with equal shares, standard deviation 1, and means drawn from N(0, I).
+    """
+    means = np.random.default_rng((seed, INITIAL_WEIGHTS)).standard_normal((components, latent_dim), np.float32)
+    means = keras.Variable(means, name="prior_means")  # (C, L)
+    log_stds = keras.Variable(np.zeros((components, latent_dim), np.float32), name="prior_log_stds")  # (C, L)
+    logits = keras.Variable(np.zeros(components, np.float32), name="prior_logits")  # of the shares, (C,)
+
+    def gaussians():
+        return means.value, log_stds.value, tf.nn.log_softmax(logits.value)
+
+    return mixture_of(gaussians, [means, log_stds, logits])
+
+
+def vampprior(encoder: keras.Model, image_shape: tuple[int, ...], components: int, seed: int) -> Prior:
+    """The encoder's posteriors at learned pseudo-inputs, mixed in equal shares (Tomczak & Welling 2018, eq. 9).
+
+    The pseudo-inputs are images (C, *image_shape) with a brightness in [0, 1], kept there by a sigmoid. They start as
+    noise about as dark as a digit. The gradient goes to them and to the encoder's weights, which are not the prior's.
+    """
+    pixels = np.random.default_rng((seed, INITIAL_WEIGHTS)).standard_normal((components, *image_shape), np.float32) - 2
+    pixels = keras.Variable(pixels, name="prior_pseudo_inputs")  # before the sigmoid
+
+    def gaussians():
+        z_mean, z_log_std = encoder(tf.sigmoid(pixels.value))
+        return z_mean, z_log_std, tf.fill((components,), -np.float32(np.log(components)))
+
+    return mixture_of(gaussians, [pixels])
+
+
+def mixture_of(gaussians: Callable[[], tuple[tf.Tensor, tf.Tensor, tf.Tensor]], weights: list[keras.Variable]) -> Prior:
+    """The mixture whose means and log_stds (C, L) and log-shares (C,) `gaussians` computes from the weights."""
+    return Prior(
+        lambda z: over_points(lambda points: log_mixture(points, *gaussians()), z),
+        lambda count, key: sample_mixture(*gaussians(), count, key),
+        weights,
+    )
+
+
+def log_mixture(z: tf.Tensor, means: tf.Tensor, log_stds: tf.Tensor, log_shares: tf.Tensor) -> tf.Tensor:
+    """log sum_c share_c N(z; mean_c, std_c^2) of points z (N, L), for means and log_stds (C, L): (N,) nats.
+
+    (z - mean)^2 / std^2 is expanded, so that a matrix product does the work and no (N, C, L) numbers are held. Its
+    terms, as large as (|z| / std)^2, nearly cancel; so they are in float64. In float32 up to whole nats would be lost.
+    """
+    z, means, log_stds = (tf.cast(part, tf.float64) for part in (z, means, log_stds))
+    precision = tf.exp(-2 * log_stds)  # (C, L)
+    constant = tf.reduce_sum(tf.square(means) * precision + 2 * log_stds + LOG_2_PI, axis=1)  # (C,)
+    powers, factors = tf.concat([tf.square(z), z], 1), tf.concat([precision, -2 * means * precision], 1)  # (., 2L)
+    exponents = tf.matmul(powers, factors, transpose_b=True) + constant  # (N, C)
+    return tf.reduce_logsumexp(log_shares - tf.cast(exponents / 2, tf.float32), axis=1)
+
+
+def sample_mixture(
+    means: tf.Tensor, log_stds: tf.Tensor, log_shares: tf.Tensor, count: int, key: tf.Tensor
+) -> tf.Tensor:
+    """Draws (count, L) from the mixture of log_mixture."""
+    component_key, noise_key = tf.unstack(tf.random.split(key, 2, alg="philox"))
+    uniform = tf.random.stateless_uniform((count, 1), component_key, alg="philox")
+    below = tf.cumsum(tf.exp(log_shares))[:-1] <= uniform  # (count, C - 1); so a share of 0 is never drawn
+    drawn = tf.reduce_sum(tf.cast(below, tf.int32), axis=1)  # (count,), each 0 to C - 1
+    noise = standard_normal((count, means.shape[1]), noise_key)
+    return tf.gather(means, drawn) + tf.exp(tf.gather(log_stds, drawn)) * noise
+
+
+# --- a flow -----------------------------------------------------------------------------------------------------------
+def realnvp(latent_dim: int, layers: int, units: int, seed: int) -> Prior:
+    """A flow of affine coupling layers between z and noise from N(0, I) (Dinh et al. 2017, eq. 3, 4, 6 and 7).
+
+    Its coupling networks have two hidden layers of `units`. It starts as N(0, I). Raises ValueError for one latent.
+    """
+    if latent_dim < 2:
+        raise ValueError(f"latent_dim: {latent_dim} is not allowed with a RealNVP prior; an integer of at least 2 is")
+    couplings = [build_coupling(latent_dim, units, (seed, INITIAL_WEIGHTS), number) for number in range(layers)]
+
+    def log_density(z):
+        noise, log_det = to_noise(couplings, z)
+        return log_standard_normal(noise) + log_det
+
+    return Prior(
+        lambda z: over_points(log_density, z),
+        lambda count, key: from_noise(couplings, standard_normal((count, latent_dim), key)),
+        [weight for coupling in couplings for weight in coupling.trainable_variables],
+    )
+
+
+def build_coupling(latent_dim: int, units: int, key: tuple[int, ...], number: int) -> keras.Model:
+    """The network of coupling layer `number`: the kept half of the latents -> shift and log-scale of the other half.
+
+    The first layer of a pair keeps the larger half. The last dense layer starts at zero, and so shift and log-scale.
+    """
+    seeds = np.random.SeedSequence((*key, number)).generate_state(2)
+    glorot = [keras.initializers.GlorotUniform(int(seed)) for seed in seeds]
+    changed = (latent_dim + number % 2) // 2
+    name = f"prior_{number}"
+    layers = [
+        keras.Input((latent_dim - changed,), name="kept"),
+        keras.layers.Dense(units, "silu", kernel_initializer=glorot[0], name=f"{name}_hidden_0"),
+        keras.layers.Dense(units, "silu", kernel_initializer=glorot[1], name=f"{name}_hidden_1"),
+        keras.layers.Dense(2 * changed, kernel_initializer="zeros", name=f"{name}_shift_and_scale"),
+    ]
+    return keras.Sequential(layers, name=name)
+
+
+def shift_and_log_scale(coupling: keras.Model, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """What a coupling layer does to the changed half, seeing the kept half: two tensors (N, changed half)."""
+    shift, log_scale = tf.split(coupling(kept), 2, axis=1)
+    return shift, LOG_SCALE_BOUND * tf.tanh(log_scale / LOG_SCALE_BOUND)
+
+
+def to_noise(couplings: list[keras.Model], z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Points z (N, L) -> their noise (N, L), N(0, I) if z is a draw from the prior, and log |det d noise / d z| (N,).
+
+    Layers come in pairs, whose second changes what the first kept. The first pair parts latents of even and odd index;
+    it leaves the even ones in front, so that the next pair, doing the same, parts them by the next binary digit of the
+    index, and so on. Thus every latent meets all others, by nothing dearer than slices.
+    """
+    latents, log_det = z.shape[1], 0.0
+    for number, coupling in enumerate(couplings):
+        kept, changed = (z[:, ::2], z[:, 1::2]) if number % 2 == 0 else (z[:, : latents // 2], z[:, latents // 2 :])
+        shift, log_scale = shift_and_log_scale(coupling, kept)
+        z = tf.concat([changed * tf.exp(log_scale) + shift, kept], axis=1)
+        log_det += tf.reduce_sum(log_scale, axis=1)
+    return z, log_det
+
+
+def from_noise(couplings: list[keras.Model], noise: tf.Tensor) -> tf.Tensor:
+    """The inverse of to_noise: noise (N, L) -> z (N, L)."""
+    z, latents = noise, noise.shape[1]
+    interleaved = np.argsort(np.r_[0:latents:2, 1:latents:2])
+    for number, coupling in reversed(list(enumerate(couplings))):
+        size = (latents + number % 2) // 2
+        changed, kept = z[:, :size], z[:, size:]
+        shift, log_scale = shift_and_log_scale(coupling, kept)
+        z = tf.concat([kept, (changed - shift) * tf.exp(-log_scale)], axis=1)
+        z = tf.gather(z, interleaved, axis=1) if number % 2 == 0 else z
+    return z
