@@ -37,7 +37,8 @@ with quiet_start():
     import tensorflow as tf
 
 from utils import data, pictures, plots, report, runs
-from utils.likelihood import log_likelihood, log_standard_normal
+from utils.likelihood import LOG_2_PI, log_likelihood, log_standard_normal
+from utils.priors import Prior, build_prior
 
 keras.config.set_floatx("float32")
 
@@ -97,17 +98,23 @@ def build_decoder(image_shape: tuple[int, ...], layers: tuple[int, ...], activat
 
 
 class VAE(NamedTuple):
-    """The networks and, with DECODER_SCALE = learned, the log of the width of the pixel noise (else None)."""
+    """The networks, the prior and, with DECODER_SCALE = learned, the log of the pixel noise's width (else None)."""
 
     encoder: keras.Model
     decoder: keras.Model
     log_scale: keras.Variable | None
+    prior: Prior
 
     @property
     def weights(self) -> list[keras.Variable]:
         """All that is trained."""
         scale = [] if self.log_scale is None else [self.log_scale]
-        return self.encoder.trainable_variables + self.decoder.trainable_variables + scale
+        return self.encoder.trainable_variables + self.decoder.trainable_variables + scale + self.prior.weights
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, by name; None for what it has not got."""
+        return self._asdict() | {"prior": self.prior.weights or None}
 
 
 def with_noise_latents(vae: VAE, part: tf.Tensor) -> tf.Tensor:
@@ -120,8 +127,8 @@ def build_vae(settings: Settings, image_shape: tuple[int, ...]) -> VAE:
     s = settings
     encoder = build_encoder(image_shape, s.encoder_layers, s.activation, s.latent_dim, s.seed)
     decoder = build_decoder(image_shape, s.decoder_layers, s.activation, s.latent_dim + s.noise_dim, s.seed)
-    learned = s.decoder_scale == "learned"
-    return VAE(encoder, decoder, keras.Variable(0.0, name="log_scale") if learned else None)  # starts at width 1
+    log_scale = keras.Variable(0.0, name="log_scale") if s.decoder_scale == "learned" else None  # starts at width 1
+    return VAE(encoder, decoder, log_scale, build_prior(s, encoder, image_shape))
 
 
 # --- losses: of flattened images (B, D), one number per image, (B,), in nats, summed over pixels ----------------------
@@ -172,6 +179,16 @@ def kl_to_standard_normal(z_mean: tf.Tensor, z_log_std: tf.Tensor) -> tf.Tensor:
     return (tf.exp(2 * z_log_std) + tf.square(z_mean) - 1) / 2 - z_log_std
 
 
+def kl_of_draws(vae: VAE, z: tf.Tensor, z_mean: tf.Tensor, z_log_std: tf.Tensor) -> tf.Tensor:
+    """log q(z|x) - log p(z), (..., B) nats, at draws z (..., B, L + NOISE_DIM): in expectation the KL, for any prior.
+
+    The noise latents are left out: their posterior is their prior.
+    """
+    z = z[..., : z_mean.shape[1]]
+    log_posterior = -(tf.square((z - z_mean) * tf.exp(-z_log_std)) + LOG_2_PI) / 2 - z_log_std
+    return tf.reduce_sum(log_posterior, axis=-1) - vae.prior.log_density(z)
+
+
 def charged_kl(kl: tf.Tensor, free_bits: float) -> tf.Tensor:
     """The KL that the objective charges: kl (B, L) -> (), the batch mean of each latent but at least `free_bits` nats.
 
@@ -210,18 +227,41 @@ def scheduled_weight(settings: Settings, step: tf.Tensor | int) -> tf.Tensor:
 
 
 # --- objective --------------------------------------------------------------------------------------------------------
+def posterior_draws(vae: VAE, x: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Latents z ~ q(z|x) of images (B, H, W, C), shaped as the noise (..., B, L + NOISE_DIM), and z_mean, z_log_std."""
+    z_mean, z_log_std = vae.encoder(x)
+    z = sample_latent(with_noise_latents(vae, z_mean), with_noise_latents(vae, z_log_std), noise)
+    return z, z_mean, z_log_std
+
+
+def decoded_loss(vae: VAE, x: tf.Tensor, z: tf.Tensor, loss: str) -> tf.Tensor:
+    """The reconstruction loss (..., B) of images (B, H, W, C) when decoded from z (..., B, L + NOISE_DIM)."""
+    draws = z.shape[:-2]
+    logits = vae.decoder(tf.reshape(z, (-1, z.shape[-1])))  # of all draws at once
+    x = tf.reshape(tf.broadcast_to(x, (*draws, *x.shape)), logits.shape)
+    return tf.reshape(reconstruction_loss(x, logits, loss, vae.log_scale), z.shape[:-1])
+
+
 def loss_terms(vae: VAE, x: tf.Tensor, noise: tf.Tensor | None, loss: str) -> tuple[tf.Tensor, tf.Tensor]:
     """Reconstruction loss (B,) and KL (B, L) of images (B, H, W, C) under noise (B, L + NOISE_DIM); they sum to -ELBO.
 
-    Without noise it is the plain autoencoder: it decodes z_mean, and its KL is zero.
+    Of noise (K, B, L + NOISE_DIM) they are means over K draws. With a trained prior there is no closed form, and the KL
+    is the mean over the draws of that of all latents together, (B, 1). Without noise it is the plain autoencoder: it
+    decodes z_mean, and its KL is zero.
     """
-    z_mean, z_log_std = vae.encoder(x)
     if noise is None:
-        z, kl = z_mean, tf.zeros_like(z_mean)
-    else:
-        z = sample_latent(with_noise_latents(vae, z_mean), with_noise_latents(vae, z_log_std), noise)
-        kl = kl_to_standard_normal(z_mean, z_log_std)
-    return reconstruction_loss(x, vae.decoder(z), loss, vae.log_scale), kl
+        z_mean, _ = vae.encoder(x)
+        return decoded_loss(vae, x, z_mean, loss), tf.zeros_like(z_mean)
+    z, z_mean, z_log_std = posterior_draws(vae, x, noise)
+    reconstruction = decoded_loss(vae, x, z, loss)
+    if not vae.prior.weights:  # N(0, I)
+        return mean_of_draws(reconstruction), kl_to_standard_normal(z_mean, z_log_std)
+    return mean_of_draws(reconstruction), mean_of_draws(kl_of_draws(vae, z, z_mean, z_log_std))[:, tf.newaxis]
+
+
+def mean_of_draws(values: tf.Tensor) -> tf.Tensor:
+    """The mean over draws (K, B), if there are several: (B,)."""
+    return tf.reduce_mean(values, axis=0) if len(values.shape) == 2 else values
 
 
 def objective(reconstruction: tf.Tensor, kl: tf.Tensor, weight: tf.Tensor, free_bits: float, divisor: int) -> tf.Tensor:
@@ -232,9 +272,56 @@ def objective(reconstruction: tf.Tensor, kl: tf.Tensor, weight: tf.Tensor, free_
     return tf.reduce_mean(reconstruction) / divisor + weight * charged_kl(kl, free_bits)
 
 
+def importance_bound(vae: VAE, x: tf.Tensor, noise: tf.Tensor, loss: str, weight: tf.Tensor, doubly: bool) -> tf.Tensor:
+    """The importance-weighted bound (B,) of images (B, H, W, C) by K draws, of noise (K, B, L + NOISE_DIM).
+
+    log 1/K sum_k w_k with w = p(x|z) (p(z) / q(z|x))^weight: the ELBO for K = 1, and at weight 1 nearer to log p(x) the
+    larger K is (Burda et al. 2015, eq. 8). All in logarithms, so that it is stable whatever the weights are.
+
+    `doubly` changes nothing but the gradient, to the doubly reparameterised one (Tucker et al. 2018, arXiv 1810.04152,
+    eq. 8), whose noise doesn't drown the encoder's signal as K grows. IWAE's gradient with respect to the encoder has
+    two parts, through z and through the density q(z|x), and the second, whose expectation can be had from the first, is
+    mostly noise. With s_k = w_k / sum w, and g_k the gradient of log w_k with respect to z_k alone, IWAE's through z is
+    sum s_k g_k, and the second part is in expectation -weight * sum s_k (1 - s_k) g_k: what remains is
+    sum s_k (1 - weight + weight * s_k) g_k, at weight 1 the paper's s_k^2. What else log w depends on keeps its plain
+    gradient, also the encoder's weights where they are in a VampPrior.
+    """
+    z, z_mean, z_log_std = posterior_draws(vae, x, noise)
+
+    def log_weights(z, z_mean, z_log_std):
+        return -decoded_loss(vae, x, z, loss) - weight * kl_of_draws(vae, z, z_mean, z_log_std)  # (K, B)
+
+    log_w = log_weights(z, z_mean, z_log_std)
+    if doubly:
+        share = tf.nn.softmax(log_w, axis=0)
+        z = scale_gradient(z, (1 - weight + weight * share)[..., tf.newaxis])
+        log_w = log_weights(z, tf.stop_gradient(z_mean), tf.stop_gradient(z_log_std))  # compiled, no second decoding
+    return tf.reduce_logsumexp(log_w, axis=0) - math.log(noise.shape[0])
+
+
+@tf.custom_gradient
+def scale_gradient(values: tf.Tensor, factor: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """The values as they are; a gradient that comes back through them is multiplied by the factor."""
+    return tf.identity(values), lambda upstream: (upstream * factor, None)
+
+
 def loss_divisor(reduction: str, image_shape: tuple[int, ...]) -> int:
     """What RECONSTRUCTION_REDUCTION divides the loss by: "sum" leaves it whole, "mean" is per pixel."""
     return math.prod(image_shape) if reduction == "mean" else 1
+
+
+def minimised_on_batch(
+    vae: VAE, x: tf.Tensor, noise: tf.Tensor | None, weight: tf.Tensor, settings: Settings
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The objective () of images (B, H, W, C) under noise, as in loss_terms, and their mean_terms (3,)."""
+    s = settings
+    reconstruction, kl = loss_terms(vae, x, noise, s.loss)
+    if s.bound == "elbo":
+        divisor = loss_divisor(s.reconstruction_reduction, x.shape[1:])
+        minimised = objective(reconstruction, kl, weight, s.free_bits, divisor)
+    else:
+        minimised = -tf.reduce_mean(importance_bound(vae, x, noise, s.loss, weight, s.bound == "dreg"))
+    return minimised, mean_terms(minimised, reconstruction, kl)
 
 
 def mean_terms(minimised: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor) -> tf.Tensor:
@@ -273,6 +360,24 @@ def draw_epoch(images: np.ndarray, settings: Settings, epoch: int) -> tf.Tensor:
     return tf.constant(batches)
 
 
+def draw_noise(settings: Settings, images: int, key: tf.Tensor) -> tf.Tensor | None:
+    """The noise of a number of images, (B, L + NOISE_DIM) or of K = BOUND_SAMPLES draws (K, B, L + NOISE_DIM)."""
+    s = settings
+    if s.autoencoder:
+        return None
+    draws = () if s.bound == "elbo" and s.bound_samples == 1 else (s.bound_samples,)
+    return standard_normal((*draws, images, s.latent_dim + s.noise_dim), key)
+
+
+def parts_of_batch(settings: Settings) -> int:
+    """Into how many equal parts a batch is split so that none has more than BOUND_CHUNK draws, as far as images go."""
+    s = settings
+    if s.bound_samples == 1:
+        return 1
+    equal_parts = (number for number in range(1, s.batch_size + 1) if s.batch_size % number == 0)
+    return next(number for number in equal_parts if s.batch_size // number * s.bound_samples <= s.bound_chunk)
+
+
 def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings) -> Callable:
     """One compiled function that trains for many steps: with Python between the steps it would take twice as long.
 
@@ -282,22 +387,31 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings
     """
     s = settings
     weights = vae.weights
+    parts = parts_of_batch(s)
+
+    def differentiate(images, draw, seed, weight):
+        x = brightness(images)  # (B, H, W, C)
+        noise = draw_noise(s, len(images), random_key(seed, NOISE, draw))
+        with tf.GradientTape() as tape:
+            minimised, terms = minimised_on_batch(vae, x, noise, weight, s)
+        return tape.gradient(minimised, [variable.value for variable in weights]), terms
+
+    def differentiate_in_parts(batch, step, seed, weight):
+        batch, first = tf.reshape(batch, (parts, -1, *batch.shape[1:])), tf.cast(step, tf.int64) * parts
+        gradients, terms = [tf.zeros(variable.shape) for variable in weights], tf.zeros(3)
+        for part in tf.range(parts):
+            more, more_terms = differentiate(batch[part], first + tf.cast(part, tf.int64), seed, weight)
+            gradients = [old + new / parts for old, new in zip(gradients, more, strict=True)]
+            terms += more_terms / parts
+        return gradients, terms
 
     @tf.function(jit_compile=xla_pays(vae))
     def train_steps(batches, step, stop, seed, sums):
-        divisor = loss_divisor(s.reconstruction_reduction, batches.shape[2:])
         terms = tf.zeros(3)
         while step < stop and tf.reduce_all(tf.math.is_finite(terms)):
-            x = brightness(batches[step % len(batches)])  # (B, H, W, C)
-            noise = standard_normal((s.batch_size, s.latent_dim + s.noise_dim), random_key(seed, NOISE, step))
-            weight = scheduled_weight(s, step)
-
-            with tf.GradientTape() as tape:
-                reconstruction, kl = loss_terms(vae, x, None if s.autoencoder else noise, s.loss)
-                minimised = objective(reconstruction, kl, weight, s.free_bits, divisor)
-            optimizer.apply(tape.gradient(minimised, [variable.value for variable in weights]), weights)
-
-            terms = mean_terms(minimised, reconstruction, kl)
+            batch, weight = batches[step % len(batches)], scheduled_weight(s, step)
+            gradients, terms = (differentiate if parts == 1 else differentiate_in_parts)(batch, step, seed, weight)
+            optimizer.apply(gradients, weights)
             sums += terms
             step += 1
         return sums, terms, step
@@ -324,6 +438,30 @@ def compile_evaluation(vae: VAE, settings: Settings) -> Callable:
     return partial(data.in_batches, evaluate_batch)
 
 
+def compile_test(vae: VAE, settings: Settings) -> Callable:
+    """A function: uint8 images (N, H, W, C), KL weight -> mean_terms (3,) with the objective that is trained on."""
+    s = settings
+    evaluate = compile_evaluation(vae, s)
+    at_once = max(1, min(1_000, s.bound_chunk // s.bound_samples))
+
+    @tf.function(jit_compile=xla_pays(vae))
+    def bound(images, start, weight):
+        x = brightness(images)
+        noise = draw_noise(s, x.shape[0], random_key(s.seed, TEST_NOISE, start))
+        return (importance_bound(vae, x, noise, s.loss, weight, doubly=False),)
+
+    def test(images, weight):
+        reconstruction, kl, _ = evaluate(images)
+        if s.bound == "elbo":
+            divisor = loss_divisor(s.reconstruction_reduction, images.shape[1:])
+            minimised = objective(reconstruction, kl, weight, s.free_bits, divisor)
+        else:
+            minimised = -data.in_batches(partial(bound, weight=weight), images, at_once)[0].mean()
+        return mean_terms(minimised, reconstruction, kl)
+
+    return test
+
+
 def estimate_log_likelihood(vae: VAE, settings: Settings, images: np.ndarray) -> list[np.ndarray]:
     """Estimate log p(x) of uint8 images (N, H, W, C): nats (N,) and their sampling variances (N,)."""
     s = settings
@@ -336,12 +474,14 @@ def estimate_log_likelihood(vae: VAE, settings: Settings, images: np.ndarray) ->
         def log_p_x_given_z(x, z):
             return -reconstruction_loss(x, vae.decoder(z), s.loss, vae.log_scale)
 
-        def draw_noise(k):
+        def log_prior(z):
+            return vae.prior.log_density(z[:, : s.latent_dim]) + log_standard_normal(z[:, s.latent_dim :])
+
+        def noise_of_draw(k):
             draw = tf.cast(start, tf.int64) * s.nll_samples + tf.cast(k, tf.int64)  # no two batches share one
             return standard_normal(z_mean.shape, random_key(s.seed, IMPORTANCE_NOISE, draw))
 
-        pieces = log_p_x_given_z, log_standard_normal, draw_noise
-        return log_likelihood(x, z_mean, z_log_std, *pieces, s.nll_samples)
+        return log_likelihood(x, z_mean, z_log_std, log_p_x_given_z, log_prior, noise_of_draw, s.nll_samples)
 
     return data.in_batches(estimate, images)
 
@@ -374,11 +514,10 @@ def fit(
     s = settings
     seed, steps_per_epoch = tf.constant(s.seed), len(dataset.train_images) // s.batch_size
     last_step = s.epochs * steps_per_epoch
-    divisor = loss_divisor(s.reconstruction_reduction, dataset.train_images.shape[1:])
     horizon = runs.read_params(folder)["schedule_epochs"]
     optimizer = build_optimizer(vae, s, horizon * steps_per_epoch)
     sums, start = tf.Variable(tf.zeros(3)), tf.Variable(0)  # of the history's next line
-    checkpoint = runs.checkpoint(**vae._asdict(), optimizer=optimizer, sums=sums, start=start)
+    checkpoint = runs.checkpoint(**vae.parts, optimizer=optimizer, sums=sums, start=start)
     runs.restore(checkpoint, folder, say)
     step = int(optimizer.iterations)
     runs.cut_back(folder, step)
@@ -387,7 +526,7 @@ def fit(
         say(f"note       the learning rate's cosine ends with epoch {horizon}, as saved; later it stays a hundredth")
 
     train_steps = compile_train_steps(vae, optimizer, s)
-    evaluate = compile_evaluation(vae, s)
+    test = compile_test(vae, s)
     with (
         runs.event_writer(folder) as events,
         runs.deferred_signals() as signals,
@@ -426,9 +565,7 @@ def fit(
                     timed, seconds = 0, 0.0
                 report.show_progress(bar, step, epoch, s.epochs, line)
                 if step == epoch_end:
-                    reconstruction, kl, _ = evaluate(dataset.test_images)
-                    minimised = objective(reconstruction, kl, scheduled_weight(s, step - 1), s.free_bits, divisor)
-                    terms = mean_terms(minimised, reconstruction, kl)
+                    terms = test(dataset.test_images, scheduled_weight(s, step - 1))
                     runs.check_terms(terms, step, folder)
                     runs.write_line(folder, events, runs.history_line("test", step, steps_per_epoch, terms, weight))
                     if epoch % s.images_every == 0 or step == last_step:
@@ -446,6 +583,14 @@ def fit(
                 started = time.perf_counter()
 
 
+def sample_prior(vae: VAE, count: int, key: tf.Tensor) -> tf.Tensor:
+    """Latents (count, L + NOISE_DIM) from the prior: draws that, decoded, are the model's own images."""
+    z = vae.prior.sample(count, key)
+    key_of_noise = key + tf.constant([0, 2**40], tf.int64)
+    noise = standard_normal((count, vae.decoder.input_shape[1] - z.shape[1]), key_of_noise)  # the noise latents
+    return tf.concat([z, noise], axis=1)
+
+
 def decode(vae: VAE, z: np.ndarray) -> np.ndarray:
     """Latents (N, L) -> brightness (N, H, W, C) in [0, 1]."""
     return tf.sigmoid(vae.decoder(tf.constant(z, tf.float32))).numpy()
@@ -460,8 +605,7 @@ def write_grids(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Pat
     """Write an epoch's grids, of the same latents and test images in all; return them by name, uint8 (H', W', C)."""
     grids = {"reconstructions": pictures.write_reconstructions(folder, epoch, partial(reconstruct, vae), dataset)}
     if not settings.autoencoder:  # which has no prior to sample from
-        shape = (100, settings.latent_dim + settings.noise_dim)
-        latents = standard_normal(shape, random_key(settings.seed, GRID_LATENTS, 0))
+        latents = sample_prior(vae, 100, random_key(settings.seed, GRID_LATENTS, 0))
         grids["samples"] = pictures.write_samples(folder, epoch, partial(decode, vae), latents)
     return grids
 
@@ -498,6 +642,10 @@ def load_data(settings: Settings, say: Callable[[str], None]) -> data.Dataset:
         raise SettingsError(f"labels: {unknown[0]} is not allowed; {dataset.title} has {known[0]} to {known[-1]}")
     if s.labels:
         dataset = data.with_labels(dataset, s.labels)
+    if s.held_out >= (count := len(dataset.train_images)):
+        raise SettingsError(f"held_out: {s.held_out:,} is not allowed; at most {count - 1:,} training images are")
+    if s.held_out:
+        dataset = data.with_held_out(dataset, s.held_out)
     if s.batch_size > (count := len(dataset.train_images)):
         raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
     if s.binarize == "dynamic":
@@ -505,14 +653,20 @@ def load_data(settings: Settings, say: Callable[[str], None]) -> data.Dataset:
     return dataset
 
 
+WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights
+    "encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale",
+    "prior", "prior_components", "prior_layers", "prior_units",
+)  # fmt: skip
+
+
 def start_from(vae: VAE, settings: Settings) -> None:
     """Give an untrained VAE the newest weights of the run START_FROM. Raises SettingsError and runs.RunError."""
     folder = runs.find(settings.start_from, settings.output_dir, "--start-from")
     saved = load_saved(runs.read_params(folder)["settings"])
-    for name in ("encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale"):
+    for name in WEIGHTS_DEPEND_ON:
         if (here := getattr(settings, name)) != (there := getattr(saved, name)):
             raise SettingsError(f"{name}: {here!r} is not allowed with start_from {folder.name!r}, which has {there!r}")
-    runs.load_weights(runs.checkpoint(**vae._asdict()), folder)
+    runs.load_weights(runs.checkpoint(**vae.parts), folder)
 
 
 def train(

@@ -13,8 +13,10 @@ from pydantic import StringConstraints
 DATASET: Literal["mnist", "fashion_mnist"] = "mnist"  # 60,000 + 10,000 grey images of 28 x 28: digits or clothes
 DATA_DIR: str = "~/.cache/vae"  # folder where a downloaded data set is kept, so that it is fetched once
 BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel black or white, anew every epoch,
-                                                  # with its grey value as probability: what likelihoods need
+# with its grey value as probability: what likelihoods need
 LABELS: tuple[Annotated[int, Ge(0)], ...] = ()  # only images with these labels, e.g. 1 and 7; none means all
+HELD_OUT: Annotated[int, Ge(0)] = 0  # training images, the last ones, to hold out and test on in place of the test
+# images: for choosing settings without looking at those
 
 # --- model ------------------------------------------------------------------------------------------------------------
 ENCODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # units per hidden layer; with none it is linear
@@ -22,25 +24,38 @@ DECODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # the same for t
 ACTIVATION: Literal["relu", "gelu", "silu", "elu", "tanh"] = "silu"  # behind each hidden layer
 LATENT_DIM: Annotated[int, Ge(1)] = 20  # latents per image; 2 can be looked at as a map (manifold.png)
 NOISE_DIM: Annotated[int, Ge(0)] = 0  # further latents that are pure noise, which the encoder doesn't see: does the
-                                                      # decoder use them? (README, Analysis)
+# decoder use them? (README, Analysis)
 AUTOENCODER: bool = False  # True leaves out noise and KL: the plain autoencoder, which has no prior to sample from
+
+# --- prior ------------------------------------------------------------------------------------------------------------
+PRIOR: Literal["standard", "vampprior", "mixture", "realnvp"] = "standard"  # N(0, I), or a learned one: the encoder's
+# answers to learned images, Gaussians, or a flow
+PRIOR_COMPONENTS: Annotated[int, Ge(1)] = 500  # pseudo-inputs of the VampPrior, or Gaussians of the mixture
+PRIOR_LAYERS: Annotated[int, Ge(1)] = 6  # coupling layers of RealNVP
+PRIOR_UNITS: Annotated[int, Ge(1)] = 128  # units in each of the two hidden layers of a coupling network
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 LOSS: Literal["ce", "mse", "ad"] = "ce"  # cross-entropy, squared error or absolute difference, in nats per image
 RECONSTRUCTION_REDUCTION: Literal["sum", "mean"] = "sum"  # over pixels; "mean", a common mistake, makes the KL weigh
-                                                      # 784 times as much
+# 784 times as much
 DECODER_SCALE: Literal["fixed", "learned"] = "fixed"  # "learned" (mse, ad only) fits the width of the pixel noise,
-                                                      # which balances reconstruction and KL by itself
+# which balances reconstruction and KL by itself
 
 # --- KL ---------------------------------------------------------------------------------------------------------------
 KL_SCHEDULE: Literal["constant", "linear", "sigmoid", "cosine", "cyclical"] = "linear"  # how its weight gets
-                                                      # from start to end; "constant" is KL_WEIGHT_END throughout
+# from start to end; "constant" is KL_WEIGHT_END throughout
 KL_WEIGHT_START: Annotated[float, Ge(0), Le(10**6)] = 0.0  # at step 0; a low one lets latents be used before they cost
 KL_WEIGHT_END: Annotated[float, Ge(0), Le(10**6)] = 1.0  # from KL_STEPS on; 1 is the ELBO, others are beta-VAE's beta
 KL_STEPS: Annotated[int, Ge(1), Lt(2**31)] = 2_000  # steps from start to end; an epoch has 468 at batch size 128
 KL_CYCLES: Annotated[int, Ge(1), Lt(2**31)] = 4  # ramps within KL_STEPS, "cyclical" only; each rises in its first
-                                                      # half, then holds
+# half, then holds
 FREE_BITS: Annotated[float, Ge(0), Le(10**6)] = 0.0  # nats of KL per latent that are free: no latent gains by giving up
+
+# --- bound ------------------------------------------------------------------------------------------------------------
+BOUND: Literal["elbo", "iwae", "dreg"] = "elbo"  # what is maximised: the ELBO, or the tighter importance-weighted bound
+# ("dreg": with a less noisy gradient)
+BOUND_SAMPLES: Annotated[int, Ge(1)] = 1  # draws of z per image and step; the larger, the tighter and the slower
+BOUND_CHUNK: Annotated[int, Ge(1)] = 5_000  # draws worked on at once, of all images of a batch; bounds the memory
 
 # --- optimiser --------------------------------------------------------------------------------------------------------
 BATCH_SIZE: Annotated[int, Ge(1)] = 128  # images per step; a larger one makes fewer, less noisy steps an epoch
@@ -51,12 +66,12 @@ LR_SCHEDULE: Literal["constant", "cosine"] = "cosine"  # "cosine" falls to a hun
 # --- run --------------------------------------------------------------------------------------------------------------
 SEED: Annotated[int, Ge(0), Lt(2**31)] = 0  # every random draw follows from it; change it to see what is chance
 RUN_NAME: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")] = ""  # folder of the run; "":
-                                                      # named after its settings, as in mnist-ce-z20
+# named after its settings, as in mnist-ce-z20
 START_FROM: str = ""  # a run (name or folder) whose weights to start from, e.g. to go on with other labels; "":
-                                                      # from random ones
+# from random ones
 OUTPUT_DIR: str = "predictions"  # folder that holds the runs
 LOG_EVERY: Annotated[int, Ge(1)] = 100  # steps between two lines of history.jsonl, each a mean over those steps
 IMAGES_EVERY: Annotated[int, Ge(1)] = 1  # epochs between two grids of samples and reconstructions
 CHECKPOINT_EVERY: Annotated[int, Ge(1)] = 1_000  # steps between two checkpoints, which --resume goes on from
 NLL_SAMPLES: Annotated[int, Ge(0), Lt(2**31)] = 128  # importance samples per test image for the log-likelihood;
-                                                      # 0 leaves it out
+# 0 leaves it out

@@ -40,9 +40,9 @@ SEEDS = 3  # trainings behind a claim that rests on a difference between trainin
 
 # The VAE of the Analysis. It names every constant that has a part in the result: params.py is the user's to edit.
 BASE = {
-    "dataset": "mnist", "binarize": "dynamic", "labels": (),
+    "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0,
     "encoder_layers": (256, 256), "decoder_layers": (256, 256), "activation": "silu", "latent_dim": 20,
-    "noise_dim": 0, "autoencoder": False,
+    "noise_dim": 0, "autoencoder": False, "prior": "standard", "bound": "elbo", "bound_samples": 1,
     "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
     "kl_schedule": "linear", "kl_weight_start": 0.0, "kl_weight_end": 1.0, "kl_steps": 1_000, "kl_cycles": 4,
     "free_bits": 0.0,
@@ -117,7 +117,7 @@ class Trained(NamedTuple):
         from utils import runs
 
         vae = main.build_vae(self.settings, (28, 28, 1))
-        runs.load_weights(runs.checkpoint(**vae._asdict()), self.folder)
+        runs.load_weights(runs.checkpoint(**vae.parts), self.folder)
         return vae
 
 
@@ -357,8 +357,11 @@ def prior_samples(vae: Any, count: int, seed: int) -> np.ndarray:
     """Images (count, H, W, C) decoded from draws from the prior, brightness in [0, 1]; the same draws for a seed."""
     import main
 
-    latents = vae.decoder.input_shape[1]
-    return main.decode(vae, np.random.default_rng(seed).standard_normal((count, latents)).astype(np.float32))
+    if vae.prior.weights:
+        latents = main.sample_prior(vae, count, main.random_key(seed, main.GRID_LATENTS, 0))
+    else:  # N(0, I), drawn as ever
+        latents = np.random.default_rng(seed).standard_normal((count, vae.decoder.input_shape[1])).astype(np.float32)
+    return main.decode(vae, latents)
 
 
 def judge_samples(judge: Any, samples: np.ndarray) -> dict[str, float]:

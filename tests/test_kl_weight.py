@@ -128,7 +128,7 @@ def test_watched_steps_are_the_start_and_evenly_spaced_on_a_log_axis():
 def test_watch_is_the_kl_of_each_latent_over_the_first_images():
     x = keras.Input((2, 1, 1))
     flat = keras.layers.Flatten()(x)
-    vae = main.VAE(keras.Model(x, [flat, flat - 1]), None, None)
+    vae = main.VAE(keras.Model(x, [flat, flat - 1]), None, None, None)
     images = np.array([[0, 255], [255, 0], [255, 255]], np.uint8).reshape(3, 2, 1, 1)
     kl = kl_weight.kl_of_latents(vae, None, SimpleNamespace(test_images=images), images=2)["kl"]
     low, high = (np.exp(-2) - 1) / 2 + 1, 0.5  # m = 0, s = 1/e; m = 1, s = 1
@@ -170,6 +170,7 @@ def test_trainings_are_shared_and_differ_by_what_is_varied_only(tmp_path):
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
+
 
 def test_quick_study(run_quick, capsys):
     folder, numbers = run_quick(kl_weight)

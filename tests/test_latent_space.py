@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 import main
 from experiments import latent_space
-from utils import latent
+from utils import latent, priors
 
 SHAPE = (4, 4, 1)
 
@@ -122,7 +122,7 @@ def lookup_space(z_mean):
     """A space whose decoder's brightness is sigmoid(9 z), pixel by pixel: two latents, two pixels."""
     z = keras.Input((2,))
     decoder = keras.Model(z, keras.layers.Reshape((2, 1, 1))(9 * z))
-    return latent_space.Space(main.VAE(None, decoder, None), {}, z_mean, None, z_mean)
+    return latent_space.Space(main.VAE(None, decoder, None, None), {}, z_mean, None, z_mean)
 
 
 def test_a_walk_between_right_angles_is_as_long_as_geometry_says_and_unsure_in_the_middle():
@@ -152,7 +152,7 @@ def test_a_third_digit_is_one_that_neither_end_shows():
 # --- one image --------------------------------------------------------------------------------------------------------
 def small_vae(layers=(8,), latents=3):
     encoder = main.build_encoder(SHAPE, layers, "silu", latents, seed=1)
-    return main.VAE(encoder, main.build_decoder(SHAPE, (8,), "silu", latents, seed=1), None)
+    return main.VAE(encoder, main.build_decoder(SHAPE, (8,), "silu", latents, seed=1), None, priors.standard(latents))
 
 
 def binary_images(count):

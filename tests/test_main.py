@@ -658,7 +658,7 @@ def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(fit, tm
     chosen = from_params(**TINY | {"loss": "mse", "decoder_scale": "learned"})
     trained, restored = random_vae(chosen), random_vae(chosen, seed=1)
     fit(trained, chosen)
-    runs.checkpoint(**restored._asdict()).read(str(tmp_path / "checkpoints" / "step-6")).expect_partial()
+    runs.checkpoint(**restored.parts).read(str(tmp_path / "checkpoints" / "step-6")).expect_partial()
     assert len(trained.weights) == 9
     for weight, same in zip(trained.weights, restored.weights, strict=True):
         np.testing.assert_array_equal(weight, same)
@@ -722,7 +722,8 @@ def test_the_grids_of_two_epochs_show_the_same_latents_and_an_autoencoder_has_no
     monkeypatch.setattr(main.pictures, "write_reconstructions", lambda folder, epoch, reconstruct, dataset: epoch)
     monkeypatch.setattr(main.pictures, "write_samples", lambda folder, epoch, decode, latents: np.array(latents))
     chosen = from_params(**TINY | {"autoencoder": autoencoder})
-    first, second = (main.write_grids(None, chosen, None, None, epoch) for epoch in (1, 2))
+    vae = main.build_vae(chosen, SHAPE)
+    first, second = (main.write_grids(vae, chosen, None, None, epoch) for epoch in (1, 2))
     assert [first.pop("reconstructions"), second.pop("reconstructions")] == [1, 2]
     assert list(first) == list(second) == ([] if autoencoder else ["samples"])
     for latents in first.values():

@@ -1,6 +1,5 @@
 """experiments/noise_latents.py: its measures against closed forms, and a quick run of the whole."""
 
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -58,7 +57,7 @@ def test_every_z_is_decoded_with_noise_of_its_own():
 
     decoder = keras.Sequential([keras.Input((5,)), keras.layers.Reshape((5, 1, 1))])
     z = rng.normal(size=(4, 2)).astype(np.float32)
-    logits = noise_latents.logits_under_noise(main.VAE(None, decoder, None), z, draws=6, seed=3)
+    logits = noise_latents.logits_under_noise(main.VAE(None, decoder, None, None), z, draws=6, seed=3)
     assert logits.shape == (4, 6, 5)
     np.testing.assert_array_equal(logits[:, :, :2], np.repeat(z[:, np.newaxis], 6, axis=1))
     assert len(np.unique(logits[:, :, 2:])) == 4 * 6 * 3

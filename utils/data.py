@@ -137,6 +137,13 @@ def with_labels(dataset: Dataset, labels: Sequence[int]) -> Dataset:
     )
 
 
+def with_held_out(dataset: Dataset, count: int) -> Dataset:
+    """The last `count` training images take the place of the test images."""
+    held_out = {"test_images": dataset.train_images[-count:], "test_labels": dataset.train_labels[-count:]}
+    kept = {"train_images": dataset.train_images[:-count], "train_labels": dataset.train_labels[:-count]}
+    return dataset._replace(**kept, **held_out)
+
+
 def obtain(source: Source, name: str, say: Callable[[str], None]) -> Arrays:
     """Read a source and prove its arrays. If they are wrong and it keeps files, delete these and ask it once more."""
     try:

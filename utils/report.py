@@ -35,6 +35,8 @@ def doubts(settings: Settings, steps: int) -> list[str]:
         found.append("KL_WEIGHT_END = 0: nothing draws the latents to the prior, so samples will look like nothing.")
     if s.reconstruction_reduction == "mean" and not s.autoencoder:
         found.append("RECONSTRUCTION_REDUCTION = mean: the KL outweighs the reconstruction; expect a collapse.")
+    if s.bound != "elbo" and s.bound_samples == 1:
+        found.append(f"BOUND = {s.bound} with BOUND_SAMPLES = 1 is the ELBO; more samples make it tighter.")
     if s.autoencoder and s.free_bits > 0:
         found.append("FREE_BITS does nothing with AUTOENCODER, which has no KL.")
     return found
@@ -48,6 +50,10 @@ def header(settings: Settings, dataset: Dataset, parameters: int, device: str, f
     latents = f"{s.latent_dim}+{s.noise_dim} noise" if s.noise_dim else str(s.latent_dim)
     shape = "-".join(filter(None, (str(pixels), encoder, latents, decoder, str(pixels))))
     sizes = f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images"
+    sizes += " (held out of the training images)" if s.held_out else ""
+    shape += f", {s.prior} prior" if s.prior != "standard" else ""
+    bound = f"{s.bound.upper()} by {s.bound_samples} samples an image"
+    shape += f", {bound}" if s.bound != "elbo" or s.bound_samples > 1 else ""
     return (
         f"data       {dataset.title}: {sizes}, SHA-256 verified, from {dataset.source}\n"
         f"model      {shape}, {parameters / 1e6:.1f} M parameters, {device}\n"
@@ -114,7 +120,7 @@ def make_report(
         report |= {
             "test_elbo": float(-(reconstruction + kl.sum(axis=1)).mean()),
             "test_kl": float(kl.sum(axis=1).mean()),
-            "kl_per_latent": [float(nats) for nats in kl.mean(axis=0)],
+            "kl_per_latent": [float(nats) for nats in kl.mean(axis=0)] if settings.prior == "standard" else None,
             "active_units": active_units(z_mean),
             "effective_beta": effective_beta(settings, pixels),
         }
@@ -130,7 +136,7 @@ def make_report(
             "nll_samples": settings.nll_samples,
         }
         if meaning == "likelihood":
-            published = None if settings.labels else PUBLISHED_NLL.get(settings.dataset)
+            published = None if settings.labels or settings.held_out else PUBLISHED_NLL.get(settings.dataset)
             report |= {"test_nll": float(-estimates.mean()), "published_nll": published}
         else:
             report |= {"test_log_density": float(estimates.mean())}
@@ -196,6 +202,8 @@ def rose_again(history: list[dict[str, Any]], split: str) -> bool:
 def remarks(settings: Settings, report: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
     """What to know when reading a run's numbers, a plain sentence each."""
     s, found = settings, []
+    if s.held_out:
+        found.append(f"No test image was looked at: these are {s.held_out:,} images held out of the training set.")
     if s.autoencoder:
         found.append("A plain autoencoder has no prior and no likelihood: no samples, no ELBO, no NLL.")
     elif s.loss == "ce" and s.binarize == "none":
@@ -243,10 +251,10 @@ def table(report: dict[str, Any]) -> str:
         published = report["published_nll"]
         lines.append(f"  published              -{published['nll']} nats   {published['source']}: {published['model']}")
     if report["active_units"] is not None:
-        kl = np.array(report["kl_per_latent"])
-        per_latent = f"{kl.min():.2f} to {kl.max():.2f} nats, mean {kl.mean():.2f}"
         lines.append(f"  active units           {report['active_units']} of {report['latent_dim']}")
-        lines.append(f"  KL per latent          {per_latent}")
+    if report["kl_per_latent"] is not None:
+        kl = np.array(report["kl_per_latent"])
+        lines.append(f"  KL per latent          {kl.min():.2f} to {kl.max():.2f} nats, mean {kl.mean():.2f}")
     return "\n".join(lines + [f"  note                   {sentence}" for sentence in report["remarks"]])
 
 

@@ -1,9 +1,9 @@
 """One run's folder: its settings, history, TensorBoard files and checkpoints, and how an interrupted run goes on.
 
-    params.json     every setting, the git commit, versions and device
-    history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test)
-    checkpoints/    the last three, each whole or not there
-    tensorboard/    event files and the projector's data
+params.json     every setting, the git commit, versions and device
+history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test)
+checkpoints/    the last three, each whole or not there
+tensorboard/    event files and the projector's data
 """
 
 import contextlib
@@ -44,7 +44,9 @@ def derived_name(settings: Settings) -> str:
     kind = "-ae" if settings.autoencoder else ""
     labels = f"-{'_'.join(map(str, settings.labels))}" if settings.labels else ""
     noise = f"-noise{settings.noise_dim}" if settings.noise_dim else ""
-    return f"{settings.dataset}{labels}-{settings.loss}{scale}{kind}-z{settings.latent_dim}{noise}"
+    prior = f"-{settings.prior}" if settings.prior != "standard" else ""
+    bound = f"-{settings.bound}{settings.bound_samples}" if settings.bound != "elbo" else ""
+    return f"{settings.dataset}{labels}-{settings.loss}{scale}{kind}-z{settings.latent_dim}{noise}{prior}{bound}"
 
 
 def create(settings: Settings, device: str) -> Path:

@@ -28,10 +28,12 @@ PARAMS = Path(__file__).resolve().parent.parent / "params.py"
 
 # The constants that the code reads. Names only, so that a renamed one is noticed; its annotation says what each may be.
 NAMES = (
-    "DATASET", "DATA_DIR", "BINARIZE", "LABELS",
+    "DATASET", "DATA_DIR", "BINARIZE", "LABELS", "HELD_OUT",
     "ENCODER_LAYERS", "DECODER_LAYERS", "ACTIVATION", "LATENT_DIM", "NOISE_DIM", "AUTOENCODER",
+    "PRIOR", "PRIOR_COMPONENTS", "PRIOR_LAYERS", "PRIOR_UNITS",
     "LOSS", "RECONSTRUCTION_REDUCTION", "DECODER_SCALE",
     "KL_SCHEDULE", "KL_WEIGHT_START", "KL_WEIGHT_END", "KL_STEPS", "KL_CYCLES", "FREE_BITS",
+    "BOUND", "BOUND_SAMPLES", "BOUND_CHUNK",
     "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "LR_SCHEDULE",
     "SEED", "RUN_NAME", "START_FROM", "OUTPUT_DIR", "LOG_EVERY", "IMAGES_EVERY", "CHECKPOINT_EVERY", "NLL_SAMPLES",
 )  # fmt: skip
@@ -62,6 +64,24 @@ class Settings(BaseModel):
             raise _clash("decoder_scale", "loss", "whose Bernoulli has no scale; loss 'mse' or 'ad' is")
         if self.autoencoder and self.noise_dim:
             raise _clash("noise_dim", "autoencoder", "which is trained without any noise")
+        if self.autoencoder and self.prior != "standard":
+            raise _clash("prior", "autoencoder", "which has no prior")
+        if self.autoencoder and self.bound != "elbo":
+            raise _clash("bound", "autoencoder", "which has none")
+        if self.autoencoder and self.bound_samples > 1:
+            raise _clash("bound_samples", "autoencoder", "which draws no samples")
+        if self.prior == "realnvp" and self.latent_dim == 1:
+            raise _clash("latent_dim", "prior", "whose layers couple one half of the latents to the other")
+        if self.free_bits and self.prior != "standard":
+            raise _clash("free_bits", "prior", "whose KL is not a sum over latents")
+        if self.free_bits and self.bound != "elbo":
+            raise _clash("free_bits", "bound", "whose weights are of all latents together")
+        if self.free_bits and self.bound_samples > 1:
+            raise _clash("free_bits", "bound_samples", "which may split a batch, and free bits are of a whole one")
+        if self.reconstruction_reduction == "mean" and self.bound != "elbo":
+            raise _clash("reconstruction_reduction", "bound", "whose weights are probabilities of whole images")
+        if self.bound_samples > self.bound_chunk:
+            raise _clash("bound_samples", "bound_chunk", "which has to hold the samples of one image at least")
         if self.kl_schedule == "cyclical" and self.kl_cycles > self.kl_steps:
             raise _clash("kl_cycles", "kl_steps", "which leaves a cycle less than a step; at most one cycle a step is")
         return self
