@@ -112,8 +112,23 @@ def log_mixture(z: tf.Tensor, means: tf.Tensor, log_stds: tf.Tensor, log_shares:
     precision = tf.exp(-2 * log_stds)  # (C, L)
     constant = tf.reduce_sum(tf.square(means) * precision + 2 * log_stds + LOG_2_PI, axis=1)  # (C,)
     powers, factors = tf.concat([tf.square(z), z], 1), tf.concat([precision, -2 * means * precision], 1)  # (., 2L)
-    exponents = tf.matmul(powers, factors, transpose_b=True) + constant  # (N, C)
+    exponents = product_of_rows(powers, factors) + constant  # (N, C)
     return tf.reduce_logsumexp(log_shares - tf.cast(exponents / 2, tf.float32), axis=1)
+
+
+@tf.custom_gradient
+def product_of_rows(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """a (N, M) times b (C, M) transposed in float64, and its gradient by products in float32, which do for a gradient.
+
+    XLA on a CPU takes four times as long for products in float64: with these, training a mixture would be half as fast.
+    """
+
+    def gradient(upstream):  # (N, C)
+        a32, b32, upstream = (tf.cast(part, tf.float32) for part in (a, b, upstream))
+        products = tf.matmul(upstream, b32), tf.matmul(upstream, a32, transpose_a=True)
+        return tuple(tf.cast(product, tf.float64) for product in products)
+
+    return tf.matmul(a, b, transpose_b=True), gradient
 
 
 def sample_mixture(
