@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import laplace, multivariate_normal, norm
 
-from utils.likelihood import log_add, log_likelihood, log_standard_normal
+from utils.likelihood import add_draws, bounds, estimate, log_add, log_likelihood, log_standard_normal, no_draws
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -73,6 +73,44 @@ def test_one_sample_has_no_variance_and_every_sample_draws_its_own_noise():
     assert asked == [0, 0, 1, 2, 3]
 
 
+def sums_of(log_w, sizes, cut):
+    """The sums of draws with these log w (K, B), the first `cut` of them added before the rest."""
+    nothing = tf.zeros((log_w.shape[1], 0))  # images and latents that no density depends on
+
+    def add(sums, first, stop):
+        drawn = []
+
+        def draw_noise(k):
+            drawn.append(k)
+            return nothing
+
+        pieces = lambda x, z: tf.gather(float32(log_w), drawn[-1]), log_standard_normal, draw_noise
+        return add_draws(sums, first, stop, sizes, nothing, nothing, nothing, *pieces)
+
+    return add(add(no_draws(log_w.shape[1], sizes), 0, cut), cut, len(log_w))
+
+
+@few
+@given(seeds, st.integers(1, 12), st.sampled_from([0.0, -3e3, 3e3]), st.data())
+def test_the_bound_of_k_draws_is_the_mean_over_all_full_groups_of_k(seed, samples, offset, data):
+    sizes = [*data.draw(st.lists(st.integers(1, samples), max_size=3)), samples]
+    log_w = np.random.default_rng(seed).normal(offset, 3, (samples, 2)).astype(np.float32)
+    sums = sums_of(log_w, sizes, cut=data.draw(st.integers(0, samples)))
+    expected = []
+    for size in sizes:
+        groups = np.float64(log_w[: samples // size * size]).reshape(-1, size, 2)
+        expected.append((logsumexp(groups, axis=1) - np.log(size)).mean(axis=0))
+    np.testing.assert_allclose(bounds(sums, samples, sizes), expected, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(estimate(sums, samples)[0], expected[-1], rtol=1e-6, atol=1e-5)
+
+
+def test_the_bound_of_one_draw_keeps_its_digits_over_thousands_of_draws():
+    """In float32 the sum of 2,000 times -3,000 is known to half a nat, and their mean to 0.0002 at best."""
+    log_w = np.random.default_rng(0).normal(-3e3, 1, (2_000, 1)).astype(np.float32)
+    sums = tf.function(lambda: sums_of(log_w, [1], cut=900))()
+    assert float(bounds(sums, 2_000, [1])[0, 0]) == pytest.approx(np.float64(log_w).mean(), abs=1e-8)
+
+
 # --- a linear Gaussian model: z ~ N(0, I), x = W z + b + sigma * noise, so x ~ N(b, W W^T + sigma^2 I) ----------------
 class LinearGaussian:
     """One image x of such a model, W with orthogonal columns, so that the posterior's latents are independent."""
@@ -87,8 +125,8 @@ class LinearGaussian:
         self.variance = 1 / (1 + lengths**2 / sigma**2)  # of the posterior, (L,)
         self.mean = self.variance * (self.w.T @ (self.x - self.b)) / sigma**2
 
-    def estimate(self, mean, std, samples, repeats, seed):
-        """`repeats` independent estimates of log p(x) and their sampling variances, proposing N(mean, std^2)."""
+    def pieces(self, mean, std, samples, repeats, seed):
+        """What `repeats` independent estimates are made of, proposing N(mean, std^2)."""
         rng = np.random.default_rng(seed)
         noise = float32(rng.normal(size=(samples, repeats, len(mean))))
 
@@ -97,8 +135,11 @@ class LinearGaussian:
             return -tf.reduce_sum(tf.square(error), axis=1) / 2 - len(self.b) * np.log(self.sigma * np.sqrt(2 * np.pi))
 
         x, z_mean, z_log_std = (float32(np.tile(row, (repeats, 1))) for row in (self.x, mean, np.log(std)))
-        pieces = log_p_x_given_z, log_standard_normal, lambda k: tf.gather(noise, k)
-        estimates = log_likelihood(x, z_mean, z_log_std, *pieces, samples)
+        return x, z_mean, z_log_std, log_p_x_given_z, log_standard_normal, lambda k: tf.gather(noise, k)
+
+    def estimate(self, mean, std, samples, repeats, seed):
+        """`repeats` independent estimates of log p(x) and their sampling variances, proposing N(mean, std^2)."""
+        estimates = log_likelihood(*self.pieces(mean, std, samples, repeats, seed), samples)
         return [np.float64(part) for part in estimates]
 
 
@@ -142,15 +183,15 @@ def test_with_a_wrong_proposal_the_estimate_is_within_its_standard_error_and_tha
     assert estimates.mean() == pytest.approx(model.log_p_x + bias, abs=5 * np.sqrt(exact / repeats))
 
 
-def test_the_estimate_is_the_elbo_for_one_sample_and_grows_with_their_number(model, proposal):
+def test_the_bound_is_the_elbo_for_one_draw_and_grows_with_their_number(model, proposal):
     mean, std = proposal
     ratio = std**2 / model.variance
     kl = ((ratio + (mean - model.mean) ** 2 / model.variance - 1 - np.log(ratio)) / 2).sum()  # KL(q || p(z|x))
-    means, errors = [], []
-    for samples in (1, 2, 4, 16):
-        estimates, _ = model.estimate(mean, std, samples, 20_000, seed=samples)
-        means.append(estimates.mean())
-        errors.append(estimates.std() / np.sqrt(20_000))
+    samples, repeats, sizes = 48, 5_000, (1, 2, 5, 16, 48)
+    pieces = model.pieces(mean, std, samples, repeats, seed=3)
+    values = bounds(add_draws(no_draws(repeats, sizes), 0, samples, sizes, *pieces), samples, sizes).numpy()  # (G, R)
+    means, errors = values.mean(axis=1), values.std(axis=1) / np.sqrt(repeats)
     assert means[0] == pytest.approx(model.log_p_x - kl, abs=5 * errors[0])
-    assert (np.diff(means) > 5 * np.hypot(errors[1:], errors[:-1])).all()
+    rises = np.diff(values, axis=0)  # of the same draws
+    assert (rises.mean(axis=1) > 5 * rises.std(axis=1) / np.sqrt(repeats)).all()
     assert means[-1] < model.log_p_x

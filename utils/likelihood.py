@@ -1,6 +1,7 @@
-"""The test log-likelihood, by importance sampling."""
+"""The test log-likelihood, by importance sampling, and the bounds that fewer samples give."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -8,8 +9,82 @@ LOG_2_PI = 1.8378770664093453
 
 
 def log_standard_normal(z: tf.Tensor) -> tf.Tensor:
-    """log N(z; 0, I): (B, L) -> (B,) nats."""
+    """log N(z; 0, I): (..., L) -> (...) nats."""
     return -tf.reduce_sum(tf.square(z) + LOG_2_PI, axis=-1) / 2
+
+
+class Sums(NamedTuple):
+    """What is kept of the draws' importance weights w of B images: as much after a million draws as after one.
+
+    For the bounds, the draws fall into disjoint groups, of another size in each of G rows. A group's sum is the w's
+    of the group that is not full yet; a row's total is the sum of log(sum of w) over its full groups, in float64,
+    since thousands of such terms would round the last digits away in float32.
+    """
+
+    log_sum: tf.Tensor  # log of the sum of w, (B,)
+    log_sum_of_squares: tf.Tensor  # log of the sum of w^2, (B,)
+    log_sum_of_group: tf.Tensor  # (G, B)
+    total: tf.Tensor  # (G, B)
+
+
+def no_draws(batch: int | tf.Tensor, sizes: Sequence[int] = ()) -> Sums:
+    """The sums of `batch` images before the first draw, with a row for the bound of each number of draws in `sizes`."""
+    rows = [len(sizes), batch]
+    empty = tf.fill([batch], -float("inf"))
+    return Sums(empty, empty, tf.fill(rows, -float("inf")), tf.zeros(rows, tf.float64))
+
+
+def add_draws(
+    sums: Sums,
+    first: int | tf.Tensor,
+    stop: int | tf.Tensor,
+    sizes: Sequence[int],
+    x: tf.Tensor,
+    z_mean: tf.Tensor,
+    z_log_std: tf.Tensor,
+    log_p_x_given_z: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    log_prior: Callable[[tf.Tensor], tf.Tensor],
+    draw_noise: Callable[[tf.Tensor], tf.Tensor],
+) -> Sums:
+    """Add the draws first, first + 1, ..., stop - 1 to the sums of those before; the rest is log_likelihood's.
+
+    One draw for the whole batch is worked on at a time, so that memory does not grow with their number.
+    """
+    sizes = tf.reshape(tf.constant(sizes, tf.int32), (-1, 1))  # (G, 1)
+    for k in tf.range(first, stop):
+        noise = draw_noise(k)
+        z = z_mean + tf.exp(z_log_std) * noise
+        log_q = log_standard_normal(noise) - tf.reduce_sum(z_log_std, axis=-1)  # log q(z|x): a change of variables
+        log_w = log_p_x_given_z(x, z) + log_prior(z) - log_q  # (B,)
+        group, full = log_add(sums.log_sum_of_group, log_w), (k + 1) % sizes == 0
+        sums = Sums(
+            log_add(sums.log_sum, log_w),
+            log_add(sums.log_sum_of_squares, 2 * log_w),
+            tf.where(full, -float("inf"), group),
+            sums.total + tf.cast(tf.where(full, group, 0.0), tf.float64),
+        )
+    return sums
+
+
+def estimate(sums: Sums, samples: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The estimates of log p(x) and their sampling variances, (B,) each, from the sums of K = `samples` draws.
+
+    The variance, in nats squared, is by the delta method: that of log(mean w) is about var(w) / (K mean(w)^2). A single
+    draw has none: NaN.
+    """
+    count = tf.cast(samples, tf.float32)
+    relative_second_moment = tf.exp(sums.log_sum_of_squares - 2 * sums.log_sum) * count  # mean(w^2) / mean(w)^2
+    return sums.log_sum - tf.math.log(count), tf.maximum(relative_second_moment - 1, 0) / (count - 1)
+
+
+def bounds(sums: Sums, samples: int, sizes: Sequence[int]) -> tf.Tensor:
+    """The bounds on log p(x) that `sizes` draws give, float64 (G, B) nats, from the sums of `samples` draws.
+
+    For K draws: the mean of log 1/K sum_k w_k over the full groups of K draws, of which there has to be one. That is
+    L_K of Burda et al. 2015 (eq. 8), without bias. L_1 is the ELBO, and no L_K lies below the one before.
+    """
+    sizes = tf.reshape(tf.constant(sizes, tf.float64), (-1, 1))
+    return sums.total / (samples // sizes) - tf.math.log(sizes)
 
 
 def log_likelihood(
@@ -27,24 +102,12 @@ def log_likelihood(
     In expectation a lower bound: the ELBO for K = 1, and nearer to log p(x) the larger K is.
 
     x is (B, ...), z_mean and z_log_std are (B, L); log_p_x_given_z(x, z) and log_prior(z) = log p(z) return (B,) nats;
-    draw_noise(k) returns draws (B, L) from N(0, I), other ones for every k. One draw for the whole batch is worked on
-    at a time, so that memory does not grow with K.
+    draw_noise(k) returns draws (B, L) from N(0, I), other ones for every k.
 
-    Returns the estimates (B,) in nats and their sampling variances (B,) in nats squared, by the delta method: the
-    variance of log(mean w) is about var(w) / (K mean(w)^2). One sample alone has no variance: NaN.
+    Returns the estimates (B,) in nats and their sampling variances (B,), as `estimate` does.
     """
-    log_sum_w = tf.fill(tf.shape(z_mean)[:1], -float("inf"))
-    log_sum_w_squared = log_sum_w
-    for k in tf.range(samples):
-        noise = draw_noise(k)
-        z = z_mean + tf.exp(z_log_std) * noise
-        log_q = log_standard_normal(noise) - tf.reduce_sum(z_log_std, axis=-1)  # log q(z|x): a change of variables
-        log_w = log_p_x_given_z(x, z) + log_prior(z) - log_q
-        log_sum_w = log_add(log_sum_w, log_w)
-        log_sum_w_squared = log_add(log_sum_w_squared, 2 * log_w)
-    count = tf.cast(samples, tf.float32)
-    relative_second_moment = tf.exp(log_sum_w_squared - 2 * log_sum_w) * count  # mean(w^2) / mean(w)^2
-    return log_sum_w - tf.math.log(count), tf.maximum(relative_second_moment - 1, 0) / (count - 1)
+    pieces = x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise
+    return estimate(add_draws(no_draws(tf.shape(z_mean)[0]), 0, samples, (), *pieces), samples)
 
 
 def log_add(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
