@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import sqrtm
 
 from utils import classifier
 from utils.classifier import (
     SURE,
     build_classifier,
     effective_classes,
+    features,
+    frechet_distance,
     probabilities,
     sure_share,
     to_brightness,
@@ -117,3 +120,77 @@ def test_as_many_classes_as_are_equally_frequent_however_sure(present, each, top
 def test_unequal_classes_count_by_the_entropy_of_their_shares():
     rows = np.eye(3)[[0, 0, 0, 2]]
     assert effective_classes(rows) == pytest.approx((4 / 3) ** 0.75 * 4**0.25)
+
+
+# --- the distance of two sets of images -------------------------------------------------------------------------------
+def cloud(mean, covariance, count, seed=0):
+    """Points (count, F) with exactly this mean and covariance."""
+    points = np.random.default_rng(seed).normal(size=(count, len(mean)))
+    points -= points.mean(axis=0)
+    whiten = np.linalg.inv(np.linalg.cholesky(np.atleast_2d(np.cov(points, rowvar=False))))
+    return points @ whiten.T @ np.linalg.cholesky(covariance).T + mean
+
+
+def random_covariance(rng, size):
+    factors = rng.normal(size=(size, size))
+    return factors @ factors.T + 0.1 * np.eye(size)
+
+
+few = settings(max_examples=25, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@few
+@given(seeds, st.integers(1, 6))
+def test_the_distance_of_gaussians_with_independent_features_has_a_closed_form(seed, size):
+    rng = np.random.default_rng(seed)
+    means, stds = rng.normal(0, 2, (2, size)), rng.uniform(0.1, 3, (2, size))
+    a, b = (cloud(mean, np.diag(std**2), count) for mean, std, count in zip(means, stds, (20, 35), strict=True))
+    assert frechet_distance(a, b) == pytest.approx(((means[0] - means[1]) ** 2 + (stds[0] - stds[1]) ** 2).sum())
+
+
+@few
+@given(seeds, st.integers(2, 6))
+def test_the_distance_of_correlated_gaussians_is_the_formula_and_no_turn_or_order_changes_it(seed, size):
+    rng = np.random.default_rng(seed)
+    means, covariances = rng.normal(0, 2, (2, size)), [random_covariance(rng, size) for _ in range(2)]
+    a, b = (cloud(mean, covariance, 30) for mean, covariance in zip(means, covariances, strict=True))
+    root = sqrtm(covariances[0] @ covariances[1]).real
+    expected = np.square(means[0] - means[1]).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected)
+    assert frechet_distance(b, a) == pytest.approx(expected)
+    rotation = np.linalg.qr(rng.normal(size=(size, size)))[0]
+    assert frechet_distance(a @ rotation + 5, b @ rotation + 5) == pytest.approx(expected)
+    assert 0 <= frechet_distance(a, a[::-1]) < 1e-9
+
+
+def test_the_distance_takes_features_that_are_always_zero_and_fewer_points_than_features():
+    points = np.random.default_rng(0).normal(size=(5, 3))
+    flat = np.pad(points, ((0, 0), (0, 20)))  # float32, as features are
+    assert frechet_distance(flat, np.pad(3 * points, ((0, 0), (0, 20)))) == pytest.approx(
+        4 * (np.square(points.mean(axis=0)) + points.var(axis=0, ddof=1)).sum()
+    )
+    assert 0 <= frechet_distance(np.float32(flat), np.float32(flat)) < 1e-9
+    assert frechet_distance(flat, flat + 2) == pytest.approx(23 * 4)
+
+
+def test_features_are_what_the_last_layer_reads(trained):
+    x = to_brightness(bars(1_203, seed=3)[0])
+    found = features(trained, x)
+    assert found.shape == (1_203, 64)
+    kernel, bias = trained.get_layer("logits").get_weights()
+    logits = found @ kernel + bias
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities(trained, x), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_noise_moves_images_away_from_clean_ones(trained):
+    rng = np.random.default_rng(0)
+    real, other = (features(trained, to_brightness(bars(1_000, seed)[0])) for seed in (4, 5))
+    x = to_brightness(bars(1_000, seed=6)[0])
+    distances = [frechet_distance(real, other)]
+    for noise in (0.3, 0.9):
+        drawn = np.clip(x + rng.normal(0, noise, x.shape), 0, 1).astype(np.float32)
+        distances.append(frechet_distance(real, features(trained, drawn)))
+    assert (np.diff(distances) > distances[0]).all()

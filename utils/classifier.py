@@ -1,4 +1,6 @@
-"""A small convolutional classifier of digits, that judges samples: are they clear digits, and are all digits there?"""
+"""A small convolutional classifier of digits, that judges samples: are they clear digits, are all digits there, and
+how far are they from real images?
+"""
 
 import keras
 import numpy as np
@@ -69,3 +71,32 @@ def effective_classes(probabilities: np.ndarray) -> float:
     """
     shares = np.bincount(probabilities.argmax(axis=1)) / len(probabilities)
     return float(np.exp(entropy(shares)))
+
+
+# --- the distance of two sets of images -------------------------------------------------------------------------------
+def features(classifier: keras.Model, brightness: np.ndarray) -> np.ndarray:
+    """What the classifier's last hidden layer makes of images given as brightness (N, H, W, C) in [0, 1]: (N, F)."""
+    network = keras.Model(classifier.inputs[0], classifier.get_layer("features").output)
+    return data.in_batches(lambda batch, start: (network(batch),), brightness)[0]
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The squared Frechet distance of two sets of features (N, F) and (M, F), N and M at least 2, as of Gaussians.
+
+    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of means and covariances (Heusel et al. 2017, arXiv
+    1706.08500, eq. 6). It is 0 for equal ones and has no unit. Two samples of one distribution have a distance too, the
+    larger the fewer they are: compare sets of the same size, and with the distance of two sets of real images.
+
+    In the features of a classifier of one's own it ranks what the same classifier has judged, and nothing else: it
+    cannot be compared with the "FID" of papers, which is in the features of Inception, trained on photographs.
+    """
+    a, b = np.float64(a), np.float64(b)
+    roots = []
+    for cloud in (a, b):
+        variances, axes = np.linalg.eigh(np.atleast_2d(np.cov(cloud, rowvar=False)))
+        roots.append(axes * np.sqrt(np.maximum(variances, 0)))  # R with R R^T = C; rounding makes a 0 negative
+    # The trace of (C_a C_b)^(1/2) is the sum of the singular values of R_a^T R_b. So no square root is taken of a
+    # matrix that is not symmetric, which breaks when it is nearly singular, as with features that are always 0.
+    overlap = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
+    spread = sum(np.square(root).sum() for root in roots) - 2 * overlap
+    return float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + max(spread, 0))
