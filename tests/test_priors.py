@@ -207,8 +207,9 @@ def test_a_mixture_and_its_gradients_are_those_of_scipy_and_closed_forms(seed, c
         (responsibility - shares).sum(0),
     ]
     given_by_tape = tape.gradient(log_density, [point, *(weight.value for weight in prior.weights)])
-    for one, other, scale in zip(given_by_tape, gradients, [1 / std, 1 / std, 1, 1], strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-2 * scale)
+    lost = 2e-6 * (np.abs(z).max() / s.min()) ** 2  # of float32's 1e-7 for each of 6 points
+    for one, other, scale in zip(given_by_tape, gradients, [s.min(), s.min(), 1, 1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=(1e-3 + lost) / scale)
 
 
 @few
