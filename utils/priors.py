@@ -120,8 +120,8 @@ def log_mixture(z: tf.Tensor, means: tf.Tensor, log_stds: tf.Tensor, log_shares:
 def product_of_rows(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """a (N, M) times b (C, M) transposed in float64; but its gradient by products in float32, and twice as fast for it.
 
-    XLA on a CPU takes four times as long for products in float64. In the gradient of log_mixture, float32 gets a point's
-    part wrong by about 1e-7 (|z| / std)^2, where the part itself is about 1 (with respect to log_stds).
+    XLA on a CPU takes four times as long for products in float64. In the gradient of log_mixture, float32 gets the part
+    of a point wrong by about 1e-7 (|z| / std)^2, where that part itself is about 1 (with respect to log_stds).
     """
 
     def gradient(upstream):  # (N, C)
