@@ -1,0 +1,244 @@
+"""The table of likelihoods: published models trained anew, and what goes past them, row by row.
+
+    python -m experiments.likelihood vae            # one row
+    python -m experiments.likelihood                # all rows, then the table
+
+A row is a training, or several of which each goes on with the weights of the one before; then it is evaluated as by
+experiments.evaluate: 5,000 importance samples for each of the 10,000 test images, which are binarised once, by a fixed
+draw. What a row was made of was chosen on 5,000 images held out of the training set (--held-out does that again); for
+the table it is trained on all 60,000. Trainings are kept in predictions/likelihood/; what is finished is not done
+again, and Ctrl-C loses nothing: the same command goes on.
+"""
+
+# ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.files import write_json, write_whole
+from utils.settings import Settings, SettingsError, from_params
+
+ROOT = Path(__file__).resolve().parents[1]
+HELD_OUT = 5_000
+
+# What all rows have in common. It names every constant that has a part in the result: params.py is the user's to edit.
+COMMON = {
+    "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0, "noise_dim": 0, "autoencoder": False,
+    "prior": "standard", "prior_components": 500, "prior_layers": 6, "prior_units": 128,
+    "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
+    "kl_schedule": "linear", "kl_weight_start": 0.0, "kl_weight_end": 1.0, "kl_steps": 10_000, "kl_cycles": 4,
+    "free_bits": 0.0, "bound": "elbo", "bound_samples": 1, "bound_chunk": 500,
+    "batch_size": 100, "learning_rate": 1e-3, "lr_schedule": "cosine", "seed": 0, "start_from": "",
+    "log_every": 1_000, "images_every": 50, "checkpoint_every": 20_000, "nll_samples": 0,
+}  # fmt: skip
+BURDA = {  # the network of Burda et al. 2015 with a single stochastic layer
+    "encoder_layers": (200, 200), "decoder_layers": (200, 200), "activation": "tanh", "latent_dim": 50,
+}  # fmt: skip
+FLOW = {
+    "encoder_layers": (512, 512), "decoder_layers": (512, 512), "activation": "gelu", "latent_dim": 40,
+    "prior": "realnvp", "batch_size": 250, "kl_steps": 2_000,
+}  # fmt: skip
+QUICK = {"labels": (1, 7), "encoder_layers": (32,), "decoder_layers": (32,), "kl_steps": 50, "bound_samples": 2}
+
+
+class Row(NamedTuple):
+    """A row of the table: what it is, its trainings one after the other, and what to compare it with."""
+
+    title: str
+    stages: tuple[dict[str, Any], ...]
+    aim: float  # nats
+    aimed_minutes: int
+    published: str
+
+
+ROWS = {
+    "vae": Row(
+        "VAE of Burda et al.: 50 latents, 2 x 200 tanh, K = 1",
+        (BURDA | {"epochs": 1_800},),
+        aim=86.8, aimed_minutes=60, published="86.76 (Burda et al. 2015), 86.35 (nbip/IWAE)",
+    ),
+    "iwae": Row(
+        "IWAE of Burda et al.: the same network, K = 50",
+        (BURDA | {"epochs": 500}, BURDA | {"bound": "dreg", "bound_samples": 50, "epochs": 60}),
+        aim=84.78, aimed_minutes=60, published="84.78 (Burda et al. 2015), 84.59 (nbip/IWAE)",
+    ),
+    "mlp": Row(
+        "2 x 512 GELU, 40 latents, RealNVP prior",
+        (FLOW | {"epochs": 200},),
+        aim=82.5, aimed_minutes=10, published="",
+    ),
+    "best": Row(
+        "2 x 1000 GELU, 40 latents, RealNVP prior",
+        (FLOW | {"epochs": 200},),
+        aim=80.5, aimed_minutes=60, published="78.61, ConvVAE with RealNVP prior (Xu et al. 2019)",
+    ),
+}  # fmt: skip
+
+
+class Asked(NamedTuple):
+    """What the command line asks for."""
+
+    rows: list[str]
+    samples: int
+    held_out: bool
+    quick: bool
+    images: Path
+
+
+def read_command_line(argv: Sequence[str] | None = None) -> Asked:
+    """What the command line asks for."""
+    rows = "\n".join(
+        f"  {name:<6} {row.title}; aim {row.aim:g} in {row.aimed_minutes} min" for name, row in ROWS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.likelihood",
+        description=f"{__doc__}\nrows:\n{rows}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which to make: {', '.join(ROWS)} [default all]")
+    parser.add_argument("--held-out", action="store_true", help="train without the last 5,000 training images, and "
+                        "evaluate on those instead of on the test images; not for the table")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="a toy version in a minute, to see that it works")
+    asked = parser.parse_args(argv)
+    if unknown := [name for name in asked.rows if name not in ROWS]:
+        parser.error(f"ROW: {unknown[0]!r} is not allowed; {', '.join(ROWS)} are")
+    place = ROOT / ("predictions/quick" if asked.quick or asked.held_out else "images")
+    return Asked(asked.rows or list(ROWS), 50 if asked.quick else 5_000, asked.held_out, asked.quick, place)
+
+
+if __name__ == "__main__":
+    ASKED = read_command_line()
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the table's hardware is the CPU, whatever else there is
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
+
+import main as vae_main
+from experiments import evaluate
+from experiments.study import fingerprint, table, with_tables
+from utils import data, runs
+
+
+# --- a row ------------------------------------------------------------------------------------------------------------
+def stages_of(name: str, asked: Asked) -> list[Settings]:
+    """The settings of a row's trainings, in their order; each but the first starts from the one before."""
+    folder, found = ROOT / "predictions" / ("quick-likelihood" if asked.quick else "likelihood"), []
+    for number, stage in enumerate(ROWS[name].stages):
+        values = COMMON | stage | {"held_out": HELD_OUT if asked.held_out else 0, "output_dir": str(folder)}
+        if asked.quick:
+            values |= QUICK | {"epochs": 1, "bound_samples": min(2, values["bound_samples"])}
+        if found:
+            values["start_from"] = str(folder / found[-1].run_name)
+        mark = fingerprint([json.dumps(values | {"output_dir": ""}, sort_keys=True)])
+        found.append(from_params(**values, run_name=f"{name}-{number}-{mark}"))
+    return found
+
+
+def train(settings: Settings) -> tuple[Path, float]:
+    """Make a training, or what is missing of it; return its folder and how many minutes it took in all.
+
+    The minutes are by the clock, from building the networks to the last picture. Those of a training that is killed
+    (not stopped with Ctrl-C, nor by SIGTERM) are lost.
+    """
+    folder = Path(settings.output_dir) / settings.run_name
+    clock = folder / "minutes.json"
+    if not (folder / "report.json").exists():
+        started = time.perf_counter()
+        try:
+            vae_main.train(settings, folder if (folder / "params.json").exists() else None)
+        finally:
+            if folder.exists():
+                before = json.loads(clock.read_text()) if clock.exists() else 0
+                write_json(clock, before + (time.perf_counter() - started) / 60)
+    return folder, json.loads(clock.read_text())
+
+
+def make_row(name: str, asked: Asked) -> dict[str, Any]:
+    """Train and evaluate a row; return its numbers."""
+    trainings = []
+    for settings in stages_of(name, asked):
+        print(f"\n{name}: training {len(trainings) + 1} of {len(ROWS[name].stages)}", flush=True)
+        trainings.append(train(settings))
+    folder = trainings[-1][0]
+    worth = evaluate.evaluate(folder, asked.samples, components=50)
+    likelihood = worth["likelihood"]
+    return {
+        "command": f"python -m experiments.likelihood {name}",
+        "nll": -likelihood["log_likelihood"],
+        "elbo": likelihood["bounds"][0]["bound"],
+        "inactive_from_prior": likelihood["inactive_from_prior"],
+        "images": worth["images"],
+        "trained_on": 60_000 - HELD_OUT * asked.held_out,
+        "minutes": [minutes for _, minutes in trainings],
+        "epochs": [runs.read_params(folder)["settings"]["epochs"] for folder, _ in trainings],
+        "stages": [json.loads(json.dumps(stage)) for stage in ROWS[name].stages],
+        "frechet": worth["samples"]["frechet"],
+        "hardware": hardware(),
+        **{key: likelihood[key] for key in ("standard_error_images", "standard_error_sampling", "samples", "seconds",
+                                            "active_units", "latent_dim")},
+    }  # fmt: skip
+
+
+def hardware() -> str:
+    """The processor, and how much of it is used."""
+    from experiments.benchmark import machine, usable_cores
+
+    return f"{len(usable_cores())} cores of {machine()['cpu']}"
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+def publish(numbers: dict[str, Any], asked: Asked) -> None:
+    """Write the numbers of all rows that were ever made to likelihood.json, print their table, put it in the README."""
+    path = asked.images / ("likelihood-held-out.json" if asked.held_out else "likelihood.json")
+    before = json.loads(path.read_text())["rows"] if path.exists() else {}
+    rows = {name: (before | numbers)[name] for name in ROWS if name in before | numbers}
+    tables = {"likelihood": table_of(rows)}
+    asked.images.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"rows": rows, "tables": tables})
+    print(f"\n{tables['likelihood']}")
+    if asked.images == ROOT / "images":
+        readme = ROOT / "README.md"
+        write_whole(readme, with_tables(readme.read_text(), tables).encode())
+
+
+def table_of(rows: dict[str, Any]) -> str:
+    """The table, in Markdown."""
+    headers = ("row", "model", "NLL, nats", "over images", "sampling", "aim", "published", "active", "trained")
+    return table(headers, ([
+        f"`{name}`",
+        ROWS[name].title,
+        f"{row['nll']:.2f}",
+        f"± {row['standard_error_images']:.2f}",
+        f"± {row['standard_error_sampling']:.3f}",
+        f"{ROWS[name].aim:g}",
+        ROWS[name].published or "",
+        f"{row['active_units']} of {row['latent_dim']}",
+        f"{' + '.join(f'{epochs:,}' for epochs in row['epochs'])} epochs, {sum(row['minutes']):.0f} min",
+    ] for name, row in rows.items()))  # fmt: skip
+
+
+def main(asked: Asked) -> int:
+    """Make the rows that are asked for; return the exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, runs.raise_stopped)
+    numbers = {}
+    try:
+        for name in asked.rows:
+            numbers[name] = make_row(name, asked)
+            publish(numbers, asked)
+    except (KeyboardInterrupt, runs.Stopped):
+        print("\nstopped    the same command goes on from here", file=sys.stderr)
+        return 130
+    except (SettingsError, runs.RunError, data.DataError, runs.Diverged, OSError) as error:
+        print(f"likelihood: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(ASKED))
