@@ -3,6 +3,7 @@
     python -m pip install -r requirements-benchmark.txt
     python -m experiments.benchmark                      images per second
     python -m experiments.benchmark --time-to-quality    seconds until the digits of MNIST are learned so well
+    python -m experiments.benchmark --profile            where the time of a step of this project's loop goes
 
 All contenders do identical work on the CPU: the VAE 784-500-500-20 on 60,000 images of MNIST's shape, shuffled anew
 each epoch, gathered, scaled, binarised with fresh draws whenever an image is used, Bernoulli cross-entropy + KL, Adam,
@@ -19,12 +20,16 @@ Time to quality is told in seconds of training until the test ELBO first is at o
 MNIST itself, again in turns of one epoch, and after each the same NumPy code judges the weights of all on the same
 binarised test images under the same noise, while no clock runs. Nothing is chosen by the test images: the marks are
 aims, and the network, which is to reach them, was chosen by 5,000 training images held out (--held-out).
+
+The profile takes turns too, of this project's loop and of parts of its step on their own: above all its matrix
+products, since small ones like these never reach the speed of large ones, and set a lower limit of their own.
 """
 
 import argparse
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -87,18 +92,23 @@ def mnist(held_out):
 # (inputs, outputs) and a bias (outputs,) for each layer, from the input on.
 
 
+def our_settings(batch_size, activation):
+    """The settings with which main.py does the contenders' work."""
+    return from_params(
+        binarize="dynamic", encoder_layers=HIDDEN, decoder_layers=HIDDEN, activation=activation, latent_dim=LATENTS,
+        autoencoder=False, loss="ce", reconstruction_reduction="sum", kl_schedule="constant", kl_weight_end=1.0,
+        decoder_scale="fixed", free_bits=0.0, batch_size=batch_size, learning_rate=LEARNING_RATE,
+        lr_schedule="constant",
+    )  # fmt: skip
+
+
 def ours(images, batch_size, activation):
     """This project's loop, main.py as it is: an epoch is drawn, put on the device and trained on in one call."""
     import tensorflow as tf
 
     import main as project
 
-    settings = from_params(
-        binarize="dynamic", encoder_layers=HIDDEN, decoder_layers=HIDDEN, activation=activation, latent_dim=LATENTS,
-        autoencoder=False, loss="ce", reconstruction_reduction="sum", kl_schedule="constant", kl_weight_end=1.0,
-        decoder_scale="fixed", free_bits=0.0, batch_size=batch_size, learning_rate=LEARNING_RATE,
-        lr_schedule="constant",
-    )  # fmt: skip
+    settings = our_settings(batch_size, activation)
     images = images.reshape(-1, 28, 28, 1)
     vae = project.build_vae(settings, images.shape[1:])
     optimizer = project.build_optimizer(vae, settings, horizon=1)
@@ -265,6 +275,106 @@ CONTENDERS = {
 }
 
 
+# --- parts of our step, each alone ------------------------------------------------------------------------------------
+# Each takes the images and the batch size, as the contenders do, and returns a function that does its part of the steps
+# of an epoch, compiled by XLA as a loop, as they are in main.py. Every round of a loop depends on the last one or on
+# its number, since XLA would else compute it once.
+
+
+def step_products(x, kernels):
+    """The products of a step: of x (B, 784) with the `kernels` one after another, and the gradients of all kernels.
+
+    No activation, bias, sampler or loss: where they would be, values are passed on, the means alone of the posterior.
+    """
+    import tensorflow as tf
+
+    inputs = []
+    for kernel in kernels:
+        inputs.append(x[:, : kernel.shape[0]])
+        x = tf.matmul(inputs[-1], kernel)
+    gradients = []
+    for values, kernel in zip(inputs[::-1], kernels[::-1], strict=True):
+        gradients.append(tf.matmul(values, x[:, : kernel.shape[1]], transpose_a=True))
+        if values is not inputs[0]:  # nobody needs the gradient with respect to the pixels
+            x = tf.matmul(x, kernel, transpose_b=True)
+            x = tf.pad(x, [[0, 0], [0, LATENTS]]) if kernel.shape[0] == LATENTS else x
+    return gradients
+
+
+def matrix_products(images, batch_size):
+    """step_products of the network."""
+    import tensorflow as tf
+
+    sizes = [*pairwise(ENCODER_SIZES), *pairwise(DECODER_SIZES)]
+    kernels = [tf.random.normal(size) / size[0] ** 0.5 for size in sizes]
+    batches = tf.constant(images.reshape(-1, batch_size, PIXELS))
+
+    @tf.function(jit_compile=True)
+    def run(batches, stop):
+        gradients = [tf.zeros(size) for size in sizes[::-1]]
+        for step in tf.range(stop):
+            gradients = step_products(tf.cast(batches[step], tf.float32) / 255, kernels)
+        return gradients
+
+    return lambda: run(batches, len(batches))[0][0, 0].numpy()
+
+
+def adam(images, batch_size):
+    """The optimizer's update of all weights, under constant gradients."""
+    import tensorflow as tf
+
+    import main as project
+
+    settings = our_settings(batch_size, SPEED_ACTIVATION)
+    vae = project.build_vae(settings, (28, 28, 1))
+    optimizer = project.build_optimizer(vae, settings, horizon=1)
+    gradients = [tf.random.normal(weight.shape) for weight in vae.weights]
+
+    @tf.function(jit_compile=True)
+    def run(gradients, steps):
+        for _ in tf.range(steps):
+            optimizer.apply(gradients, vae.weights)
+        return vae.weights[0][0, 0]
+
+    return lambda: run(gradients, tf.constant(len(images) // batch_size)).numpy()
+
+
+def pixel_loss(images, batch_size):
+    """Scaling the pixels, the cross-entropy of the logits and its gradient."""
+    import tensorflow as tf
+
+    import main as project
+
+    batches = tf.constant(images.reshape(-1, batch_size, PIXELS))
+
+    @tf.function(jit_compile=True)
+    def run(batches, logits):
+        for batch in batches:
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                loss = tf.reduce_mean(project.cross_entropy(project.brightness(batch), logits))
+            logits -= tape.gradient(loss, logits)
+        return logits
+
+    return lambda: run(batches, tf.random.normal((batch_size, PIXELS)))[0, 0].numpy()
+
+
+def epoch_drawing(images, batch_size):
+    """Shuffling, gathering and binarising an epoch, which the host does before it, and putting it on the device."""
+    import main as project
+
+    settings, epochs = our_settings(batch_size, SPEED_ACTIVATION), itertools.count()
+    return lambda: project.draw_epoch(images.reshape(-1, 28, 28, 1), settings, next(epochs))
+
+
+PARTS = {  # by their names in the table
+    "matrix products": matrix_products,
+    "Adam": adam,
+    "pixels and loss": pixel_loss,
+    "drawing": epoch_drawing,
+}
+
+
 # --- the judge --------------------------------------------------------------------------------------------------------
 def mean_elbo(encoder, decoder, images, noise, activation):
     """The mean ELBO in nats of binary images (N, 784), 0 or 255, under noise (N, L), of a contender's weights().
@@ -333,6 +443,14 @@ def serve(args):
     steps_per_epoch = min(args.steps, len(images) // args.batch_size)  # a short run gets short epochs
     images = images[: steps_per_epoch * args.batch_size]
     epochs = 1 if args.time_to_quality else round(args.steps / steps_per_epoch)
+    if args.worker in PARTS:
+        run = PARTS[args.worker](images, args.batch_size)
+        for _ in sys.stdin:
+            start = time.perf_counter()
+            for _ in range(epochs):
+                run()
+            print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+        return
     train, weights = CONTENDERS[args.worker][0](images, args.batch_size, activation)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -464,6 +582,25 @@ def quality_table(rounds):
     return lines
 
 
+def profile_table(rounds, batch_size):
+    """The lines of the result: what the parts of our step take of it, and how near to the limit the products come."""
+    ours, speed = (np.array([r["ours"][key] for r in rounds]) for key in ("seconds", "images_per_second"))
+    milliseconds = 1000 * batch_size / speed
+    lines = [f"{'':17}{'ms per step (quartiles)':27}{'percent of it (quartiles)':25}"]
+    lines.append(f"{'our step':17}{spread(milliseconds, 2)}")
+    rest = 100 * np.ones(len(rounds))
+    for name in PARTS:
+        share = np.array([r[name]["seconds"] for r in rounds]) / ours
+        rest -= 100 * share
+        lines.append(f"{name:17}{spread(share * milliseconds, 2):27}{spread(100 * share)}")
+    lines.append(f"{'all else':44}{spread(rest)}")
+    limit = np.array([1e9 * r["gemm"]["gflops_per_second"] / flops_per_image() for r in rounds])
+    products = speed * ours / np.array([r["matrix products"]["seconds"] for r in rounds])
+    lines.append(f"Of the GEMM limit our step reaches {spread(100 * speed / limit)} percent,")
+    lines.append(f"its matrix products alone {spread(100 * products / limit)} percent.")
+    return lines
+
+
 def count(text):
     """A command-line value that is a whole number of at least 1."""
     if int(text) < 1:
@@ -477,6 +614,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("--time-to-quality", action="store_true", help="seconds until MNIST is learned, not images/s")
     parser.add_argument("--held-out", action="store_true", help=f"judge that by {HELD_OUT:,} training images, left out")
+    parser.add_argument("--profile", action="store_true", help="time of the parts of our step, not of the contenders")
     parser.add_argument("--rounds", type=count, help=f"rounds in which all take their turn ({ROUNDS}); with "
                         f"--time-to-quality at most so many epochs ({MOST_EPOCHS})")  # fmt: skip
     parser.add_argument("--steps", type=count, default=468, help="steps of a turn, in whole epochs (%(default)s)")
@@ -484,7 +622,7 @@ def parse(argv):
     parser.add_argument("--threads", type=count, default=cores, help="cores that each may use (all: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=["gemm", *CONTENDERS], help="leave out all but these")
     parser.add_argument("--quick", action="store_true", help="few rounds of 20 steps, to see that it runs; not kept")
-    parser.add_argument("--worker", choices=["gemm", *CONTENDERS], help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=["gemm", *CONTENDERS, *PARTS], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.batch_size > IMAGES - HELD_OUT * args.held_out:
         parser.error(f"--batch-size: there are {IMAGES - HELD_OUT * args.held_out} images")
@@ -492,6 +630,8 @@ def parse(argv):
         parser.error(f"--threads: {args.threads} of the {cores} cores cannot be had on this system")
     if args.held_out and not args.time_to_quality:
         parser.error("--held-out: goes with --time-to-quality only")
+    if args.profile and (args.time_to_quality or args.only):
+        parser.error("--profile: goes with neither --time-to-quality nor --only")
     if args.time_to_quality and "gemm" in (args.only or ()):
         parser.error("--only: gemm is not a contender, and learns nothing")
     if args.quick:
@@ -505,7 +645,7 @@ def parse(argv):
 def take_rounds(turns, args):
     """Have all in `turns` take their turns; return the rounds.
 
-    For the speed, a round in which they compile and warm up comes before those that count. For the time to quality all
+    For speeds, a round in which they compile and warm up comes before those that count. For the time to quality all
     count, and they end as soon as all contenders have reached the last mark.
     """
 
@@ -535,8 +675,10 @@ def main(argv=None):
         serve(args)
         return
     wanted = args.only or [*([] if args.time_to_quality else ["gemm"]), *CONTENDERS]
+    if args.profile:
+        wanted = ["gemm", "ours", *PARTS]
     missing = [n for n in wanted if n in CONTENDERS and not importlib.util.find_spec(CONTENDERS[n][1])]
-    turns = [n for n in ("gemm", *CONTENDERS) if n in wanted and n not in missing]
+    turns = [n for n in ("gemm", *CONTENDERS, *PARTS) if n in wanted and n not in missing]
     facts = machine()
     print(f"{facts['cpu']}, {args.threads} of {os.cpu_count()} cores")
     print(", ".join(f"{package} {version}" for package, version in facts["versions"].items()))
@@ -548,11 +690,17 @@ def main(argv=None):
         except (data.DataError, SettingsError) as error:
             sys.exit(f"benchmark: error: {error}")
     rounds = take_rounds(turns, args)
-    print(*(quality_table if args.time_to_quality else table)(rounds), sep="\n")
+    name, results = "benchmark", {}
+    if args.time_to_quality:
+        name, results = "time_to_quality", {"activation": QUALITY_ACTIVATION, "times": quality(rounds)}
+        print(*quality_table(rounds), sep="\n")
+    elif args.profile:
+        name = "profile"
+        print(*profile_table(rounds, args.batch_size), sep="\n")
+    else:
+        print(*table(rounds), sep="\n")
     if not args.quick:
         OUTPUT.mkdir(exist_ok=True)
-        results = {"activation": QUALITY_ACTIVATION, "times": quality(rounds)} if args.time_to_quality else {}
-        name = "time_to_quality" if args.time_to_quality else "benchmark"
         write_json(OUTPUT / f"{name}.json", {**facts, "arguments": vars(args), **results, "rounds": rounds})
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -130,3 +131,41 @@ def test_all_contenders_at_hand_reach_a_mark(tmp_path, monkeypatch, capsys):
     last = [results["test_elbo"] for results in written["rounds"][-1].values()]
     assert max(last) - min(last) < 15
     assert [taken["epochs"] for taken in written["times"]["-1000.0"].values()] == [1] * len(last)
+
+
+def test_the_profiles_products_are_those_of_a_step(monkeypatch):
+    """As many FLOPs as the limit counts, and, with no activations, the gradients that TensorFlow finds."""
+    flops, multiply = [], tf.matmul
+
+    def counted(a, b, **transposed):
+        product = multiply(a, b, **transposed)
+        inner = a.shape[0] if "transpose_a" in transposed else a.shape[1]
+        flops.append(2 * math.prod(product.shape) * inner)
+        return product
+
+    sizes = [*pairwise(benchmark.ENCODER_SIZES), *pairwise(benchmark.DECODER_SIZES)]
+    kernels, x = [tf.random.normal(size) / size[0] ** 0.5 for size in sizes], tf.random.normal((2, 784))
+    with tf.GradientTape() as tape:
+        tape.watch(kernels)
+        values = x
+        for kernel in kernels:
+            values = values[:, : kernel.shape[0]] @ kernel
+        half_of_squares = tf.reduce_sum(values**2) / 2
+    expected = tape.gradient(half_of_squares, kernels)
+    monkeypatch.setattr(tf, "matmul", counted)
+    gradients = benchmark.step_products(x, kernels)
+    assert sum(flops) == 2 * benchmark.flops_per_image()
+    for gradient, other in zip(gradients[::-1], expected, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_profile_tells_shares_of_the_step():
+    gemm = {"gflops_per_second": 1e-9 * benchmark.flops_per_image() * 2000}
+    seconds = {"matrix products": 5.0, "Adam": 2.0, "pixels and loss": 0.5, "drawing": 1.0}
+    parts = {name: {"seconds": value} for name, value in seconds.items()}
+    one = {"gemm": gemm, "ours": {"seconds": 10.0, "images_per_second": 1000.0}, **parts}
+    lines = [line.split() for line in benchmark.profile_table([one], batch_size=50)]
+    assert lines[1] == ["our", "step", "50.00", "(50.00-50.00)"]
+    assert lines[2] == ["matrix", "products", "25.00", "(25.00-25.00)", "50", "(50-50)"]
+    assert lines[6] == ["all", "else", "15", "(15-15)"]
+    assert (lines[7][-3], lines[8][-3]) == ("50", "100")
