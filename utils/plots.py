@@ -60,3 +60,39 @@ def save_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(path, figure)
+
+
+def save_bounds(path: Path, bounds: Sequence[dict[str, float]], name: str, told: str, published: float | None) -> None:
+    """Draw the bound on log p(x) as a function of the number of draws. Raises OSError.
+
+    Each of `bounds` has "samples", "bound" and "standard_error_images", both in nats. The last is labelled with `name`,
+    what the bound comes to; `told` is the title, and `published` a log-likelihood to stand beside.
+    """
+    sizes, values, errors = (
+        np.array([bound[key] for bound in bounds]) for key in ("samples", "bound", "standard_error_images")
+    )
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(sizes, values, marker="o", markersize=4, label="bound by K draws (ELBO: K = 1)")
+    band = {"alpha": 0.2, "linewidth": 0, "label": "standard error over images, the same images for all K"}
+    axes.fill_between(sizes, values - errors, values + errors, **band)
+    if published is not None:
+        axes.axhline(published, color="C3", linestyle="--", linewidth=1, label=f"published: {published:.2f}")
+    axes.annotate(
+        f"{name} {values[-1]:.2f}, K = {sizes[-1]:,}", (sizes[-1], values[-1]), (-6, 10), ha="right", weight="bold",
+        textcoords="offset points",
+    )  # fmt: skip
+    axes.set(xscale="log", xlabel="K, draws of z for each image", ylabel="nats per image")
+    axes.set_title(told, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=9)
+    save_figure(path, figure)
+
+
+def save_image_sets(path: Path, sets: dict[str, np.ndarray], columns: int, title: str) -> None:
+    """Draw sets of images, brightness (N, H, W, 1) by name, beside each other as grids. Raises OSError."""
+    figure = Figure(figsize=(1 + 3.6 * len(sets), 4.1), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    for axes, (name, images) in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets.items(), strict=True):
+        draw_images(axes, images, columns, name)
+    save_figure(path, figure)

@@ -1,0 +1,460 @@
+"""What is a finished run worth? Its likelihood, as papers report it, and how good its samples are, by a number.
+
+    python -m experiments.evaluate mnist-ce-z20
+    python -m experiments.evaluate predictions/mnist-ce-z20 --samples 1000
+
+Everything is of the run's newest checkpoint and of all test images. With BINARIZE = dynamic these are binarised once,
+by a fixed draw which is the same for every run. Printed, and written to the run's folder:
+
+- the log-likelihood by importance sampling (Burda et al. 2015) with two standard errors: over images, what another set
+  of test images would change, and of the sampling, what other draws would. It is a lower bound in expectation; and the
+  bound as a function of the number of draws, from the ELBO on, as bound.png. A loss that is no likelihood has neither;
+- active units; and with the standard prior, if some are inactive, the log-likelihood again with these drawn from the
+  prior instead of from the encoder's posterior (section 5.2 of the paper): about the same if they say nothing indeed;
+- why reconstructions are good and samples bad. A sample is decoded from a z of the prior, a reconstruction from one of
+  a posterior, and training makes the posteriors of all images together equal to the prior only as far as it pays. So a
+  mixture of Gaussians is fitted to draws from the posteriors of the training images, and decoded draws from it are
+  shown between the two, in samples_mixture.png. If they are better than those of the prior, the prior is to blame, and
+  one that is learned (PRIOR) may help; if they are as bad, the decoder is;
+- Frechet distances of reconstructions and samples from the test images, in the features of a small digit classifier
+  that is trained here. They rank samples that the same classifier has judged. They are not comparable with an "FID",
+  which has the features of Inception. What real images have, training against test, is the floor.
+
+All numbers are in evaluation.json. They are the same from run to run. Stopped with Ctrl-C, the same command goes on
+with the log-likelihood where it was; the rest takes a minute and starts anew.
+"""
+
+# ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
+
+import argparse
+import io
+import math
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from utils.settings import Settings, SettingsError, from_params, load_saved
+
+
+class Asked(NamedTuple):
+    """What the command line asks for."""
+
+    run: str
+    samples: int
+    components: int
+    output_dir: str
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """What argparse reads a number by, `least` to `most`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; an integer from {least} to {most:,} is")
+        return int(text)
+
+    return read
+
+
+def refuse(message: str) -> NoReturn:
+    """Tell what is wrong with the command line, in one line."""
+    print(f"evaluate: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def read_command_line(argv: Sequence[str] | None = None) -> Asked:
+    """What the command line asks for. A mistake prints one line and exits with code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.error = refuse
+    parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
+    samples = "importance samples per test image, as K in papers [default 5000]"
+    parser.add_argument("--samples", type=whole(2, 10**6), default=5_000, metavar="K", help=samples)
+    components = "Gaussians in the mixture fitted to the latents [default 25]"
+    parser.add_argument("--components", type=whole(1, 1_000), default=25, metavar="N", help=components)
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="folder that holds the runs [default OUTPUT_DIR of params.py]"
+    )
+    asked = parser.parse_args(argv)
+    try:
+        asked.output_dir = asked.output_dir or from_params().output_dir
+    except SettingsError as error:
+        refuse(str(error))
+    return Asked(**vars(asked))
+
+
+if __name__ == "__main__":
+    ASKED = read_command_line()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
+
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from tqdm import tqdm
+
+import main as vae_main
+from experiments.study import ROOT, fingerprint
+from utils import classifier, data, latent, likelihood, plots, report, runs
+from utils.files import write_json, write_whole
+
+tf = vae_main.tf
+
+IMAGES_AT_ONCE = 500  # with one draw each: large matrices, but small enough for a processor's cache
+DRAWS_A_CALL = 100  # between which the progress is shown and Ctrl-C is heard
+MIXTURE_ITERATIONS = 25  # of expectation maximisation at most: with 25 Gaussians less than a minute
+SHOWN = 100  # images in each part of samples_mixture.png
+CLASSIFIER_SEED = 0  # the same for all runs, so that their distances can be compared
+CODE = ("main.py", "utils/likelihood.py", "utils/priors.py", "utils/data.py", "experiments/evaluate.py")
+MIXTURE, REAL_IMAGES = 100, 101  # what a draw of NumPy's is for, beside a run's seed
+
+
+# --- the likelihood ---------------------------------------------------------------------------------------------------
+class Weighed(NamedTuple):
+    """What importance sampling says of N images, in nats: float arrays by image."""
+
+    estimates: np.ndarray  # of log p(x), (N,)
+    variances: np.ndarray  # of these, by the sampling, (N,)
+    bounds: np.ndarray  # on log p(x), of G numbers of draws, (G, N)
+
+
+def sizes_up_to(samples: int) -> tuple[int, ...]:
+    """The numbers of draws whose bounds are shown: 1, 2, 5, 10, 20, 50, ... and `samples`."""
+    round_numbers = (digit * 10**power for power in range(len(str(samples))) for digit in (1, 2, 5))
+    return (*(number for number in round_numbers if number < samples), samples)
+
+
+def compile_weighing(vae: Any, settings: Settings, sizes: Sequence[int]) -> Callable:
+    """weigh(images, start, z_mean, z_log_std, first, stop, sums) -> sums with the draws `first` to `stop` - 1 added.
+
+    The uint8 images (B, H, W, C) have the posteriors N(z_mean, exp(z_log_std)^2), (B, L + NOISE_DIM), and `start` is
+    the number of the first of them. A draw depends on the seed, on `start` and on its own number alone.
+    """
+    s = settings
+
+    @tf.function(jit_compile=vae_main.xla_pays(vae))
+    def weigh(images, start, z_mean, z_log_std, first, stop, sums):
+        x = vae_main.brightness(images)
+
+        def log_p_x_given_z(x, z):
+            return -vae_main.reconstruction_loss(x, vae.decoder(z), s.loss, vae.log_scale)
+
+        def log_prior(z):
+            noise = likelihood.log_standard_normal(z[:, s.latent_dim :])
+            return vae.prior.log_density(z[:, : s.latent_dim]) + noise
+
+        def draw_noise(k):
+            draw = tf.cast(start, tf.int64) * 2**31 + tf.cast(k, tf.int64)
+            return vae_main.standard_normal(z_mean.shape, vae_main.random_key(s.seed, vae_main.IMPORTANCE_NOISE, draw))
+
+        pieces = x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise
+        return likelihood.add_draws(sums, first, stop, sizes, *pieces)
+
+    return weigh
+
+
+def weigh_all(
+    vae: Any, settings: Settings, images: np.ndarray, posteriors: tuple[np.ndarray, np.ndarray], samples: int,
+    place: Path, name: str,
+) -> Weighed:  # fmt: skip
+    """Weigh `samples` draws for each of the uint8 images (N, H, W, C), `posteriors` their z_mean and z_log_std,
+    (N, L + NOISE_DIM) each.
+
+    What is finished is kept in the folder `place` under `name`, and taken from there the next time.
+    """
+    sizes = sizes_up_to(samples)
+    weigh = compile_weighing(vae, settings, sizes)
+    parts = []
+    about = {"unit": " draws", "unit_scale": True, "ncols": 79, "ascii": " #", "smoothing": 0.05}
+    line = "{desc}|{bar}| {n_fmt} of {total_fmt} draws, {rate_fmt}{postfix}"
+    with tqdm(total=len(images) * samples, desc=f"{name:<10} ", bar_format=line, **about) as bar:
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            path, rows = place / f"{name}-{start}.npz", slice(start, start + IMAGES_AT_ONCE)
+            batch, z_mean, z_log_std = (tf.constant(values[rows]) for values in (images, *posteriors))
+            if path.exists():
+                bar.initial += len(batch) * samples  # not counted in the speed
+                bar.update(len(batch) * samples)
+                parts.append(Weighed(**np.load(path)))
+                continue
+            sums = likelihood.no_draws(len(batch), sizes)
+            for first in range(0, samples, DRAWS_A_CALL):
+                stop = min(first + DRAWS_A_CALL, samples)
+                span = (tf.constant(number) for number in (first, stop))
+                sums = weigh(batch, tf.constant(start), z_mean, z_log_std, *span, sums)
+                sums.log_sum.numpy()  # here the host waits
+                bar.update(len(batch) * (stop - first))
+            values = *likelihood.estimate(sums, samples), likelihood.bounds(sums, samples, sizes)
+            parts.append(Weighed(*(value.numpy() for value in values)))
+            content = io.BytesIO()
+            np.savez(content, **parts[-1]._asdict())
+            write_whole(path, content.getvalue())
+    return Weighed(*(np.concatenate(values, axis=-1) for values in zip(*parts, strict=True)))
+
+
+def summary(weighed: Weighed) -> dict[str, float]:
+    """The mean of the estimates, in nats, and its two standard errors."""
+    estimates, variances = (np.float64(values) for values in weighed[:2])
+    return {
+        "log_likelihood": float(estimates.mean()),
+        "standard_error_images": float(estimates.std(ddof=1) / math.sqrt(len(estimates))),
+        "standard_error_sampling": float(math.sqrt(variances.sum()) / len(variances)),
+    }
+
+
+def with_inactive_from_prior(
+    posteriors: tuple[np.ndarray, np.ndarray], active: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """z_mean and z_log_std (N, L + NOISE_DIM), those of latents not in `active` (L,) replaced by those of N(0, 1)."""
+    more = posteriors[0].shape[1] - len(active)
+    keep = np.pad(active, (0, more))  # the noise latents are N(0, 1) anyhow
+    return tuple(np.where(keep, part, np.float32(0)) for part in posteriors)
+
+
+def evaluate_likelihood(
+    vae: Any, settings: Settings, images: np.ndarray, samples: int, place: Path
+) -> dict[str, Any]:  # fmt: skip
+    """The log-likelihood (or log-density) of uint8 images (N, H, W, C), its bounds and the active units, as numbers."""
+    s = settings
+    z_mean, z_log_std = latent.encode(vae.encoder, images)
+    posteriors = tuple(vae_main.with_noise_latents(vae, part).numpy() for part in (z_mean, z_log_std))
+    started = time.perf_counter()
+    weighed = weigh_all(vae, s, images, posteriors, samples, place, "weighing")
+    seconds = time.perf_counter() - started
+    errors = weighed.bounds.std(axis=1, ddof=1) / math.sqrt(len(images))
+    active = z_mean.var(axis=0) > report.ACTIVE_VARIANCE  # (L,)
+    numbers = summary(weighed) | {
+        "samples": samples,
+        "seconds": round(seconds, 1),
+        "bounds": [
+            {"samples": size, "bound": float(bound.mean()), "standard_error_images": float(error)}
+            for size, bound, error in zip(sizes_up_to(samples), weighed.bounds, errors, strict=True)
+        ],
+        "active_units": int(active.sum()),
+        "latent_dim": s.latent_dim,
+        "inactive_from_prior": None,
+    }
+    if s.prior == "standard" and not active.all():  # a learned prior need not have independent latents to draw
+        replaced = with_inactive_from_prior(posteriors, active)
+        numbers["inactive_from_prior"] = summary(weigh_all(vae, s, images, replaced, samples, place, "inactive"))
+    return numbers
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+def posterior_draws(vae: Any, settings: Settings, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A z (N, L) from the posterior of each uint8 image (N, H, W, C); of the plain autoencoder, its code."""
+    z_mean, z_log_std = latent.encode(vae.encoder, images)
+    if settings.autoencoder:
+        return z_mean
+    return z_mean + np.exp(z_log_std) * rng.standard_normal(z_mean.shape, np.float32)
+
+
+def fit_mixture(z: np.ndarray, components: int, seed: int) -> GaussianMixture:
+    """Fit a mixture of Gaussians with full covariances to points (N, L)."""
+    mixture = GaussianMixture(min(components, len(z)), max_iter=MIXTURE_ITERATIONS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # evaluation.json has it
+        return mixture.fit(np.float64(z))
+
+
+def decode(vae: Any, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Latents (N, L) -> brightness (N, H, W, C) in [0, 1], with draws for the noise latents, if there are any."""
+    noise = rng.standard_normal((len(z), vae.decoder.input_shape[1] - z.shape[1]), np.float32)
+    whole = np.concatenate([np.float32(z), noise], axis=1)
+    return data.in_batches(lambda batch, start: (vae_main.decode(vae, batch),), whole)[0]
+
+
+def evaluate_samples(
+    vae: Any, settings: Settings, dataset: data.Dataset, grey: data.Dataset, components: int, folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Compare reconstructions, samples from the prior and samples from a mixture fitted to the latents; draw them.
+
+    `dataset` is as the run knows it, of which `grey` has the images as they are. Returns the numbers.
+    """
+    s = settings
+    rng = np.random.default_rng((s.seed, MIXTURE))
+    train = dataset.train_images
+    if s.binarize == "dynamic":
+        train = data.binarize(train, (s.seed, REAL_IMAGES))
+    say(f"fitting    a mixture of {components} Gaussians to the latents of {len(train):,} training images")
+    mixture = fit_mixture(posterior_draws(vae, s, train, rng), components, s.seed)
+    z = posterior_draws(vae, s, dataset.test_images, rng)  # which the mixture has not been fitted to
+    numbers: dict[str, Any] = {
+        "mixture": {
+            "components": mixture.n_components,
+            "iterations": mixture.n_iter_,
+            "converged": bool(mixture.converged_),
+            "log_density_of_latents": float(mixture.score(np.float64(z))),
+        },
+        "frechet": None,
+    }
+    count = min(len(train), len(z))  # as many of each, since the distance depends on how many there are
+    chosen = rng.permutation(len(train))[:count]
+    drawn = rng.permutation(mixture.sample(count)[0])  # which come component by component
+    sets = {"reconstructions": data.in_batches(lambda x, start: (vae_main.reconstruct(vae, x),), train[chosen])[0]}
+    if not s.autoencoder:
+        prior_latents = vae_main.sample_prior(vae, count, vae_main.random_key(s.seed, vae_main.GRID_LATENTS, 1))
+        sets["samples from the prior"] = decode(vae, prior_latents.numpy(), rng)
+        numbers["prior"] = {"log_density_of_latents": float(np.mean(vae.prior.log_density(tf.constant(z))))}
+    sets["samples from the mixture"] = decode(vae, drawn, rng)
+    if grey.test_images.shape[1:] == (28, 28, 1):
+        say("judging    by a digit classifier, trained for it on the grey training images")
+        numbers["frechet"] = frechet_distances(sets, grey, chosen, count)
+    distances = {name: f", {distance:.1f}" for name, distance in (numbers["frechet"] or {}).items()}
+    plots.save_image_sets(
+        folder / "samples_mixture.png",
+        {f"{name}{distances.get(name, '')}": images[:SHOWN] for name, images in sets.items()},
+        columns=10,
+        title=f"{folder.name}{': behind the comma the Frechet distance from test images' * bool(distances)}",
+    )
+    return numbers
+
+
+def frechet_distances(
+    sets: dict[str, np.ndarray], grey: data.Dataset, chosen: np.ndarray, count: int
+) -> dict[str, float]:
+    """The distances from `count` grey test images of sets of brightness (count, H, W, C), and of the training images.
+
+    Brightness is compared with brightness: what is binary about a model's images is drawn, by their brightness.
+    """
+    judge = classifier.train_classifier(grey.train_images, grey.train_labels, CLASSIFIER_SEED)
+    sets = {"training images": classifier.to_brightness(grey.train_images[chosen])} | sets
+    real = classifier.features(judge, classifier.to_brightness(grey.test_images[:count]))
+    return {
+        name: classifier.frechet_distance(classifier.features(judge, images), real) for name, images in sets.items()
+    }
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+def test_set(settings: Settings, count: int) -> str:
+    """Which images the numbers are of, in words."""
+    name = "held-out training" if settings.held_out else "test"
+    drawn = "binarised once by a fixed draw, the same for every run"
+    return f"{count:,} {name} images, {drawn if settings.binarize == 'dynamic' else 'grey as they are'}"
+
+
+def table(numbers: dict[str, Any]) -> str:
+    """The numbers as a few lines for the console."""
+    lines = ["", f"What is this run worth?  Of {numbers['images']}:"]
+
+    def row(name: str, value: str, more: str = "") -> None:
+        lines.append(f"  {name:<22} {value:<14} {more}".rstrip())
+
+    def likelihood_row(name: str, found: dict[str, float], samples: int) -> None:
+        errors = f"+- {found['standard_error_images']:.2f} over images"
+        if "standard_error_sampling" in found:
+            errors += f", +- {found['standard_error_sampling']:.2g} sampling"
+        row(name, f"{found.get('log_likelihood', found.get('bound')):.2f} nats", f"{errors}, K = {samples:,}{binary}")
+
+    binary = ", binarised" if numbers["kind"] == "likelihood" else ""
+    if found := numbers["likelihood"]:
+        name = "log-likelihood" if numbers["kind"] == "likelihood" else "log-density"
+        likelihood_row("ELBO", found["bounds"][0], 1)
+        likelihood_row(name, found, found["samples"])
+        if found["inactive_from_prior"]:
+            likelihood_row("... inactive as prior", found["inactive_from_prior"], found["samples"])
+        if published := numbers["published_nll"]:
+            row("published", f"-{published['nll']} nats", f"{published['source']}: {published['model']}")
+        row("active units", f"{found['active_units']} of {found['latent_dim']}")
+    if name := numbers.get("refused"):
+        lines.append(f"  note                   {name}")
+    if "prior" in numbers["samples"]:
+        prior, mixture = (numbers["samples"][name]["log_density_of_latents"] for name in ("prior", "mixture"))
+        row("latents under prior", f"{prior:.2f} nats")
+        more = "the difference: by so much, at least, is the prior not where the images are"
+        row("... under the mixture", f"{mixture:.2f} nats", more)
+    if distances := numbers["samples"]["frechet"]:
+        lines += ["", "How far from test images?  Frechet distance in a digit classifier's features; no Inception FID."]
+        for name, distance in distances.items():
+            row(name, f"{distance:.2f}", "the floor" if name == "training images" else "")
+    return "\n".join(lines)
+
+
+# --- main -------------------------------------------------------------------------------------------------------------
+def load_run(folder: Path) -> tuple[Any, Settings, data.Dataset]:
+    """The trained VAE of a run, its settings and its data. Raises SettingsError, runs.RunError and data.DataError."""
+    settings = load_saved(runs.read_params(folder)["settings"])
+    dataset = vae_main.load_data(settings, print)
+    vae = vae_main.build_vae(settings, dataset.train_images.shape[1:])
+    runs.load_weights(runs.checkpoint(**vae.parts), folder)
+    return vae, settings, dataset
+
+
+def unfinished(folder: Path, samples: int) -> Path:
+    """The folder for what is finished of an evaluation, of its own for each code, checkpoint and number of samples."""
+    texts = [(folder / "params.json").read_text(), str(runs.saved_steps(folder)[-1]), str(samples)]
+    return folder / f".evaluation-{fingerprint([*texts, *((ROOT / name).read_text() for name in CODE)])}"
+
+
+def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Evaluate a run: write evaluation.json and the pictures into its folder, and return the numbers.
+
+    Raises SettingsError, runs.RunError, data.DataError and OSError.
+    """
+    vae, s, dataset = load_run(folder)
+    meaning = report.kind(s)
+    numbers: dict[str, Any] = {
+        "run": folder.name,
+        "step": runs.saved_steps(folder)[-1],
+        "kind": meaning,
+        "images": test_set(s, len(dataset.test_images)),
+        "prior_distribution": s.prior,
+        "likelihood": None,
+        "published_nll": None,
+    }
+    say(f"run        {folder}, step {numbers['step']:,}")
+    place = unfinished(folder, samples)
+    if meaning == "none":
+        numbers["refused"] = report.remarks(s, {"kind": meaning}, [])[0]
+    else:
+        for old in folder.glob(".evaluation-*"):
+            if old != place:
+                shutil.rmtree(old)
+        place.mkdir(exist_ok=True)
+        numbers["likelihood"] = evaluate_likelihood(vae, s, dataset.test_images, samples, place)
+        if meaning == "likelihood" and not s.labels and not s.held_out:
+            numbers["published_nll"] = report.PUBLISHED_NLL.get(s.dataset)
+        name = "log-likelihood" if meaning == "likelihood" else "log-density"
+        published = numbers["published_nll"] and -numbers["published_nll"]["nll"]
+        told = f"{folder.name}: {numbers['images']}"
+        plots.save_bounds(folder / "bound.png", numbers["likelihood"]["bounds"], name, told, published)
+    grey = vae_main.load_data(s.model_copy(update={"binarize": "none"}), lambda line: None)
+    numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, folder, say)
+    write_json(folder / "evaluation.json", numbers)
+    shutil.rmtree(place, ignore_errors=True)
+    return numbers
+
+
+def main(asked: Asked) -> int:
+    """Evaluate as the command line says; return the exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, runs.raise_stopped)
+    vae_main.has_gpu()  # asked first of all, where its chatter is caught
+    try:
+        folder = runs.find(asked.run, asked.output_dir, "RUN")
+        print(table(evaluate(folder, asked.samples, asked.components)))
+    except (KeyboardInterrupt, runs.Stopped) as stopped:
+        print("\nstopped    the same command goes on from here")
+        return 128 + (stopped.args[0] if isinstance(stopped, runs.Stopped) else signal.SIGINT)
+    except (SettingsError, runs.RunError, data.DataError) as error:
+        print(f"evaluate: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, data.DataError) else 2
+    except OSError as error:
+        print(f"evaluate: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    pictures = [name for name in ("bound.png", "samples_mixture.png") if (folder / name).exists()]
+    print(f"\nlook at    {folder}: {', '.join(pictures)}, evaluation.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(ASKED))
