@@ -492,7 +492,7 @@ def build_optimizer(vae: VAE, settings: Settings, horizon: int) -> keras.Optimiz
     rate = settings.learning_rate
     if settings.lr_schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, horizon, alpha=0.01)
-    optimizer = keras.optimizers.Adam(rate)
+    optimizer = keras.optimizers.Adam(rate, global_clipnorm=settings.gradient_clip or None)
     optimizer.build(vae.weights)
     return optimizer
 

@@ -61,6 +61,7 @@ BOUND_CHUNK: Annotated[int, Ge(1)] = 5_000  # draws worked on at once, of all im
 BATCH_SIZE: Annotated[int, Ge(1)] = 128  # images per step; a larger one makes fewer, less noisy steps an epoch
 EPOCHS: Annotated[int, Ge(1), Le(10**6)] = 15  # passes over the training images
 LEARNING_RATE: Annotated[float, Gt(0)] = 1e-3  # Adam's step size; lower it when a run diverges
+GRADIENT_CLIP: Annotated[float, Ge(0)] = 0.0  # a gradient, of all weights together, is cut to this length; 0: never
 LR_SCHEDULE: Literal["constant", "cosine"] = "cosine"  # "cosine" falls to a hundredth of it by the end of the run
 
 # --- run --------------------------------------------------------------------------------------------------------------

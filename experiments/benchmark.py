@@ -98,7 +98,7 @@ def our_settings(batch_size, activation):
         binarize="dynamic", encoder_layers=HIDDEN, decoder_layers=HIDDEN, activation=activation, latent_dim=LATENTS,
         prior="standard", autoencoder=False, loss="ce", reconstruction_reduction="sum", bound="elbo", bound_samples=1,
         kl_schedule="constant", kl_weight_end=1.0, decoder_scale="fixed", free_bits=0.0, batch_size=batch_size,
-        learning_rate=LEARNING_RATE, lr_schedule="constant",
+        learning_rate=LEARNING_RATE, gradient_clip=0.0, lr_schedule="constant",
     )  # fmt: skip
 
 

@@ -35,8 +35,8 @@ COMMON = {
     "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
     "kl_schedule": "linear", "kl_weight_start": 0.0, "kl_weight_end": 1.0, "kl_steps": 10_000, "kl_cycles": 4,
     "free_bits": 0.0, "bound": "elbo", "bound_samples": 1, "bound_chunk": 500,
-    "batch_size": 100, "learning_rate": 1e-3, "lr_schedule": "cosine", "seed": 0, "start_from": "",
-    "log_every": 1_000, "images_every": 50, "checkpoint_every": 20_000, "nll_samples": 0,
+    "batch_size": 100, "learning_rate": 1e-3, "gradient_clip": 20.0, "lr_schedule": "cosine", "seed": 0,
+    "start_from": "", "log_every": 1_000, "images_every": 50, "checkpoint_every": 20_000, "nll_samples": 0,
 }  # fmt: skip
 BURDA = {  # the network of Burda et al. 2015 with a single stochastic layer
     "encoder_layers": (200, 200), "decoder_layers": (200, 200), "activation": "tanh", "latent_dim": 50,

@@ -46,7 +46,7 @@ BASE = {
     "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
     "kl_schedule": "linear", "kl_weight_start": 0.0, "kl_weight_end": 1.0, "kl_steps": 1_000, "kl_cycles": 4,
     "free_bits": 0.0,
-    "batch_size": 128, "epochs": 8, "learning_rate": 1e-3, "lr_schedule": "cosine",
+    "batch_size": 128, "epochs": 8, "learning_rate": 1e-3, "gradient_clip": 0.0, "lr_schedule": "cosine",
     "start_from": "", "log_every": 100, "images_every": 1_000, "checkpoint_every": 2_000, "nll_samples": 64,
 }  # fmt: skip
 QUICK = {  # the same in a second or two, for the tests: two digits, a small network, few steps

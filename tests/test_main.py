@@ -27,7 +27,8 @@ TINY = {  # all that these tests rely on: params.py is the user's to edit
     "autoencoder": False, "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
     "kl_schedule": "linear", "kl_weight_start": 0.25, "kl_weight_end": 1.5, "kl_steps": 4, "kl_cycles": 2,
     "free_bits": 0.0, "batch_size": 2, "epochs": 2, "learning_rate": 0.02, "lr_schedule": "cosine", "seed": 3,
-    "log_every": 2, "checkpoint_every": 100, "images_every": 1, "nll_samples": 8,
+    "log_every": 2, "checkpoint_every": 100, "images_every": 1, "nll_samples": 8, "noise_dim": 0, "held_out": 0,
+    "prior": "standard", "bound": "elbo", "bound_samples": 1, "bound_chunk": 5_000, "gradient_clip": 0.0,
 }  # fmt: skip
 
 
@@ -148,6 +149,8 @@ def numpy_training(chosen, weights, batches, horizon):
             for sign in (1, -1)
         )
         gradient = (ahead - behind) / 2e-5
+        if chosen.gradient_clip:  # Pascanu et al. 2013, algorithm 1
+            gradient *= min(1, chosen.gradient_clip / np.linalg.norm(gradient))
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         rate = chosen.learning_rate
         if chosen.lr_schedule == "cosine":
@@ -462,6 +465,7 @@ def test_five_steps_under_xla_are_those_of_numpy(with_xla):
         {"loss": "ad", "decoder_scale": "learned", "encoder_layers": (3, 2), "activation": "elu"},
         {"loss": "ad", "kl_schedule": "cyclical", "lr_schedule": "constant"},
         {"loss": "mse", "autoencoder": True, "free_bits": 0.5},
+        {"loss": "ce", "gradient_clip": 5.0},  # some of the five are longer, some are not
     ],
     ids=lambda overrides: "-".join(map(str, overrides.values())),
 )
