@@ -1,0 +1,77 @@
+"""experiments/likelihood.py: what its rows are made of, and a toy run of one."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import main
+from experiments import likelihood
+from experiments.study import ROOT
+
+
+def asked(*words):
+    return likelihood.read_command_line(words)
+
+
+@pytest.mark.parametrize("name", likelihood.ROWS)
+def test_each_training_of_a_row_starts_from_the_one_before_with_the_same_networks(name):
+    stages = likelihood.stages_of(name, asked(name))
+    assert stages[0].start_from == ""
+    for before, after in pairwise(stages):
+        assert after.start_from == f"{before.output_dir}/{before.run_name}"
+        for setting in main.WEIGHTS_DEPEND_ON:
+            assert getattr(after, setting) == getattr(before, setting)
+    for settings in stages:
+        assert settings.binarize == "dynamic"
+        assert settings.held_out == 0
+        assert settings.kl_weight_end == 1
+    held_out = likelihood.stages_of(name, asked(name, "--held-out"))
+    assert {settings.held_out for settings in held_out} == {5_000}
+    assert not {one.run_name for one in stages} & {one.run_name for one in held_out}
+
+
+def test_the_published_networks_are_those_of_the_paper():
+    for settings in (*likelihood.stages_of("vae", asked()), *likelihood.stages_of("iwae", asked())):
+        assert settings.encoder_layers == settings.decoder_layers == (200, 200)
+        assert (settings.activation, settings.latent_dim, settings.prior) == ("tanh", 50, "standard")
+    assert {(s.bound, s.bound_samples) for s in likelihood.stages_of("vae", asked())} == {("elbo", 1)}
+    assert likelihood.stages_of("iwae", asked())[-1].bound_samples == 50
+
+
+def test_an_unknown_row_is_refused_in_one_line(capsys):
+    with pytest.raises(SystemExit):
+        asked("vaee")
+    assert "ROW: 'vaee' is not allowed; vae, iwae" in capsys.readouterr().err
+
+
+def test_held_out_and_quick_runs_stay_out_of_the_table():
+    assert asked().images == ROOT / "images"
+    assert ROOT / "images" not in (asked("--held-out").images, asked("--quick").images)
+
+
+def test_a_toy_row_is_trained_evaluated_and_not_made_twice(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(main, "xla_pays", lambda vae: False)
+    monkeypatch.setattr(likelihood, "ROOT", tmp_path)
+    toy = {"labels": (0, 1), "encoder_layers": (8,), "decoder_layers": (8,), "latent_dim": 3, "bound_samples": 2}
+    monkeypatch.setattr(likelihood, "QUICK", likelihood.QUICK | toy)
+    once = asked("iwae", "--quick")._replace(samples=5, images=tmp_path / "figures")
+    assert likelihood.main(once) == 0
+    path = tmp_path / "figures" / "likelihood.json"
+    first = json.loads(path.read_text())["rows"]["iwae"]
+    folders = sorted((tmp_path / "predictions" / "quick-likelihood").glob("iwae-*"))
+    assert [json.loads((folder / "params.json").read_text())["settings"]["bound"] for folder in folders] == [
+        "elbo",
+        "dreg",
+    ]
+    evaluation = json.loads((folders[1] / "evaluation.json").read_text())
+    assert first["nll"] == -evaluation["likelihood"]["log_likelihood"]
+    assert first["standard_error_images"] == evaluation["likelihood"]["standard_error_images"]
+    assert len(first["minutes"]) == 2
+    assert min(first["minutes"]) > 0
+    monkeypatch.setattr(likelihood.vae_main, "train", lambda *_: pytest.fail("trained again"))
+    assert likelihood.main(once) == 0
+    assert json.loads(path.read_text())["rows"]["iwae"]["minutes"] == first["minutes"]
+    assert np.isclose(json.loads(path.read_text())["rows"]["iwae"]["nll"], first["nll"])
+    assert f"{first['nll']:.2f}" in capsys.readouterr().out
