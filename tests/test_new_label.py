@@ -1,6 +1,5 @@
 """experiments/new_label.py: its measures against closed forms, and a quick run of the whole."""
 
-
 import numpy as np
 import pytest
 from PIL import Image
