@@ -347,7 +347,7 @@ def table(numbers: dict[str, Any]) -> str:
     lines = ["", f"What is this run worth?  Of {numbers['images']}:"]
 
     def row(name: str, value: str, more: str = "") -> None:
-        lines.append(f"  {name:<22} {value:<14} {more}".rstrip())
+        lines.append(f"  {name:<25} {value:<14} {more}".rstrip())
 
     def likelihood_row(name: str, found: dict[str, float], samples: int) -> None:
         errors = f"+- {found['standard_error_images']:.2f} over images"
@@ -365,8 +365,8 @@ def table(numbers: dict[str, Any]) -> str:
         if published := numbers["published_nll"]:
             row("published", f"-{published['nll']} nats", f"{published['source']}: {published['model']}")
         row("active units", f"{found['active_units']} of {found['latent_dim']}")
-    if name := numbers.get("refused"):
-        lines.append(f"  note                   {name}")
+    if why := numbers.get("refused"):
+        row("note", why)
     if "prior" in numbers["samples"]:
         prior, mixture = (numbers["samples"][name]["log_density_of_latents"] for name in ("prior", "mixture"))
         row("latents under prior", f"{prior:.2f} nats")
@@ -377,6 +377,16 @@ def table(numbers: dict[str, Any]) -> str:
         for name, distance in distances.items():
             row(name, f"{distance:.2f}", "the floor" if name == "training images" else "")
     return "\n".join(lines)
+
+
+def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
+    """Draw the bound as a function of the number of draws: bound.png."""
+    found, published = numbers["likelihood"], numbers["published_nll"]
+    value, binary = found["log_likelihood"], numbers["kind"] == "likelihood"
+    last = f"{f'NLL {-value:.2f}' if binary else f'log-density {value:.2f}'}, K = {found['samples']:,}"
+    beside = (-published["nll"], published["source"]) if published else None
+    title = f"{folder.name}: {numbers['images']}"
+    plots.save_bounds(folder / "bound.png", found["bounds"], last, title, beside)
 
 
 # --- main -------------------------------------------------------------------------------------------------------------
@@ -423,10 +433,7 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
         numbers["likelihood"] = evaluate_likelihood(vae, s, dataset.test_images, samples, place)
         if meaning == "likelihood" and not s.labels and not s.held_out:
             numbers["published_nll"] = report.PUBLISHED_NLL.get(s.dataset)
-        name = "log-likelihood" if meaning == "likelihood" else "log-density"
-        published = numbers["published_nll"] and -numbers["published_nll"]["nll"]
-        told = f"{folder.name}: {numbers['images']}"
-        plots.save_bounds(folder / "bound.png", numbers["likelihood"]["bounds"], name, told, published)
+        save_bounds(folder, numbers)
     grey = vae_main.load_data(s.model_copy(update={"binarize": "none"}), lambda line: None)
     numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, folder, say)
     write_json(folder / "evaluation.json", numbers)

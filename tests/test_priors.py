@@ -149,6 +149,8 @@ def test_the_initial_weights_follow_from_the_seed_alone_and_have_names_of_their_
     paths = [weight.path for weight in prior.weights]
     assert all(path.startswith("prior_") for path in paths)
     assert len(set(paths)) == len(paths)
+    drawn = np.concatenate([np.ravel(weight) for weight in prior.weights if np.any(weight)] or [[]])
+    assert len(np.unique(drawn)) == len(drawn)  # no two parts start alike
     differ = []
     for one, same, another in zip(prior.weights, again.weights, other.weights, strict=True):
         np.testing.assert_array_equal(one, same)
@@ -223,12 +225,19 @@ def test_a_vampprior_mixes_the_posteriors_at_its_pseudo_inputs(seed, components,
     np.testing.assert_allclose(prior.log_density(float32(z)), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_far_point_has_a_finite_density_and_a_component_of_no_share_is_never_drawn():
+def test_a_far_point_has_a_finite_log_density():
     far = priors.mixture(40, 3, seed=0).log_density(float32(np.full((1, 40), 1e4)))
     np.testing.assert_allclose(far, [-40 * 1e8 / 2], rtol=1e-3)
-    means, shares = float32([[0.0], [100.0], [200.0]]), float32([-np.inf, 0.0, -np.inf])
-    draws = priors.sample_mixture(means, tf.zeros((3, 1)), shares, 1000, KEY)
-    assert np.abs(draws - 100).max() < 10
+
+
+def test_which_component_is_drawn_does_not_depend_on_the_noise():
+    means, log_shares = float32([[0.0], [100.0], [200.0]]), tf.math.log([0.0, 0.4, 0.6])
+    draws = priors.sample_mixture(means, tf.zeros((3, 1)), log_shares, 20_000, KEY).numpy()
+    first, second = draws[draws < 150], draws[draws >= 150]
+    assert len(first) / 20_000 == pytest.approx(0.4, abs=0.015)  # four standard errors, as below
+    for drawn, mean in ((first, 100), (second, 200)):
+        assert drawn.mean() == pytest.approx(mean, abs=0.05)
+        assert drawn.std() == pytest.approx(1, abs=0.035)
 
 
 # --- the flow ---------------------------------------------------------------------------------------------------------

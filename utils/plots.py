@@ -62,30 +62,32 @@ def save_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
     save_figure(path, figure)
 
 
-def save_bounds(path: Path, bounds: Sequence[dict[str, float]], name: str, told: str, published: float | None) -> None:
+def save_bounds(
+    path: Path, bounds: Sequence[dict[str, float]], last: str, title: str, published: tuple[float, str] | None
+) -> None:
     """Draw the bound on log p(x) as a function of the number of draws. Raises OSError.
 
-    Each of `bounds` has "samples", "bound" and "standard_error_images", both in nats. The last is labelled with `name`,
-    what the bound comes to; `told` is the title, and `published` a log-likelihood to stand beside.
+    Each of `bounds` has "samples", "bound" and "standard_error_images", the latter two in nats. The last is labelled
+    with the text `last`; `published` is a log-likelihood to stand beside, and whose it is.
     """
     sizes, values, errors = (
         np.array([bound[key] for bound in bounds]) for key in ("samples", "bound", "standard_error_images")
     )
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    axes.plot(sizes, values, marker="o", markersize=4, label="bound by K draws (ELBO: K = 1)")
-    band = {"alpha": 0.2, "linewidth": 0, "label": "standard error over images, the same images for all K"}
+    axes.plot(sizes, values, marker="o", markersize=4, label="by K draws of z; K = 1: the ELBO")
+    band = {"alpha": 0.2, "linewidth": 0, "label": "standard error over images (the same images for all K)"}
     axes.fill_between(sizes, values - errors, values + errors, **band)
-    if published is not None:
-        axes.axhline(published, color="C3", linestyle="--", linewidth=1, label=f"published: {published:.2f}")
-    axes.annotate(
-        f"{name} {values[-1]:.2f}, K = {sizes[-1]:,}", (sizes[-1], values[-1]), (-6, 10), ha="right", weight="bold",
-        textcoords="offset points",
-    )  # fmt: skip
-    axes.set(xscale="log", xlabel="K, draws of z for each image", ylabel="nats per image")
-    axes.set_title(told, fontsize=10)
+    if published:
+        axes.axhline(published[0], color="C3", linestyle="--", linewidth=1, label=f"{published[0]:.2f}: {published[1]}")
+    place = {"textcoords": "offset points", "xytext": (0, 8), "ha": "right", "weight": "bold"}
+    axes.annotate(last, (sizes[-1], values[-1]), **place)
+    axes.set(xscale="log", xlabel="K", ylabel="bound on the log-likelihood (nats per image)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(y=0.15)
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(fontsize=9)
     save_figure(path, figure)
 
 
