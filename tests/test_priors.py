@@ -18,6 +18,12 @@ few = settings(max_examples=20, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 NAMES = ["standard", "vampprior", "mixture", "realnvp"]
 IMAGE_SHAPE = (2, 3, 1)
+SHAPES = {  # of the weights with 4 latents, 3 components or layers, and 8 units
+    "standard": [],
+    "vampprior": [(3, *IMAGE_SHAPE)],
+    "mixture": [(3, 4), (3, 4), (3,)],
+    "realnvp": 3 * [(2, 8), (8,), (8, 8), (8,), (8, 4), (4,)],
+}
 STEP, EDGE, CELL = 0.05, 12.0, 0.5  # of the quadrature, whose points are the centres of squares, and of the histogram
 KEY = tf.constant([3, 2**40], tf.int64)
 
@@ -145,7 +151,7 @@ def test_xla_gives_the_density_and_gradients_of_eager_for_any_leading_axes(name)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_initial_weights_follow_from_the_seed_alone_and_have_names_of_their_own(name):
     (prior, _), (again, _), (other, _) = untrained(name, 4, seed=5), untrained(name, 4, seed=5), untrained(name, 4, 6)
-    assert bool(prior.weights) == (name != "standard")
+    assert [tuple(weight.shape) for weight in prior.weights] == SHAPES[name]
     paths = [weight.path for weight in prior.weights]
     assert all(path.startswith("prior_") for path in paths)
     assert len(set(paths)) == len(paths)
