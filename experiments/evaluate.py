@@ -33,7 +33,6 @@ import shutil
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -98,8 +97,6 @@ if __name__ == "__main__":
     ASKED = read_command_line()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
 
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from tqdm import tqdm
 
 import main as vae_main
@@ -111,10 +108,11 @@ tf = vae_main.tf
 
 IMAGES_AT_ONCE = 500  # with one draw each: large matrices, but small enough for a processor's cache
 DRAWS_A_CALL = 100  # between which the progress is shown and Ctrl-C is heard
-MIXTURE_ITERATIONS = 25  # of expectation maximisation at most: with 25 Gaussians less than a minute
 SHOWN = 100  # images in each part of samples_mixture.png
 CLASSIFIER_SEED = 0  # the same for all runs, so that their distances can be compared
-CODE = ("main.py", "utils/likelihood.py", "utils/priors.py", "utils/data.py", "experiments/evaluate.py")
+CODE = (  # on which kept parts of an evaluation depend
+    "main.py", "utils/likelihood.py", "utils/priors.py", "utils/data.py", "utils/latent.py", "experiments/evaluate.py",
+)  # fmt: skip
 MIXTURE, REAL_IMAGES = 100, 101  # what a draw of NumPy's is for, beside a run's seed
 
 
@@ -257,14 +255,6 @@ def posterior_draws(vae: Any, settings: Settings, images: np.ndarray, rng: np.ra
     return z_mean + np.exp(z_log_std) * rng.standard_normal(z_mean.shape, np.float32)
 
 
-def fit_mixture(z: np.ndarray, components: int, seed: int) -> GaussianMixture:
-    """Fit a mixture of Gaussians with full covariances to points (N, L)."""
-    mixture = GaussianMixture(min(components, len(z)), max_iter=MIXTURE_ITERATIONS, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # evaluation.json has it
-        return mixture.fit(np.float64(z))
-
-
 def decode(vae: Any, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Latents (N, L) -> brightness (N, H, W, C) in [0, 1], with draws for the noise latents, if there are any."""
     noise = rng.standard_normal((len(z), vae.decoder.input_shape[1] - z.shape[1]), np.float32)
@@ -286,7 +276,7 @@ def evaluate_samples(
     if s.binarize == "dynamic":
         train = data.binarize(train, (s.seed, REAL_IMAGES))
     say(f"fitting    a mixture of {components} Gaussians to the latents of {len(train):,} training images")
-    mixture = fit_mixture(posterior_draws(vae, s, train, rng), components, s.seed)
+    mixture = latent.fit_mixture(posterior_draws(vae, s, train, rng), components, s.seed)
     z = posterior_draws(vae, s, dataset.test_images, rng)  # which the mixture has not been fitted to
     numbers: dict[str, Any] = {
         "mixture": {
@@ -299,13 +289,12 @@ def evaluate_samples(
     }
     count = min(len(train), len(z))  # as many of each, since the distance depends on how many there are
     chosen = rng.permutation(len(train))[:count]
-    drawn = rng.permutation(mixture.sample(count)[0])  # which come component by component
     sets = {"reconstructions": data.in_batches(lambda x, start: (vae_main.reconstruct(vae, x),), train[chosen])[0]}
     if not s.autoencoder:
         prior_latents = vae_main.sample_prior(vae, count, vae_main.random_key(s.seed, vae_main.GRID_LATENTS, 1))
         sets["samples from the prior"] = decode(vae, prior_latents.numpy(), rng)
         numbers["prior"] = {"log_density_of_latents": float(np.mean(vae.prior.log_density(tf.constant(z))))}
-    sets["samples from the mixture"] = decode(vae, drawn, rng)
+    sets["samples from the mixture"] = decode(vae, latent.draw_mixture(mixture, count, s.seed), rng)
     if grey.test_images.shape[1:] == (28, 28, 1):
         say("judging    by a digit classifier, trained for it on the grey training images")
         numbers["frechet"] = frechet_distances(sets, grey, chosen, count)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.integrate import quad
 from scipy.spatial.transform import Rotation
-from scipy.stats import norm, ortho_group
+from scipy.stats import ks_2samp, norm, ortho_group
 
 from utils import latent
 
@@ -41,6 +41,25 @@ def test_encoding_gives_mean_and_log_std_of_every_image_in_order_from_brightness
     np.testing.assert_allclose(z_log_std, 10 * pixels[:, 1:], rtol=1e-6)
     assert isinstance(z_mean, np.ndarray)
     assert z_mean.dtype == z_log_std.dtype == np.float32
+
+
+# --- fit --------------------------------------------------------------------------------------------------------------
+def test_a_mixture_finds_clusters_and_its_draws_are_distributed_like_them():
+    rng = np.random.default_rng(0)
+    z = np.concatenate([rng.normal(-4, 1, (700, 2)), rng.normal(4, [0.5, 2], (300, 2))]).astype(np.float32)
+    mixture = latent.fit_mixture(z, 2, seed=0)
+    order = np.argsort(mixture.means_[:, 0])
+    np.testing.assert_allclose(mixture.weights_[order], [0.7, 0.3], atol=0.01)
+    np.testing.assert_allclose(np.sqrt(mixture.covariances_[order][:, [0, 1], [0, 1]]), [[1, 1], [0.5, 2]], rtol=0.1)
+    drawn = latent.draw_mixture(mixture, 4_000, seed=1)
+    assert drawn.dtype == np.float32
+    for axis in (0, 1):
+        assert ks_2samp(drawn[:, axis], z[:, axis]).pvalue > 0.01
+    left = drawn[:, 0] < 0
+    assert abs(left[:2_000].mean() - left[2_000:].mean()) < 0.1  # not one component after the other
+    np.testing.assert_array_equal(drawn, latent.draw_mixture(mixture, 4_000, seed=1))
+    assert np.isin(drawn, latent.draw_mixture(mixture, 4_000, seed=2)).mean() < 0.01  # float32 has few numbers
+    assert latent.fit_mixture(z[:3], 50, seed=0).n_components == 3  # a Gaussian a point at most
 
 
 # --- walk -------------------------------------------------------------------------------------------------------------

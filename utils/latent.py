@@ -1,8 +1,10 @@
-"""What one does with a trained latent space: encode, walk, project, and measure how near it is to the prior.
+"""What one does with a trained latent space: encode, walk, project, fit, and measure how near it is to the prior.
 
 Pure functions, NumPy in and NumPy out. Shapes: N images or points, L latents. Distances between distributions are in
 nats where they are KLs.
 """
+
+import warnings
 
 import keras
 import numpy as np
@@ -11,7 +13,9 @@ from scipy import stats
 from scipy.linalg import orthogonal_procrustes
 from scipy.special import logsumexp
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
+from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -20,6 +24,7 @@ from utils import data
 LOG_2_PI = float(np.log(2 * np.pi))
 TINY = 1e-6  # vectors shorter than this, or this near to one line (in radians), have no arc between them
 CHUNK_NUMBERS = 1_000_000  # how many numbers log_mixture works on at a time: 8 MB, near what a processor's cache holds
+MIXTURE_ITERATIONS = 25  # of expectation maximisation at most; it has gained most of what there is by then
 NEAR_CEILING = 0.2  # nats below log(images), from which on mutual information is taken to have reached it
 
 
@@ -32,6 +37,22 @@ def encode(encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.nda
 
     z_mean, z_log_std = data.in_batches(encode_batch, images)
     return z_mean, z_log_std
+
+
+# --- fit --------------------------------------------------------------------------------------------------------------
+def fit_mixture(z: np.ndarray, components: int, seed: int) -> GaussianMixture:
+    """Fit a mixture of at most `components` Gaussians with full covariances to points (N, L)."""
+    mixture = GaussianMixture(min(components, len(z)), max_iter=MIXTURE_ITERATIONS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # mixture.converged_ has it
+        return mixture.fit(np.float64(z))
+
+
+def draw_mixture(mixture: GaussianMixture, count: int, seed: int) -> np.ndarray:
+    """Draws (count, L) from a fitted mixture, float32, in random order; each seed gives others."""
+    rng = np.random.default_rng(seed)
+    mixture.random_state = int(rng.integers(2**31))
+    return np.float32(rng.permutation(mixture.sample(count)[0]))  # which come component by component
 
 
 # --- walk -------------------------------------------------------------------------------------------------------------
