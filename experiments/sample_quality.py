@@ -1,0 +1,175 @@
+"""Which loss and which prior make the best samples, and is it the prior or the decoder that spoils them?
+
+    python -m experiments.sample_quality
+
+The VAE of the Analysis with three losses (cross-entropy on binarised images; squared error and absolute difference with
+a learned scale, on grey ones), a plain autoencoder, and cross-entropy with each learned prior. Of each, three sets of
+images are decoded: draws from the prior (for the autoencoder from N(0, I), which it has never heard of), draws from a
+mixture of Gaussians fitted to the latents of training images, and the latents of training images themselves, which are
+reconstructions. A set is judged by its Frechet distance from the grey test images, in the features of a small digit
+classifier that is trained here. The distance of as many training images from them is the floor.
+
+What is compared is brightness. A model of binary pixels is judged by their probabilities, not by draws of them, which
+would all be speckled.
+
+The distance is not comparable with the "FID" of papers, whose features are those of Inception, a network trained on
+photographs. It ranks what this one classifier has judged, in sets of this one size.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.study import (
+    Study,
+    Trained,
+    Training,
+    digit_classifier,
+    in_percent,
+    judge_samples,
+    over_seeds,
+    prior_samples,
+    publish,
+    read_command_line,
+    run_study,
+    settings_of,
+    shown,
+    table,
+    train_all,
+)
+
+if __name__ == "__main__":
+    STUDY = read_command_line("sample_quality", __doc__)  # before the seconds that TensorFlow takes
+
+from matplotlib.figure import Figure
+
+import main
+from utils import classifier, data, latent, plots
+
+DENSITY = {"decoder_scale": "learned", "binarize": "none"}
+LEARNED = {"prior_components": 100, "prior_layers": 6, "prior_units": 128}  # of a learned prior, as far as it has them
+MODELS = {  # the name in table and figure, and what differs from the VAE of the Analysis
+    "CE": {},
+    "MSE, learned scale": {"loss": "mse", **DENSITY},
+    "AD, learned scale": {"loss": "ad", **DENSITY},
+    "CE autoencoder": {"autoencoder": True},
+    "CE, mixture prior": {"prior": "mixture", **LEARNED},
+    "CE, VampPrior": {"prior": "vampprior", **LEARNED},
+    "CE, RealNVP prior": {"prior": "realnvp", **LEARNED},
+}
+QUICK_MODELS = ("CE", "CE autoencoder", "CE, mixture prior")
+SAMPLES = 10_000  # in a set: as many as there are test images
+FITTED, COMPONENTS = 20_000, 20  # training images whose latents the mixture is fitted to, and its Gaussians
+SETS = {"prior": "samples from the prior", "mixture": "from a fitted mixture", "reconstructions": "reconstructions"}
+SHOWN = 64  # samples of each model in the figure
+PIXELS, CHOICE, NOISE = 200, 201, 202  # what a draw of NumPy's is for, beside the seed
+
+
+def chosen_images(study: Study, grey: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Which training images the mixture is fitted to, and which of them are reconstructed: as many as are tested."""
+    order = np.random.default_rng((study.seed, CHOICE)).permutation(len(grey.train_images))[:FITTED]
+    return order, order[: min(SAMPLES, len(grey.test_images), len(order))]
+
+
+def decode(vae: main.VAE, z: np.ndarray) -> np.ndarray:
+    """Latents (N, L) -> brightness (N, H, W, C) in [0, 1], a thousand at a time."""
+    return data.in_batches(lambda batch, start: (main.decode(vae, batch),), z)[0]
+
+
+def sets_of(study: Study, trained: Trained, grey: data.Dataset) -> dict[str, np.ndarray]:
+    """The three sets of images of a training, brightness (N, H, W, C), N of each; by the keys of SETS."""
+    s, vae = trained.settings, trained.load()
+    fitted, reconstructed = chosen_images(study, grey)
+    images = grey.train_images[fitted]
+    if s.binarize == "dynamic":  # as it knows them
+        images = data.binarize(images, (s.seed, PIXELS))
+    z_mean, z_log_std = latent.encode(vae.encoder, images)
+    z = z_mean
+    if not s.autoencoder:
+        noise = np.random.default_rng((s.seed, NOISE)).standard_normal(z.shape, np.float32)
+        z = z_mean + np.exp(z_log_std) * noise
+    count = len(reconstructed)
+    mixture = latent.fit_mixture(z, COMPONENTS, s.seed)
+    return {
+        "prior": prior_samples(vae, count, s.seed),
+        "mixture": decode(vae, latent.draw_mixture(mixture, count, s.seed)),
+        "reconstructions": decode(vae, z_mean[:count]),
+    }
+
+
+def measure(sets: dict[str, np.ndarray], judge: Any, real: np.ndarray) -> dict[str, float]:
+    """The distance of each set from images with these features (N, F), and the share of samples that are sure."""
+    numbers = {
+        name: classifier.frechet_distance(classifier.features(judge, images), real) for name, images in sets.items()
+    }
+    return numbers | {"sure": judge_samples(judge, sets["prior"])["sure"]}
+
+
+def save_figure(study: Study, pictures: dict[str, np.ndarray], models: dict[str, Any], floor: float) -> None:
+    """Draw samples (N, H, W, C) of each model beside training images, in the order of the distance, which is told."""
+    columns = 4
+    figure = Figure(figsize=(10, 0.3 + 2.75 * -(-len(pictures) // columns)), layout="constrained")
+    panels = figure.subplots(-(-len(pictures) // columns), columns, squeeze=False).flat
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, (name, images) in zip(panels, pictures.items(), strict=False):
+        distance = f"{models[name]['prior']['mean']:.1f}" if name in models else f"{floor:.2f}, the floor"
+        plots.draw_images(axes, images[:SHOWN], 8, f"{name}: {distance}")
+    figure.suptitle("samples, best first, by their Frechet distance in the features of a digit classifier", fontsize=10)
+    plots.save_figure(study.images / "sample_quality.png", figure)
+
+
+def ranked(models: dict[str, Any]) -> list[str]:
+    """The models' names, that with the nearest samples first."""
+    return sorted(models, key=lambda name: models[name]["prior"]["mean"])
+
+
+def run(study: Study) -> None:
+    """Train, sample, judge, draw and publish."""
+    names = QUICK_MODELS if study.quick else tuple(MODELS)
+    settings = [settings_of(study, seed=seed, **MODELS[name]) for name in names for seed in study.seeds]
+    done = iter(train_all(study, [Training(one) for one in settings]))
+    results = {name: [next(done) for _ in study.seeds] for name in names}
+
+    grey = main.load_data(settings_of(study, binarize="none"), lambda line: None)
+    _, reconstructed = chosen_images(study, grey)
+    judge = digit_classifier(study)
+    real = classifier.features(judge, classifier.to_brightness(grey.test_images[: len(reconstructed)]))
+    training_images = classifier.to_brightness(grey.train_images[reconstructed])
+    floor = classifier.frechet_distance(classifier.features(judge, training_images), real)
+
+    models, pictures = {}, {"training images": training_images}
+    for name, trainings in results.items():
+        measured = []
+        for trained in trainings:
+            sets = sets_of(study, trained, grey)
+            pictures.setdefault(name, sets["prior"][:SHOWN])  # of the first seed
+            measured.append(measure(sets, judge, real))
+        models[name] = over_seeds(measured)
+        if trainings[0].report["test_nll"] is not None:
+            models[name] |= over_seeds([{"nll": trained.report["test_nll"]} for trained in trainings])
+    order = ranked(models)
+    save_figure(study, {name: pictures[name] for name in ("training images", *order)}, models, floor)
+    numbers = {
+        "models": {name: models[name] for name in order},
+        "floor": floor,
+        "images_in_a_set": len(reconstructed),
+        "mixture": {"components": COMPONENTS, "images": min(FITTED, len(grey.train_images))},
+        "classifier": "trained here; not comparable with an Inception FID",
+    }
+    publish(study, numbers, {"sample_quality": table_of(models, floor)})
+
+
+def table_of(models: dict[str, Any], floor: float) -> str:
+    """A row for each model, best samples first, under that of real images."""
+    headers = ("model", *SETS.values(), "samples sure, %", "NLL, nats")
+    rows = [("training images", "", "", f"{floor:.2f}", "", "")]
+    for name in ranked(models):
+        found = models[name]
+        nll = shown(found["nll"]) if "nll" in found else ""
+        rows.append((name, *(shown(found[key]) for key in SETS), shown(in_percent(found["sure"])), nll))
+    return table(headers, rows)
+
+
+if __name__ == "__main__":
+    run_study(STUDY, run)
