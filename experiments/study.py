@@ -42,7 +42,8 @@ SEEDS = 3  # trainings behind a claim that rests on a difference between trainin
 BASE = {
     "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0,
     "encoder_layers": (256, 256), "decoder_layers": (256, 256), "activation": "silu", "latent_dim": 20,
-    "noise_dim": 0, "autoencoder": False, "prior": "standard", "bound": "elbo", "bound_samples": 1,
+    "noise_dim": 0, "autoencoder": False, "prior": "standard", "prior_components": 500,
+    "prior_layers": 6, "prior_units": 128, "bound": "elbo", "bound_samples": 1, "bound_chunk": 1_000,
     "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
     "kl_schedule": "linear", "kl_weight_start": 0.0, "kl_weight_end": 1.0, "kl_steps": 1_000, "kl_cycles": 4,
     "free_bits": 0.0,
