@@ -374,7 +374,7 @@ def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
     value, binary = found["log_likelihood"], numbers["kind"] == "likelihood"
     last = f"{f'NLL {-value:.2f}' if binary else f'log-density {value:.2f}'}, K = {found['samples']:,}"
     beside = (-published["nll"], published["source"]) if published else None
-    title = f"{folder.name}: {numbers['images']}"
+    title = f"{folder.name}\n{numbers['images']}"
     plots.save_bounds(folder / "bound.png", found["bounds"], last, title, beside)
 
 

@@ -87,7 +87,7 @@ def save_bounds(
     axes.margins(y=0.15)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=9, loc="lower right")
     save_figure(path, figure)
 
 
