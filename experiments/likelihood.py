@@ -76,7 +76,7 @@ ROWS = {
     ),
     "mlp": Row(
         "2 x 512 GELU, 40 latents, RealNVP prior",
-        (FLOW | {"epochs": 140},),
+        (FLOW | {"epochs": 125},),
         aim=82.5, aimed_minutes=10, published="",
     ),
     "best": Row(
