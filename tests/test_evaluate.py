@@ -186,7 +186,7 @@ def test_no_two_draws_are_the_same_and_none_depends_on_how_many_there_are(make_r
     for samples in (4, 2_000_000):
         weigh = evaluate.compile_weighing(vae, settings, evaluate.sizes_up_to(samples))
         batch = images(8, (3, 3, 1), 0)
-        spans = [(0, 0, 4), (0, 4, samples), (8, 0, 4), (59_999, 0, samples)]
+        spans = [(0, 0, 4), (0, 8, samples), (8, 0, 4), (59_999, 0, samples)]  # of images and draws
         seen.append([weigh(batch, start, latents, latents, first, stop, None) for start, first, stop in spans])
     np.testing.assert_array_equal(seen[0][0], seen[1][0])
     np.testing.assert_array_equal(seen[0][2], seen[1][2])
