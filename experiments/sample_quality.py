@@ -109,7 +109,7 @@ def save_figure(study: Study, pictures: dict[str, np.ndarray], models: dict[str,
     """Draw samples (N, H, W, C) of each model beside training images, in the order of the distance, which is told."""
     columns = 4
     figure = Figure(figsize=(10, 0.3 + 2.75 * -(-len(pictures) // columns)), layout="constrained")
-    panels = figure.subplots(-(-len(pictures) // columns), columns, squeeze=False).flat
+    panels = list(figure.subplots(-(-len(pictures) // columns), columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
     for axes, (name, images) in zip(panels, pictures.items(), strict=False):
