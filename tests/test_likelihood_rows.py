@@ -40,6 +40,13 @@ def test_the_published_networks_are_those_of_the_paper():
     assert likelihood.stages_of("iwae", asked())[-1].bound_samples == 50
 
 
+def test_rows_that_begin_alike_share_their_beginning_and_no_other_training():
+    vae, iwae, mlp = (likelihood.stages_of(name, asked()) for name in ("vae", "iwae", "mlp"))
+    assert iwae[0].run_name == vae[0].run_name
+    names = [settings.run_name for settings in (*iwae, *mlp)]
+    assert len(set(names)) == len(names)
+
+
 def test_an_unknown_row_is_refused_in_one_line(capsys):
     with pytest.raises(SystemExit):
         asked("vaee")
@@ -60,7 +67,9 @@ def test_a_toy_row_is_trained_evaluated_and_not_made_twice(monkeypatch, tmp_path
     assert likelihood.main(once) == 0
     path = tmp_path / "figures" / "likelihood.json"
     first = json.loads(path.read_text())["rows"]["iwae"]
-    folders = sorted((tmp_path / "predictions" / "quick-likelihood").glob("iwae-*"))
+    folders = [
+        tmp_path / "predictions" / "quick-likelihood" / stage.run_name for stage in likelihood.stages_of("iwae", once)
+    ]
     assert [json.loads((folder / "params.json").read_text())["settings"]["bound"] for folder in folders] == [
         "elbo",
         "dreg",
