@@ -176,8 +176,8 @@ def build_coupling(latent_dim: int, units: int, key: tuple[int, ...], number: in
     name = f"prior_{number}"
     layers = [
         keras.Input((latent_dim - changed,), name="kept"),
-        keras.layers.Dense(units, "silu", kernel_initializer=glorot[0], name=f"{name}_hidden_0"),
-        keras.layers.Dense(units, "silu", kernel_initializer=glorot[1], name=f"{name}_hidden_1"),
+        keras.layers.Dense(units, "relu", kernel_initializer=glorot[0], name=f"{name}_hidden_0"),
+        keras.layers.Dense(units, "relu", kernel_initializer=glorot[1], name=f"{name}_hidden_1"),
         keras.layers.Dense(2 * changed, kernel_initializer="zeros", name=f"{name}_shift_and_scale"),
     ]
     return keras.Sequential(layers, name=name)
