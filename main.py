@@ -462,6 +462,19 @@ def compile_test(vae: VAE, settings: Settings) -> Callable:
     return test
 
 
+def log_densities(vae: VAE, settings: Settings) -> tuple[Callable, Callable]:
+    """Two functions: log p(x|z) of images (B, H, W, C) and latents (B, L + NOISE_DIM), and log p(z); (B,) nats each."""
+    latents = settings.latent_dim
+
+    def log_p_x_given_z(x, z):
+        return -reconstruction_loss(x, vae.decoder(z), settings.loss, vae.log_scale)
+
+    def log_prior(z):
+        return vae.prior.log_density(z[:, :latents]) + log_standard_normal(z[:, latents:])
+
+    return log_p_x_given_z, log_prior
+
+
 def estimate_log_likelihood(vae: VAE, settings: Settings, images: np.ndarray) -> list[np.ndarray]:
     """Estimate log p(x) of uint8 images (N, H, W, C): nats (N,) and their sampling variances (N,)."""
     s = settings
@@ -471,17 +484,11 @@ def estimate_log_likelihood(vae: VAE, settings: Settings, images: np.ndarray) ->
         x = brightness(images)
         z_mean, z_log_std = (with_noise_latents(vae, part) for part in vae.encoder(x))
 
-        def log_p_x_given_z(x, z):
-            return -reconstruction_loss(x, vae.decoder(z), s.loss, vae.log_scale)
-
-        def log_prior(z):
-            return vae.prior.log_density(z[:, : s.latent_dim]) + log_standard_normal(z[:, s.latent_dim :])
-
         def noise_of_draw(k):
             draw = tf.cast(start, tf.int64) * s.nll_samples + tf.cast(k, tf.int64)  # no two batches share one
             return standard_normal(z_mean.shape, random_key(s.seed, IMPORTANCE_NOISE, draw))
 
-        return log_likelihood(x, z_mean, z_log_std, log_p_x_given_z, log_prior, noise_of_draw, s.nll_samples)
+        return log_likelihood(x, z_mean, z_log_std, *log_densities(vae, s), noise_of_draw, s.nll_samples)
 
     return data.in_batches(estimate, images)
 
@@ -630,45 +637,6 @@ def judge(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path) -> 
     return judged
 
 
-def load_data(settings: Settings, say: Callable[[str], None]) -> data.Dataset:
-    """The images that the settings name; those of the test set are binarised once and for all.
-
-    Raises SettingsError and data.DataError.
-    """
-    s = settings
-    dataset = data.load(s.dataset, s.data_dir, say)
-    known = np.unique(dataset.train_labels)
-    if unknown := [label for label in s.labels if label not in known]:
-        raise SettingsError(f"labels: {unknown[0]} is not allowed; {dataset.title} has {known[0]} to {known[-1]}")
-    if s.labels:
-        dataset = data.with_labels(dataset, s.labels)
-    if s.held_out >= (count := len(dataset.train_images)):
-        raise SettingsError(f"held_out: {s.held_out:,} is not allowed; at most {count - 1:,} training images are")
-    if s.held_out:
-        dataset = data.with_held_out(dataset, s.held_out)
-    if s.batch_size > (count := len(dataset.train_images)):
-        raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
-    if s.binarize == "dynamic":
-        dataset = dataset._replace(test_images=data.binarize(dataset.test_images, data.TEST_BINARIZATION_KEY))
-    return dataset
-
-
-WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights
-    "encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale",
-    "prior", "prior_components", "prior_layers", "prior_units",
-)  # fmt: skip
-
-
-def start_from(vae: VAE, settings: Settings) -> None:
-    """Give an untrained VAE the newest weights of the run START_FROM. Raises SettingsError and runs.RunError."""
-    folder = runs.find(settings.start_from, settings.output_dir, "--start-from")
-    saved = load_saved(runs.read_params(folder)["settings"])
-    for name in WEIGHTS_DEPEND_ON:
-        if (here := getattr(settings, name)) != (there := getattr(saved, name)):
-            raise SettingsError(f"{name}: {here!r} is not allowed with start_from {folder.name!r}, which has {there!r}")
-    runs.load_weights(runs.checkpoint(**vae.parts), folder)
-
-
 def train(
     settings: Settings,
     folder: Path | None = None,
@@ -683,10 +651,10 @@ def train(
     """
     s = settings
     device = "GPU" if has_gpu() else "CPU"  # asked first of all, where its chatter is caught
-    dataset = load_data(s, say)
+    dataset = data.prepare(s, say)
     vae = build_vae(s, dataset.train_images.shape[1:])
     if s.start_from and not (folder and runs.saved_steps(folder)):
-        start_from(vae, s)
+        runs.start_from(s, vae.parts)
     device += " with XLA" if xla_pays(vae) else " without XLA"
     folder = folder or runs.create(s, device)
 

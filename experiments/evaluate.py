@@ -143,18 +143,11 @@ def compile_weighing(vae: Any, settings: Settings, sizes: Sequence[int]) -> Call
     def weigh(images, start, z_mean, z_log_std, first, stop, sums):
         x = vae_main.brightness(images)
 
-        def log_p_x_given_z(x, z):
-            return -vae_main.reconstruction_loss(x, vae.decoder(z), s.loss, vae.log_scale)
-
-        def log_prior(z):
-            noise = likelihood.log_standard_normal(z[:, s.latent_dim :])
-            return vae.prior.log_density(z[:, : s.latent_dim]) + noise
-
         def draw_noise(k):
             draw = tf.cast(start, tf.int64) * 2**31 + tf.cast(k, tf.int64)
             return vae_main.standard_normal(z_mean.shape, vae_main.random_key(s.seed, vae_main.IMPORTANCE_NOISE, draw))
 
-        pieces = x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise
+        pieces = x, z_mean, z_log_std, *vae_main.log_densities(vae, s), draw_noise
         return likelihood.add_draws(sums, first, stop, sizes, *pieces)
 
     return weigh
@@ -382,7 +375,7 @@ def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
 def load_run(folder: Path) -> tuple[Any, Settings, data.Dataset]:
     """The trained VAE of a run, its settings and its data. Raises SettingsError, runs.RunError and data.DataError."""
     settings = load_saved(runs.read_params(folder)["settings"])
-    dataset = vae_main.load_data(settings, print)
+    dataset = data.prepare(settings, print)
     vae = vae_main.build_vae(settings, dataset.train_images.shape[1:])
     runs.load_weights(runs.checkpoint(**vae.parts), folder)
     return vae, settings, dataset
@@ -423,7 +416,7 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
         if meaning == "likelihood" and not s.labels and not s.held_out:
             numbers["published_nll"] = report.PUBLISHED_NLL.get(s.dataset)
         save_bounds(folder, numbers)
-    grey = vae_main.load_data(s.model_copy(update={"binarize": "none"}), lambda line: None)
+    grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
     numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, folder, say)
     write_json(folder / "evaluation.json", numbers)
     shutil.rmtree(place, ignore_errors=True)

@@ -43,7 +43,7 @@ from experiments.study import (
     table,
     train_all,
 )
-from utils import latent
+from utils import data, latent
 from utils.classifier import to_brightness
 from utils.plots import draw_images, draw_spread, save_figure
 
@@ -514,7 +514,7 @@ def draw_ways(
 # --- the study --------------------------------------------------------------------------------------------------------
 def test_images(study: Study, sizes: Sizes, binarize: str) -> np.ndarray:
     """The test images that are measured, uint8 (N, H, W, C): black and white ("dynamic") or grey ("none")."""
-    return main.load_data(settings_of(study, binarize=binarize), lambda line: None).test_images[: sizes.images]
+    return data.prepare(settings_of(study, binarize=binarize), lambda line: None).test_images[: sizes.images]
 
 
 def run(study: Study) -> None:

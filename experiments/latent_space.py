@@ -50,7 +50,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
 import main
-from utils import latent
+from utils import data, latent
 from utils.classifier import probabilities, sure_share
 from utils.data import Dataset, in_batches
 from utils.images import save_gif
@@ -107,7 +107,7 @@ def run(study: Study) -> None:
     size = QUICK_SIZES if study.quick else Sizes()
     trainings = trainings_of(study, size)
     trained = dict(zip(trainings, train_all(study, list(trainings.values())), strict=True))
-    dataset = main.load_data(settings_of(study), lambda line: None)
+    dataset = data.prepare(settings_of(study), lambda line: None)
     spaces = {key: open_space(key[0], training, dataset.test_images) for key, training in trained.items()}
     judge = digit_classifier(study)
 

@@ -225,19 +225,8 @@ def publish(numbers: dict[str, Any], asked: Asked) -> None:
 
 def table_of(rows: dict[str, Any]) -> str:
     """The table, in Markdown."""
-    headers = (
-        "row",
-        "model",
-        "NLL",
-        "± images",
-        "± sampling",
-        "aim",
-        "published",
-        "active",
-        "epochs",
-        "minutes",
-        "core",
-    )
+    headers = ("row", "model", "NLL", "± images", "± sampling", "aim", "published", "active", "epochs")
+    minutes = ("minutes", "core-minutes")
 
     def line(name: str, row: dict[str, Any]) -> tuple[str, ...]:
         clock, processor = (sum(spent[name] for spent in row["minutes"]) for name in ("clock", "processor"))
@@ -255,7 +244,7 @@ def table_of(rows: dict[str, Any]) -> str:
             f"{processor:.0f}",
         )
 
-    return table(headers, (line(name, row) for name, row in rows.items()))
+    return table((*headers, *minutes), (line(name, row) for name, row in rows.items()))
 
 
 def main(asked: Asked) -> int:

@@ -353,7 +353,7 @@ def run(study: Study) -> None:
     """Train, score, draw and publish."""
     results, sweeps = train_models(study)
     judge = digit_classifier(study)
-    dataset = main.load_data(next(iter(results.values()))[0].settings, print)
+    dataset = data.prepare(next(iter(results.values()))[0].settings, print)
     pixels = dataset.train_images[0].size
     predicted = {loss: predicted_weight(dataset.train_images, loss) for loss in ("ce", "mse")}
     images = collapsed_images(results, dataset)

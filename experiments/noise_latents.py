@@ -116,7 +116,7 @@ def ask_about_noise(vae: main.VAE, settings: Settings, dataset: data.Dataset) ->
 def measure_noise(trained: Trained) -> dict[str, float]:
     """What a trained decoder makes of the noise it is given, with how strongly its first layer listens to it."""
     s, vae = trained.settings, trained.load()
-    numbers = ask_about_noise(vae, s, main.load_data(s, lambda line: None))
+    numbers = ask_about_noise(vae, s, data.prepare(s, lambda line: None))
     untrained = main.build_vae(s, vae.encoder.input_shape[1:])
     now, at_start = (net.decoder.get_layer("decoder_0").kernel.numpy() for net in (vae, untrained))
     from_noise = rows_norm(now[s.latent_dim :])

@@ -131,7 +131,7 @@ def run(study: Study) -> None:
     done = iter(train_all(study, [Training(one) for one in settings]))
     results = {name: [next(done) for _ in study.seeds] for name in names}
 
-    grey = main.load_data(settings_of(study, binarize="none"), lambda line: None)
+    grey = data.prepare(settings_of(study, binarize="none"), lambda line: None)
     _, reconstructed = chosen_images(study, grey)
     judge = digit_classifier(study)
     real = classifier.features(judge, classifier.to_brightness(grey.test_images[: len(reconstructed)]))

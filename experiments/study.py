@@ -34,7 +34,7 @@ from utils.files import write_json, write_whole
 from utils.settings import Settings, from_params
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE_OF_TRAININGS = ("main.py", "utils/data.py", "utils/likelihood.py", "utils/report.py")
+CODE_OF_TRAININGS = ("main.py", "utils/data.py", "utils/likelihood.py", "utils/priors.py", "utils/report.py")
 PROCESSES_LOG = "processes.log"  # TensorFlow's chatter in the processes that train, and why one of them died
 SEEDS = 3  # trainings behind a claim that rests on a difference between trainings
 
@@ -328,11 +328,12 @@ def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tup
     import tensorflow as tf
 
     import main
+    from utils import data
 
     tf.get_logger().setLevel("ERROR")  # it warns of many functions traced, one for each training
     settings = from_params(**dict(settings) | {"run_name": folder.name, "output_dir": str(folder.parent)})
     started = folder if (folder / "params.json").exists() else None
-    dataset = main.load_data(settings, print) if watch else None
+    dataset = data.prepare(settings, print) if watch else None
 
     def keep(vae, step):
         place = folder / "watched"

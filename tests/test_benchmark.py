@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import main
 from experiments import benchmark
+from utils import data
 from utils.settings import from_params
 
 
@@ -85,7 +86,7 @@ def test_the_judge_computes_the_elbo(activation):
 
 def test_what_is_learned_and_what_is_judged_are_apart():
     train, judged = benchmark.mnist(held_out=False)
-    dataset = main.load_data(from_params(dataset="mnist", binarize="dynamic", labels=(), held_out=0), say=print)
+    dataset = data.prepare(from_params(dataset="mnist", binarize="dynamic", labels=(), held_out=0), say=print)
     assert np.array_equal(train.reshape(-1), dataset.train_images.reshape(-1))
     assert np.array_equal(judged.reshape(-1), dataset.test_images.reshape(-1))
 

@@ -48,13 +48,13 @@ def make_run(tmp_path, monkeypatch):
         for weight in vae.encoder.trainable_variables + vae.decoder.trainable_variables:
             weight.assign(rng.normal(0, 0.4, weight.shape))
 
-        def load_data(settings, say):
+        def prepare(settings, say):
             dataset = grey_data(shape, train, test)
             if settings.binarize == "none":
                 return dataset
             return dataset._replace(test_images=data.binarize(dataset.test_images, data.TEST_BINARIZATION_KEY))
 
-        monkeypatch.setattr(main, "load_data", load_data)
+        monkeypatch.setattr(data, "prepare", prepare)
         folder = runs.create(settings, "CPU")
         runs.save(runs.checkpoint(**vae.parts), folder, 7)
         return folder, vae, settings

@@ -9,6 +9,7 @@ import pytest
 import main
 from experiments import likelihood
 from experiments.study import ROOT
+from utils import runs
 
 
 def asked(*words):
@@ -21,7 +22,7 @@ def test_each_training_of_a_row_starts_from_the_one_before_with_the_same_network
     assert stages[0].start_from == ""
     for before, after in pairwise(stages):
         assert after.start_from == f"{before.output_dir}/{before.run_name}"
-        for setting in main.WEIGHTS_DEPEND_ON:
+        for setting in runs.WEIGHTS_DEPEND_ON:
             assert getattr(after, setting) == getattr(before, setting)
     for settings in stages:
         assert settings.binarize == "dynamic"

@@ -701,15 +701,15 @@ def test_a_run_starts_from_the_weights_of_another_and_with_an_optimizer_of_its_o
     (tmp_path / "params.json").write_text(json.dumps(about))
     going_on = from_params(**TINY | {"start_from": str(tmp_path), "free_bits": 1.0})
     new = main.build_vae(going_on, SHAPE)
-    main.start_from(new, going_on)
+    runs.start_from(going_on, new.parts)
     assert all(np.array_equal(weight, same) for weight, same in zip(new.weights, vae.weights, strict=True))
     for name, value in (("latent_dim", 3), ("activation", "relu"), ("encoder_layers", (3, 3))):
         other = from_params(**TINY | {"start_from": str(tmp_path), name: value})
         with pytest.raises(SettingsError, match=f"^{name}: .* is not allowed with start_from"):
-            main.start_from(main.build_vae(other, SHAPE), other)
+            runs.start_from(other, main.build_vae(other, SHAPE).parts)
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(runs.RunError, match="has no checkpoint to start from"):
-        main.start_from(new, going_on)
+        runs.start_from(going_on, new.parts)
 
 
 def test_weights_that_are_not_finite_are_not_saved_though_the_objective_is(fit, tmp_path):

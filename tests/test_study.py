@@ -65,7 +65,7 @@ def test_trainings_in_processes_are_those_in_this_one_and_are_made_once(study, t
     assert here[0].seconds > 0
     monkeypatch.setattr(main, "train", None)  # what is finished is not trained again
     assert train_all(study, wanted[::-1]) == here[::-1]
-    images = main.load_data(wanted[0].settings, print).test_images
+    images = data.prepare(wanted[0].settings, print).test_images
     loaded = main.compile_evaluation(here[0].load(), wanted[0].settings)(images)
     assert float(-(loaded[0] + loaded[1].sum(axis=1)).mean()) == pytest.approx(here[0].report["test_elbo"], rel=1e-6)
 

@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.settings import Settings, SettingsError
+
 Arrays = dict[str, np.ndarray]  # by the keys of Keras's mnist.npz: x_train, y_train, x_test, y_test
 
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
@@ -122,6 +124,29 @@ def load(name: str, data_dir: str, say: Callable[[str], None] = print) -> Datase
         return Dataset(title, x_train, arrays["y_train"], x_test, arrays["y_test"], source.label)
     way_out = f"put {', '.join(IDX_NAMES.values())} (plain or .gz) into {data_dir}/{name}"
     raise DataError("\n".join((f"no source has {title}:", *failures, way_out)))
+
+
+def prepare(settings: Settings, say: Callable[[str], None]) -> Dataset:
+    """The images that the settings name; those of the test set are binarised once and for all.
+
+    Raises SettingsError and DataError.
+    """
+    s = settings
+    dataset = load(s.dataset, s.data_dir, say)
+    known = np.unique(dataset.train_labels)
+    if unknown := [label for label in s.labels if label not in known]:
+        raise SettingsError(f"labels: {unknown[0]} is not allowed; {dataset.title} has {known[0]} to {known[-1]}")
+    if s.labels:
+        dataset = with_labels(dataset, s.labels)
+    if s.held_out >= (count := len(dataset.train_images)):
+        raise SettingsError(f"held_out: {s.held_out:,} is not allowed; at most {count - 1:,} training images are")
+    if s.held_out:
+        dataset = with_held_out(dataset, s.held_out)
+    if s.batch_size > (count := len(dataset.train_images)):
+        raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
+    if s.binarize == "dynamic":
+        dataset = dataset._replace(test_images=binarize(dataset.test_images, TEST_BINARIZATION_KEY))
+    return dataset
 
 
 def with_labels(dataset: Dataset, labels: Sequence[int]) -> Dataset:

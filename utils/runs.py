@@ -27,10 +27,14 @@ import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event
 
 from utils.files import write_json, write_whole
-from utils.settings import Settings
+from utils.settings import Settings, SettingsError, load_saved
 
 KEPT_CHECKPOINTS = 3
 REPOSITORY = Path(__file__).resolve().parent.parent
+WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights
+    "encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale",
+    "prior", "prior_components", "prior_layers", "prior_units",
+)  # fmt: skip
 
 
 class RunError(Exception):
@@ -282,6 +286,19 @@ def load_weights(networks: tf.train.Checkpoint, folder: Path) -> None:
         status.expect_partial().assert_existing_objects_matched()  # the optimizer's part is not wanted
     except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
         raise RunError(f"{folder} has no weights for these networks ({one_line(str(error))})") from None
+
+
+def start_from(settings: Settings, parts: dict[str, Any]) -> None:
+    """Give an untrained model, by the `parts` of its checkpoint, the newest weights of the run START_FROM.
+
+    Raises SettingsError if that run's networks are others, and RunError.
+    """
+    folder = find(settings.start_from, settings.output_dir, "--start-from")
+    saved = load_saved(read_params(folder)["settings"])
+    for name in WEIGHTS_DEPEND_ON:
+        if (here := getattr(settings, name)) != (there := getattr(saved, name)):
+            raise SettingsError(f"{name}: {here!r} is not allowed with start_from {folder.name!r}, which has {there!r}")
+    load_weights(checkpoint(**parts), folder)
 
 
 def check_terms(terms: tf.Tensor, step: int, folder: Path) -> None:
