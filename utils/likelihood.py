@@ -17,8 +17,8 @@ class Sums(NamedTuple):
     """What is kept of the draws' importance weights w of B images: as much after a million draws as after one.
 
     For the bounds, the draws fall into disjoint groups, of another size in each of G rows. A group's sum is the w's
-    of the group that is not full yet; a row's total is the sum of log(sum of w) over its full groups, in float64,
-    since thousands of such terms would round the last digits away in float32.
+    of the group that is not full yet; a row's total is the sum of log(sum of w) over its full groups. All in float64:
+    in float32 a draw that adds less than a rounding error is lost, and thousands of them make the estimate too low.
     """
 
     log_sum: tf.Tensor  # log of the sum of w, (B,)
@@ -30,8 +30,9 @@ class Sums(NamedTuple):
 def no_draws(batch: int | tf.Tensor, sizes: Sequence[int] = ()) -> Sums:
     """The sums of `batch` images before the first draw, with a row for the bound of each number of draws in `sizes`."""
     rows = [len(sizes), batch]
-    empty = tf.fill([batch], -float("inf"))
-    return Sums(empty, empty, tf.fill(rows, -float("inf")), tf.zeros(rows, tf.float64))
+    nothing = tf.constant(-float("inf"), tf.float64)
+    empty = tf.fill([batch], nothing)
+    return Sums(empty, empty, tf.fill(rows, nothing), tf.zeros(rows, tf.float64))
 
 
 def add_draws(
@@ -55,24 +56,24 @@ def add_draws(
         noise = draw_noise(k)
         z = z_mean + tf.exp(z_log_std) * noise
         log_q = log_standard_normal(noise) - tf.reduce_sum(z_log_std, axis=-1)  # log q(z|x): a change of variables
-        log_w = log_p_x_given_z(x, z) + log_prior(z) - log_q  # (B,)
+        log_w = tf.cast(log_p_x_given_z(x, z) + log_prior(z) - log_q, tf.float64)  # (B,)
         group, full = log_add(sums.log_sum_of_group, log_w), (k + 1) % sizes == 0
         sums = Sums(
             log_add(sums.log_sum, log_w),
             log_add(sums.log_sum_of_squares, 2 * log_w),
-            tf.where(full, -float("inf"), group),
-            sums.total + tf.cast(tf.where(full, group, 0.0), tf.float64),
+            tf.where(full, tf.cast(-float("inf"), tf.float64), group),
+            sums.total + tf.where(full, group, tf.zeros_like(group)),
         )
     return sums
 
 
 def estimate(sums: Sums, samples: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The estimates of log p(x) and their sampling variances, (B,) each, from the sums of K = `samples` draws.
+    """The estimates of log p(x) and their sampling variances, float64 (B,), from the sums of K = `samples` draws.
 
     The variance, in nats squared, is by the delta method: that of log(mean w) is about var(w) / (K mean(w)^2). A single
     draw has none: NaN.
     """
-    count = tf.cast(samples, tf.float32)
+    count = tf.cast(samples, tf.float64)
     relative_second_moment = tf.exp(sums.log_sum_of_squares - 2 * sums.log_sum) * count  # mean(w^2) / mean(w)^2
     return sums.log_sum - tf.math.log(count), tf.maximum(relative_second_moment - 1, 0) / (count - 1)
 
@@ -81,7 +82,8 @@ def bounds(sums: Sums, samples: int, sizes: Sequence[int]) -> tf.Tensor:
     """The bounds on log p(x) that `sizes` draws give, float64 (G, B) nats, from the sums of `samples` draws.
 
     For K draws: the mean of log 1/K sum_k w_k over the full groups of K draws, of which there has to be one. That is
-    L_K of Burda et al. 2015 (eq. 8), without bias. L_1 is the ELBO, and no L_K lies below the one before.
+    L_K of Burda et al. 2015 (eq. 8), without bias. L_1 is the ELBO, and no L_K lies below the one before (their
+    theorem 1; of a finite number of draws the means may).
     """
     sizes = tf.reshape(tf.constant(sizes, tf.float64), (-1, 1))
     return sums.total / (samples // sizes) - tf.math.log(sizes)
@@ -104,7 +106,7 @@ def log_likelihood(
     x is (B, ...), z_mean and z_log_std are (B, L); log_p_x_given_z(x, z) and log_prior(z) = log p(z) return (B,) nats;
     draw_noise(k) returns draws (B, L) from N(0, I), other ones for every k.
 
-    Returns the estimates (B,) in nats and their sampling variances (B,), as `estimate` does.
+    Returns the estimates (B,) in nats and their sampling variances (B,), float64, as `estimate` does.
     """
     pieces = x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise
     return estimate(add_draws(no_draws(tf.shape(z_mean)[0]), 0, samples, (), *pieces), samples)
