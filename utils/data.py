@@ -55,6 +55,7 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package d
 
 SILENCE_SECONDS = 15  # a connection that says nothing for so long has failed
 PIP_SECONDS = 300  # for the whole of pip's run, however slowly the bytes drip
+SHOWN_OF_A_LABEL = 3  # test images that each grid of reconstructions shows
 TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as neither it nor binarize() changes
 
 
@@ -142,6 +143,10 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Dataset:
         raise SettingsError(f"held_out: {s.held_out:,} is not allowed; at most {count - 1:,} training images are")
     if s.held_out:
         dataset = with_held_out(dataset, s.held_out)
+        labels, counts = np.unique(dataset.test_labels, return_counts=True)
+        if counts.min() < SHOWN_OF_A_LABEL:
+            of_label = f"only {counts.min()} of label {labels[counts.argmin()]}, and {SHOWN_OF_A_LABEL} are shown"
+            raise SettingsError(f"held_out: {s.held_out:,} is not allowed; it holds out {of_label}")
     if s.batch_size > (count := len(dataset.train_images)):
         raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
     if s.binarize == "dynamic":

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.stats
 from PIL import Image
 
-from utils.data import Dataset
+from utils.data import SHOWN_OF_A_LABEL, Dataset
 from utils.files import write_whole
 from utils.images import captioned, grid, save_gif, save_png, to_uint8
 
@@ -28,9 +28,10 @@ def write_reconstructions(folder: Path, epoch: int, reconstruct: Reconstruct, da
     Of fewer than ten labels there are more of each, to fill a row of ten. Returns the grid, uint8 (H', W', C).
     """
     labels, counts = np.unique(dataset.test_labels, return_counts=True)
-    each = max(1, min(-(-10 // len(labels)), counts.min() // 3))  # in a row
-    of_label = [np.flatnonzero(dataset.test_labels == label)[: 3 * each].reshape(3, each) for label in labels]
-    chosen = np.concatenate(of_label, axis=1)  # (3, columns)
+    rows = SHOWN_OF_A_LABEL
+    each = max(1, min(-(-10 // len(labels)), counts.min() // rows))  # in a row
+    of_label = [np.flatnonzero(dataset.test_labels == label)[: rows * each].reshape(rows, each) for label in labels]
+    chosen = np.concatenate(of_label, axis=1)  # (rows, columns)
     originals = [dataset.test_images[row] for row in chosen]
     rows = [images for original in originals for images in (original, to_uint8(reconstruct(original)))]
     sheet = grid(np.concatenate(rows), columns=chosen.shape[1], pair_rows=True)
