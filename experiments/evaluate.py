@@ -16,18 +16,21 @@ by a fixed draw which is the same for every run. Printed, and written to the run
   mixture of Gaussians is fitted to draws from the posteriors of the training images, and decoded draws from it are
   shown between the two, in samples_mixture.png. If they are better than those of the prior, the prior is to blame, and
   one that is learned (PRIOR) may help; if they are as bad, the decoder is;
-- Frechet distances of reconstructions and samples from the test images, in the features of a small digit classifier
-  that is trained here. They rank samples that the same classifier has judged. They are not comparable with an "FID",
-  which has the features of Inception. What real images have, training against test, is the floor.
+- Frechet distances of reconstructions and samples from the test images, in the features of a small classifier that is
+  trained here, on the run's own data: they rank samples of runs that share DATASET, LABELS and HELD_OUT. They are not
+  comparable with an "FID", which has the features of Inception. What real images have, training against test, is the
+  floor.
 
-All numbers are in evaluation.json. They are the same from run to run. Stopped with Ctrl-C, the same command goes on
-with the log-likelihood where it was; the rest takes a minute and starts anew.
+All numbers are in evaluation.json; but for the seconds they are the same from run to run. Stopped with Ctrl-C, the same
+command goes on with the log-likelihood where it was; the rest takes a minute and starts anew. What is finished, by this
+code, is only shown again.
 """
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
 
 import argparse
 import io
+import json
 import math
 import shutil
 import signal
@@ -109,9 +112,10 @@ tf = vae_main.tf
 IMAGES_AT_ONCE = 500  # with one draw each: large matrices, but small enough for a processor's cache
 DRAWS_A_CALL = 100  # between which the progress is shown and Ctrl-C is heard
 SHOWN = 100  # images in each part of samples_mixture.png
-CLASSIFIER_SEED = 0  # the same for all runs, so that their distances can be compared
-CODE = (  # on which kept parts of an evaluation depend
-    "main.py", "utils/likelihood.py", "utils/priors.py", "utils/data.py", "utils/latent.py", "experiments/evaluate.py",
+CLASSIFIER_SEED = 0  # the same for all runs, so that the distances of those on the same data can be compared
+CODE = (  # on which what is kept of an evaluation depends
+    "main.py", "utils/likelihood.py", "utils/priors.py", "utils/data.py", "utils/latent.py", "utils/classifier.py",
+    "experiments/evaluate.py",
 )  # fmt: skip
 MIXTURE, REAL_IMAGES = 100, 101  # what a draw of NumPy's is for, beside a run's seed
 
@@ -217,14 +221,14 @@ def evaluate_likelihood(
     s = settings
     z_mean, z_log_std = latent.encode(vae.encoder, images)
     posteriors = tuple(vae_main.with_noise_latents(vae, part).numpy() for part in (z_mean, z_log_std))
-    started = time.perf_counter()
+    at_once, started = not any(place.iterdir()), time.perf_counter()
     weighed = weigh_all(vae, s, images, posteriors, samples, place, "weighing")
     seconds = time.perf_counter() - started
     errors = weighed.bounds.std(axis=1, ddof=1) / math.sqrt(len(images))
     active = z_mean.var(axis=0) > report.ACTIVE_VARIANCE  # (L,)
     numbers = summary(weighed) | {
         "samples": samples,
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 1) if at_once else None,  # of the last part only, had it been stopped
         "bounds": [
             {"samples": size, "bound": float(bound.mean()), "standard_error_images": float(error)}
             for size, bound, error in zip(sizes_up_to(samples), weighed.bounds, errors, strict=True)
@@ -240,7 +244,7 @@ def evaluate_likelihood(
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------
-def posterior_draws(vae: Any, settings: Settings, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw_latents(vae: Any, settings: Settings, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A z (N, L) from the posterior of each uint8 image (N, H, W, C); of the plain autoencoder, its code."""
     z_mean, z_log_std = latent.encode(vae.encoder, images)
     if settings.autoencoder:
@@ -269,8 +273,8 @@ def evaluate_samples(
     if s.binarize == "dynamic":
         train = data.binarize(train, (s.seed, REAL_IMAGES))
     say(f"fitting    a mixture of {components} Gaussians to the latents of {len(train):,} training images")
-    mixture = latent.fit_mixture(posterior_draws(vae, s, train, rng), components, s.seed)
-    z = posterior_draws(vae, s, dataset.test_images, rng)  # which the mixture has not been fitted to
+    mixture = latent.fit_mixture(draw_latents(vae, s, train, rng), components, s.seed)
+    z = draw_latents(vae, s, dataset.test_images, rng)  # which the mixture has not been fitted to
     numbers: dict[str, Any] = {
         "mixture": {
             "components": mixture.n_components,
@@ -289,7 +293,7 @@ def evaluate_samples(
         numbers["prior"] = {"log_density_of_latents": float(np.mean(vae.prior.log_density(tf.constant(z))))}
     sets["samples from the mixture"] = decode(vae, latent.draw_mixture(mixture, count, s.seed), rng)
     if grey.test_images.shape[1:] == (28, 28, 1):
-        say("judging    by a digit classifier, trained for it on the grey training images")
+        say("judging    by a small classifier, trained for it on the grey training images")
         numbers["frechet"] = frechet_distances(sets, grey, chosen, count)
     distances = {name: f", {distance:.1f}" for name, distance in (numbers["frechet"] or {}).items()}
     plots.save_image_sets(
@@ -347,6 +351,8 @@ def table(numbers: dict[str, Any]) -> str:
         if published := numbers["published_nll"]:
             row("published", f"-{published['nll']} nats", f"{published['source']}: {published['model']}")
         row("active units", f"{found['active_units']} of {found['latent_dim']}")
+        if found["seconds"] is not None:
+            row("weighing took", f"{found['seconds']:.0f} seconds")
     if why := numbers.get("refused"):
         row("note", why)
     if "prior" in numbers["samples"]:
@@ -355,7 +361,7 @@ def table(numbers: dict[str, Any]) -> str:
         more = "the difference: by so much, at least, is the prior not where the images are"
         row("... under the mixture", f"{mixture:.2f} nats", more)
     if distances := numbers["samples"]["frechet"]:
-        lines += ["", "How far from test images?  Frechet distance in a digit classifier's features; no Inception FID."]
+        lines += ["", "How far from test images?  Frechet distance in a small classifier's features; no Inception FID."]
         for name, distance in distances.items():
             row(name, f"{distance:.2f}", "the floor" if name == "training images" else "")
     return "\n".join(lines)
@@ -387,15 +393,28 @@ def unfinished(folder: Path, samples: int) -> Path:
     return folder / f".evaluation-{fingerprint([*texts, *((ROOT / name).read_text() for name in CODE)])}"
 
 
+def evaluated(folder: Path, identity: str) -> dict[str, Any] | None:
+    """The numbers of an evaluation that is finished, if it was by this code, of this checkpoint and just as asked."""
+    path = folder / "evaluation.json"
+    numbers = json.loads(path.read_text()) if path.exists() else {}
+    return numbers if numbers.get("identity") == identity else None
+
+
 def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Evaluate a run: write evaluation.json and the pictures into its folder, and return the numbers.
 
-    Raises SettingsError, runs.RunError, data.DataError and OSError.
+    If this code has done so before, they are read. Raises SettingsError, runs.RunError, data.DataError and OSError.
     """
     vae, s, dataset = load_run(folder)
+    place = unfinished(folder, samples)
+    identity = f"{place.name.removeprefix('.evaluation-')}-{components}"
+    if before := evaluated(folder, identity):
+        say(f"run        {folder}, step {before['step']:,}, evaluated before")
+        return before
     meaning = report.kind(s)
     numbers: dict[str, Any] = {
         "run": folder.name,
+        "identity": identity,
         "step": runs.saved_steps(folder)[-1],
         "kind": meaning,
         "images": test_set(s, len(dataset.test_images)),
@@ -404,9 +423,8 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
         "published_nll": None,
     }
     say(f"run        {folder}, step {numbers['step']:,}")
-    place = unfinished(folder, samples)
     if meaning == "none":
-        numbers["refused"] = report.remarks(s, {"kind": meaning}, [])[0]
+        *_, numbers["refused"] = report.remarks(s, {"kind": meaning}, [])  # the last one, without a history
     else:
         for old in folder.glob(".evaluation-*"):
             if old != place:

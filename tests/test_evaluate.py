@@ -225,6 +225,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_was_and_ends_as_an_unbroken_
         one["likelihood"]["seconds"] = one["run"] = None
     assert numbers == expected
 
+    monkeypatch.setattr(evaluate, "weigh_all", lambda *_: pytest.fail("weighed again"))
+    capsys.readouterr()
+    assert ask(folder, "--samples", 100) == 0  # which is finished
+    assert f"{expected['likelihood']['log_likelihood']:.2f} nats" in capsys.readouterr().out
+
     kept = evaluate.unfinished(folder, 100)
     assert kept == evaluate.unfinished(folder, 100)
     runs.save(runs.checkpoint(), folder, 9)  # other weights, other numbers
@@ -278,7 +283,7 @@ def test_how_much_better_a_mixture_knows_where_the_latents_are(make_run, monkeyp
     ("overrides", "told", "sets"),
     [
         ({"autoencoder": True}, "A plain autoencoder has no prior and no likelihood", 1),
-        ({"loss": "mse", "binarize": "none"}, "Not a likelihood: mse without its constants", 2),
+        ({"loss": "mse", "binarize": "none", "held_out": 16}, "Not a likelihood: mse without its constants", 2),
         ({"binarize": "none"}, "Not a likelihood: cross-entropy on grey pixels", 2),
     ],
 )
