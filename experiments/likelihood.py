@@ -46,7 +46,8 @@ FLOW = {
     "prior": "realnvp", "batch_size": 250, "kl_steps": 2_000, "learning_rate": 3e-3, "gradient_clip": 5.0,
 }  # fmt: skip
 TIGHTEN = {"bound": "dreg", "kl_schedule": "constant", "learning_rate": 5e-4}  # a tighter bound, to end with
-QUICK = {"labels": (1, 7), "encoder_layers": (32,), "decoder_layers": (32,), "kl_steps": 50, "bound_samples": 2}
+BOUND_NAMES = {"iwae": "IWAE", "dreg": "DReG"}
+QUICK = {"labels": (1, 7), "encoder_layers": (32,), "decoder_layers": (32,), "kl_steps": 50}
 
 
 class Row(NamedTuple):
@@ -120,7 +121,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> Asked:
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.rows if name not in ROWS]:
         parser.error(f"ROW: {unknown[0]!r} is not allowed; {', '.join(ROWS)} are")
-    place = ROOT / ("predictions/quick" if asked.quick or asked.held_out else "images")
+    place = ROOT / ("predictions/quick" if asked.quick else "predictions/likelihood" if asked.held_out else "images")
     return Asked(asked.rows or list(ROWS), 50 if asked.quick else 5_000, asked.held_out, asked.quick, place)
 
 
@@ -159,20 +160,30 @@ def train(settings: Settings) -> tuple[Path, dict[str, float]]:
     """Make a training, or what is missing of it; return its folder and the minutes it took, until its last picture.
 
     They are those of the clock and, since the machine may have had other work to do, of the processor: what all cores
-    together spent on it. Those of a training that is killed (not stopped with Ctrl-C, nor by SIGTERM) are lost.
+    together spent on it. They are written with every checkpoint, so that of a training that is killed no more is lost
+    than has to be trained again.
     """
     folder = Path(settings.output_dir) / settings.run_name
-    watch = folder / "minutes.json"
-    if not (folder / "report.json").exists():
-        clock, processor = time.perf_counter(), time.process_time()
-        try:
-            vae_main.train(settings, folder if (folder / "params.json").exists() else None)
-        finally:
-            if folder.exists():
-                before = json.loads(watch.read_text()) if watch.exists() else {"clock": 0, "processor": 0}
-                spent = {"clock": time.perf_counter() - clock, "processor": time.process_time() - processor}
-                write_json(watch, {name: before[name] + seconds / 60 for name, seconds in spent.items()})
-    return folder, json.loads(watch.read_text())
+    path = folder / "minutes.json"
+    if (folder / "report.json").exists():
+        return folder, json.loads(path.read_text())
+    before = json.loads(path.read_text()) if path.exists() else {"clock": 0, "processor": 0}
+    started = {"clock": time.perf_counter(), "processor": time.process_time()}
+
+    def note_minutes(*_):
+        now = {"clock": time.perf_counter(), "processor": time.process_time()}
+        write_json(path, {name: before[name] + (now[name] - started[name]) / 60 for name in before})
+
+    steps = settings.epochs * (60_000 - settings.held_out) // settings.batch_size
+    try:
+        vae_main.train(
+            settings, folder if (folder / "params.json").exists() else None,
+            watch=note_minutes, watch_at=range(0, steps, settings.checkpoint_every),
+        )  # fmt: skip
+    finally:
+        if folder.exists():
+            note_minutes()
+    return folder, json.loads(path.read_text())
 
 
 def make_row(name: str, asked: Asked) -> dict[str, Any]:
@@ -190,10 +201,14 @@ def make_row(name: str, asked: Asked) -> dict[str, Any]:
         "elbo": likelihood["bounds"][0]["bound"],
         "inactive_from_prior": likelihood["inactive_from_prior"],
         "images": worth["images"],
-        "trained_on": 60_000 - HELD_OUT * asked.held_out,
-        "minutes": [minutes for _, minutes in trainings],
-        "epochs": [runs.read_params(folder)["settings"]["epochs"] for folder, _ in trainings],
-        "stages": [json.loads(json.dumps(stage)) for stage in ROWS[name].stages],
+        "trainings": [
+            {
+                "minutes": minutes,
+                "commit": runs.read_params(folder)["git_commit"],
+                "settings": runs.read_params(folder)["settings"],
+            }
+            for folder, minutes in trainings
+        ],
         "frechet": worth["samples"]["frechet"],
         "hardware": hardware(),
         **{key: likelihood[key] for key in ("standard_error_images", "standard_error_sampling", "samples", "seconds",
@@ -228,18 +243,24 @@ def table_of(rows: dict[str, Any]) -> str:
     headers = ("row", "model", "NLL", "± images", "± sampling", "aim", "published", "active", "epochs")
     minutes = ("minutes", "core-minutes")
 
+    def epochs_of(training: dict[str, Any]) -> str:
+        s = training["settings"]
+        of_what = "ELBO" if s["bound"] == "elbo" else f"{BOUND_NAMES[s['bound']]} K = {s['bound_samples']}"
+        return f"{s['epochs']:,} {of_what}"
+
     def line(name: str, row: dict[str, Any]) -> tuple[str, ...]:
-        clock, processor = (sum(spent[name] for spent in row["minutes"]) for name in ("clock", "processor"))
+        spent = [training["minutes"] for training in row["trainings"]]
+        clock, processor = (sum(minutes[name] for minutes in spent) for name in ("clock", "processor"))
         return (
             f"`{name}`",
             ROWS[name].title,
             f"{row['nll']:.2f}",
             f"{row['standard_error_images']:.2f}",
             f"{row['standard_error_sampling']:.3f}",
-            f"{ROWS[name].aim:g}",
+            f"{ROWS[name].aim:g} in {ROWS[name].aimed_minutes} min",
             ROWS[name].published,
             f"{row['active_units']} of {row['latent_dim']}",
-            " + ".join(f"{epochs:,}" for epochs in row["epochs"]),
+            ", ".join(map(epochs_of, row["trainings"])),
             f"{clock:.0f}",
             f"{processor:.0f}",
         )
@@ -256,9 +277,9 @@ def main(asked: Asked) -> int:
         for name in asked.rows:
             numbers[name] = make_row(name, asked)
             publish(numbers, asked)
-    except (KeyboardInterrupt, runs.Stopped):
+    except (KeyboardInterrupt, runs.Stopped) as stopped:
         print("\nstopped    the same command goes on from here", file=sys.stderr)
-        return 130
+        return 128 + (stopped.args[0] if isinstance(stopped, runs.Stopped) else signal.SIGINT)
     except (SettingsError, runs.RunError, data.DataError, runs.Diverged, OSError) as error:
         print(f"likelihood: error: {error}", file=sys.stderr)
         return 1

@@ -1,15 +1,16 @@
 """experiments/likelihood.py: what its rows are made of, and a toy run of one."""
 
 import json
+import time
 from itertools import pairwise
 
-import numpy as np
 import pytest
 
 import main
 from experiments import likelihood
 from experiments.study import ROOT
 from utils import runs
+from utils.settings import NAMES
 
 
 def asked(*words):
@@ -42,10 +43,18 @@ def test_the_published_networks_are_those_of_the_paper():
 
 
 def test_rows_that_begin_alike_share_their_beginning_and_no_other_training():
-    vae, iwae, mlp = (likelihood.stages_of(name, asked()) for name in ("vae", "iwae", "mlp"))
+    vae, iwae, mlp, best = (likelihood.stages_of(name, asked()) for name in ("vae", "iwae", "mlp", "best"))
     assert iwae[0].run_name == vae[0].run_name
-    names = [settings.run_name for settings in (*iwae, *mlp)]
+    assert best[0].run_name == mlp[0].run_name
+    names = [settings.run_name for settings in (*iwae, *mlp, *best[1:])]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", likelihood.ROWS)
+def test_a_row_leaves_no_constant_that_has_a_part_in_the_result_to_params(name):
+    elsewhere = {"DATA_DIR", "RUN_NAME", "OUTPUT_DIR"}
+    for stage in likelihood.ROWS[name].stages:
+        assert {setting.upper() for setting in likelihood.COMMON | stage} == set(NAMES) - elsewhere
 
 
 def test_an_unknown_row_is_refused_in_one_line(capsys):
@@ -79,10 +88,37 @@ def test_a_toy_row_is_trained_evaluated_and_not_made_twice(monkeypatch, tmp_path
     evaluation = json.loads((folders[-1] / "evaluation.json").read_text())
     assert first["nll"] == -evaluation["likelihood"]["log_likelihood"]
     assert first["standard_error_images"] == evaluation["likelihood"]["standard_error_images"]
-    assert len(first["minutes"]) == 3
-    assert min(minutes for spent in first["minutes"] for minutes in spent.values()) > 0
+    assert len(first["trainings"]) == 3
+    assert min(minutes for training in first["trainings"] for minutes in training["minutes"].values()) > 0
     monkeypatch.setattr(likelihood.vae_main, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(likelihood.evaluate, "weigh_all", lambda *_: pytest.fail("evaluated again"))
     assert likelihood.main(once) == 0
-    assert json.loads(path.read_text())["rows"]["iwae"]["minutes"] == first["minutes"]
-    assert np.isclose(json.loads(path.read_text())["rows"]["iwae"]["nll"], first["nll"])
+    assert json.loads(path.read_text())["rows"]["iwae"] == first
     assert f"{first['nll']:.2f}" in capsys.readouterr().out
+
+
+def test_a_training_that_is_killed_keeps_its_minutes_up_to_the_last_checkpoint(monkeypatch, tmp_path):
+    settings = likelihood.stages_of("vae", asked())[0].model_copy(update={"output_dir": str(tmp_path)})
+    folder = tmp_path / settings.run_name
+    folder.mkdir()
+    noted = []
+
+    def train(settings, resumed, watch, watch_at):
+        assert list(watch_at)[:2] == [0, settings.checkpoint_every]
+        watch(None, 0)
+        time.sleep(0.05)
+        watch(None, settings.checkpoint_every)
+        noted.append(json.loads((folder / "minutes.json").read_text())["clock"])
+        if len(noted) == 1:
+            monkeypatch.setattr(likelihood, "write_json", lambda *_: None)  # killed: nothing more is written
+            raise KeyboardInterrupt
+        (folder / "report.json").write_text("{}")
+
+    monkeypatch.setattr(likelihood.vae_main, "train", train)
+    write = likelihood.write_json
+    with pytest.raises(KeyboardInterrupt):
+        likelihood.train(settings)
+    monkeypatch.setattr(likelihood, "write_json", write)
+    _, minutes = likelihood.train(settings)
+    assert 0.05 / 60 <= noted[0] < noted[1] <= minutes["clock"]
+    assert minutes["clock"] >= 0.1 / 60
