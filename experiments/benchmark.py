@@ -96,9 +96,9 @@ def our_settings(batch_size, activation):
     """The settings with which main.py does the contenders' work."""
     return from_params(
         binarize="dynamic", encoder_layers=HIDDEN, decoder_layers=HIDDEN, activation=activation, latent_dim=LATENTS,
-        prior="standard", autoencoder=False, loss="ce", reconstruction_reduction="sum", bound="elbo", bound_samples=1,
-        kl_schedule="constant", kl_weight_end=1.0, decoder_scale="fixed", free_bits=0.0, batch_size=batch_size,
-        learning_rate=LEARNING_RATE, gradient_clip=0.0, lr_schedule="constant",
+        noise_dim=0, prior="standard", autoencoder=False, loss="ce", reconstruction_reduction="sum",
+        bound="elbo", bound_samples=1, kl_schedule="constant", kl_weight_end=1.0, decoder_scale="fixed", free_bits=0.0,
+        batch_size=batch_size, learning_rate=LEARNING_RATE, gradient_clip=0.0, lr_schedule="constant",
     )  # fmt: skip
 
 
@@ -304,6 +304,8 @@ def step_products(x, kernels):
 def matrix_products(images, batch_size):
     """step_products of the network."""
     import tensorflow as tf
+
+    import main  # noqa: F401 (for the flags of XLA that it sets)
 
     sizes = [*pairwise(ENCODER_SIZES), *pairwise(DECODER_SIZES)]
     kernels = [tf.random.normal(size) / size[0] ** 0.5 for size in sizes]
