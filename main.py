@@ -38,7 +38,7 @@ with quiet_start():
 
 from utils import data, pictures, plots, report, runs
 from utils.likelihood import LOG_2_PI, log_likelihood, log_standard_normal
-from utils.priors import Prior, build_prior
+from utils.priors import Prior, build_prior, standard_normal
 
 keras.config.set_floatx("float32")
 
@@ -50,11 +50,6 @@ ENCODER_WEIGHTS, DECODER_WEIGHTS, SHUFFLE, PIXELS, NOISE, TEST_NOISE, GRID_LATEN
 def random_key(seed: tf.Tensor | int, purpose: int, step: tf.Tensor | int) -> tf.Tensor:
     """The key (2,) of one stateless draw, different for each seed, purpose and step."""
     return tf.stack([tf.cast(seed, tf.int64) * 16 + purpose, tf.cast(step, tf.int64)])
-
-
-def standard_normal(shape: tuple[int, ...], key: tf.Tensor) -> tf.Tensor:
-    """Draws from N(0, I). Philox is named because the default algorithm is 50 times slower under XLA on a CPU."""
-    return tf.random.stateless_normal(shape, key, alg="philox")
 
 
 def dense(units: int, key: tuple[int, ...], activation: str | None = None, name: str | None = None) -> keras.Layer:
@@ -631,7 +626,7 @@ def judge(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path) -> 
     write_json(folder / "report.json", judged)
     plots.save_curves(folder / "curves.png", history, title=folder.name)
     pictures.write_film(folder, "reconstructions" if s.autoencoder else "samples")
-    if s.latent_dim == 2 and not s.noise_dim and not s.autoencoder:
+    if s.latent_dim == 2 and not s.noise_dim and s.prior == "standard" and not s.autoencoder:
         pictures.write_manifold(folder, partial(decode, vae))
     pictures.write_projector(folder / "tensorboard", z_mean, dataset.test_labels, dataset.test_images)
     return judged

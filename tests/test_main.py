@@ -658,14 +658,39 @@ def fit(monkeypatch, tmp_path):
     return lambda vae, chosen, *watch: main.fit(vae, chosen, dataset, tmp_path, print, *watch)
 
 
-def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(fit, tmp_path):
-    chosen = from_params(**TINY | {"loss": "mse", "decoder_scale": "learned"})
+@pytest.mark.parametrize(
+    ("prior", "more"),
+    [("standard", 0), ("vampprior", 1), ("mixture", 3), ("realnvp", 36)],  # weights of its own
+)
+def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(prior, more, fit, tmp_path):
+    chosen = from_params(**TINY | {"loss": "mse", "decoder_scale": "learned", "prior": prior})
     trained, restored = random_vae(chosen), random_vae(chosen, seed=1)
     fit(trained, chosen)
     runs.checkpoint(**restored.parts).read(str(tmp_path / "checkpoints" / "step-6")).expect_partial()
-    assert len(trained.weights) == 9
+    assert len(trained.weights) == 9 + more
     for weight, same in zip(trained.weights, restored.weights, strict=True):
         np.testing.assert_array_equal(weight, same)
+
+
+@pytest.mark.parametrize("prior", ["standard", "vampprior", "mixture", "realnvp"])
+def test_a_run_on_a_bound_that_goes_on_after_a_stop_ends_as_an_unbroken_one(prior, fit, tmp_path):
+    bound = {"bound": "dreg", "bound_samples": 4, "bound_chunk": 4, "gradient_clip": 1.0}  # an image at a time
+    chosen = from_params(**TINY | bound | {"prior": prior, "checkpoint_every": 4})
+    unbroken, before, after = (random_vae(chosen, seed) for seed in (0, 0, 1))
+    fit(unbroken, chosen)
+    lines = [{**line, "images_per_second": 0} for line in runs.read_history(tmp_path)]
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "history.jsonl").unlink()
+
+    def stop(vae, step):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(before, chosen, stop, (5,))
+    assert runs.saved_steps(tmp_path) == [4]
+    fit(after, chosen)
+    assert [{**line, "images_per_second": 0} for line in runs.read_history(tmp_path)] == lines
+    assert all(np.array_equal(weight, same) for weight, same in zip(after.weights, unbroken.weights, strict=True))
 
 
 def test_a_watch_sees_the_weights_of_each_of_its_steps_and_changes_none(fit, tmp_path):
@@ -707,6 +732,8 @@ def test_a_run_starts_from_the_weights_of_another_and_with_an_optimizer_of_its_o
         other = from_params(**TINY | {"start_from": str(tmp_path), name: value})
         with pytest.raises(SettingsError, match=f"^{name}: .* is not allowed with start_from"):
             runs.start_from(other, main.build_vae(other, SHAPE).parts)
+    unused = from_params(**TINY | {"start_from": str(tmp_path), "prior_components": 7, "prior_layers": 3})
+    runs.start_from(unused, main.build_vae(unused, SHAPE).parts)  # N(0, I) has none of them
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(runs.RunError, match="has no checkpoint to start from"):
         runs.start_from(going_on, new.parts)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from utils.likelihood import LOG_2_PI, log_standard_normal
 
-LOG_SCALE_BOUND = 2.0  # of one coupling layer, which stretches by at most exp(2): no flow overflows
+LOG_SCALE_BOUND = 2.0  # of one coupling layer, which stretches by at most exp(2): a few layers can't overflow
 INITIAL_WEIGHTS = 1_000  # the initial weights' purpose; those of the networks, in main.py, are small numbers
 
 

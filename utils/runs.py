@@ -31,10 +31,13 @@ from utils.settings import Settings, SettingsError, load_saved
 
 KEPT_CHECKPOINTS = 3
 REPOSITORY = Path(__file__).resolve().parent.parent
-WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights
-    "encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale",
-    "prior", "prior_components", "prior_layers", "prior_units",
+WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights ...
+    "encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale", "prior",
 )  # fmt: skip
+PRIOR_DEPENDS_ON = {  # ... and these, by their prior
+    "standard": (), "vampprior": ("prior_components",), "mixture": ("prior_components",),
+    "realnvp": ("prior_layers", "prior_units"),
+}  # fmt: skip
 
 
 class RunError(Exception):
@@ -295,7 +298,7 @@ def start_from(settings: Settings, parts: dict[str, Any]) -> None:
     """
     folder = find(settings.start_from, settings.output_dir, "--start-from")
     saved = load_saved(read_params(folder)["settings"])
-    for name in WEIGHTS_DEPEND_ON:
+    for name in (*WEIGHTS_DEPEND_ON, *PRIOR_DEPENDS_ON[settings.prior]):
         if (here := getattr(settings, name)) != (there := getattr(saved, name)):
             raise SettingsError(f"{name}: {here!r} is not allowed with start_from {folder.name!r}, which has {there!r}")
     load_weights(checkpoint(**parts), folder)
