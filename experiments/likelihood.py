@@ -46,6 +46,7 @@ FLOW = {
     "prior": "realnvp", "batch_size": 250, "kl_steps": 2_000, "learning_rate": 3e-3, "gradient_clip": 5.0,
 }  # fmt: skip
 TIGHTEN = {"bound": "dreg", "kl_schedule": "constant", "learning_rate": 5e-4}  # a tighter bound, to end with
+PLACES = {"data_dir", "output_dir", "run_name", "start_from"}  # settings that say where, not what
 BOUND_NAMES = {"iwae": "IWAE", "dreg": "DReG"}
 QUICK = {"labels": (1, 7), "encoder_layers": (32,), "decoder_layers": (32,), "kl_steps": 50}
 
@@ -191,8 +192,9 @@ def make_row(name: str, asked: Asked) -> dict[str, Any]:
     trainings = []
     for settings in stages_of(name, asked):
         print(f"\n{name}: training {len(trainings) + 1} of {len(ROWS[name].stages)}", flush=True)
-        trainings.append(train(settings))
-    folder = trainings[-1][0]
+        folder, minutes = train(settings)
+        commit, values = runs.read_params(folder)["git_commit"], settings.model_dump(mode="json", exclude=PLACES)
+        trainings.append({"minutes": minutes, "commit": commit, "settings": values})
     worth = evaluate.evaluate(folder, asked.samples, components=25)
     likelihood = worth["likelihood"]
     return {
@@ -201,14 +203,7 @@ def make_row(name: str, asked: Asked) -> dict[str, Any]:
         "elbo": likelihood["bounds"][0]["bound"],
         "inactive_from_prior": likelihood["inactive_from_prior"],
         "images": worth["images"],
-        "trainings": [
-            {
-                "minutes": minutes,
-                "commit": runs.read_params(folder)["git_commit"],
-                "settings": runs.read_params(folder)["settings"],
-            }
-            for folder, minutes in trainings
-        ],
+        "trainings": trainings,
         "frechet": worth["samples"]["frechet"],
         "hardware": hardware(),
         **{key: likelihood[key] for key in ("standard_error_images", "standard_error_sampling", "samples", "seconds",

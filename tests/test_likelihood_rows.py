@@ -89,6 +89,7 @@ def test_a_toy_row_is_trained_evaluated_and_not_made_twice(monkeypatch, tmp_path
     assert first["nll"] == -evaluation["likelihood"]["log_likelihood"]
     assert first["standard_error_images"] == evaluation["likelihood"]["standard_error_images"]
     assert len(first["trainings"]) == 3
+    assert str(tmp_path) not in path.read_text()
     assert min(minutes for training in first["trainings"] for minutes in training["minutes"].values()) > 0
     monkeypatch.setattr(likelihood.vae_main, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(likelihood.evaluate, "weigh_all", lambda *_: pytest.fail("evaluated again"))
