@@ -131,10 +131,12 @@ if __name__ == "__main__":
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the table's hardware is the CPU, whatever else there is
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
 
+from matplotlib.figure import Figure
+
 import main as vae_main
 from experiments import evaluate
 from experiments.study import fingerprint, table, with_tables
-from utils import data, runs
+from utils import data, plots, runs
 
 
 # --- a row ------------------------------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ def make_row(name: str, asked: Asked) -> dict[str, Any]:
     return {
         "command": f"python -m experiments.likelihood {name}",
         "nll": -likelihood["log_likelihood"],
-        "elbo": likelihood["bounds"][0]["bound"],
+        "bounds": likelihood["bounds"],
         "inactive_from_prior": likelihood["inactive_from_prior"],
         "images": worth["images"],
         "trainings": trainings,
@@ -220,17 +222,36 @@ def hardware() -> str:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 def publish(numbers: dict[str, Any], asked: Asked) -> None:
-    """Write the numbers of all rows that were ever made to likelihood.json, print their table, put it in the README."""
+    """Write the numbers of all rows that were ever made to likelihood.json and draw their bounds beside it, as .png.
+
+    Prints their table too, and puts it in the README.
+    """
     path = asked.images / ("likelihood-held-out.json" if asked.held_out else "likelihood.json")
     before = json.loads(path.read_text())["rows"] if path.exists() else {}
     rows = {name: (before | numbers)[name] for name in ROWS if name in before | numbers}
     tables = {"likelihood": table_of(rows)}
     asked.images.mkdir(parents=True, exist_ok=True)
     write_json(path, {"rows": rows, "tables": tables})
+    save_figure(path.with_suffix(".png"), rows)
     print(f"\n{tables['likelihood']}")
     if asked.images == ROOT / "images":
         readme = ROOT / "README.md"
         write_whole(readme, with_tables(readme.read_text(), tables).encode())
+
+
+def save_figure(path: Path, rows: dict[str, Any]) -> None:
+    """Draw each row's bound on the log-likelihood as a function of the number of draws."""
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for name, row in rows.items():
+        sizes, values = ([bound[key] for bound in row["bounds"]] for key in ("samples", "bound"))
+        axes.plot(sizes, values, marker="o", markersize=4, label=f"{name}: ELBO {values[0]:.2f}, NLL {row['nll']:.2f}")
+    axes.set(xscale="log", xlabel="K, draws of z", ylabel="bound on the log-likelihood (nats per image)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_title(next(iter(rows.values()))["images"], fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9, loc="lower right")
+    plots.save_figure(path, figure)
 
 
 def table_of(rows: dict[str, Any]) -> str:

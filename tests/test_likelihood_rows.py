@@ -5,6 +5,7 @@ import time
 from itertools import pairwise
 
 import pytest
+from PIL import Image
 
 import main
 from experiments import likelihood
@@ -87,6 +88,10 @@ def test_a_toy_row_is_trained_evaluated_and_not_made_twice(monkeypatch, tmp_path
     ]
     evaluation = json.loads((folders[-1] / "evaluation.json").read_text())
     assert first["nll"] == -evaluation["likelihood"]["log_likelihood"]
+    assert [bound["samples"] for bound in first["bounds"]] == [1, 2, 5]
+    assert -first["nll"] == pytest.approx(first["bounds"][-1]["bound"])
+    with Image.open(path.with_suffix(".png")) as picture:
+        assert picture.size == (825, 528)
     assert first["standard_error_images"] == evaluation["likelihood"]["standard_error_images"]
     assert len(first["trainings"]) == 3
     assert str(tmp_path) not in path.read_text()
