@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from experiments.study import (
+    BASE,
     Study,
     Trained,
     Training,
@@ -162,12 +163,13 @@ def run(study: Study) -> None:
 
 def table_of(models: dict[str, Any], floor: float) -> str:
     """A row for each model, best samples first, under that of real images."""
-    headers = ("model", *SETS.values(), "samples sure, %", "NLL, nats")
+    nll = f"NLL of binarised test images, nats, K = {BASE['nll_samples']}"
+    headers = ("model", *SETS.values(), "samples sure, %", nll)
     rows = [("training images", "", "", f"{floor:.2f}", "", "")]
     for name in ranked(models):
         found = models[name]
-        nll = shown(found["nll"]) if "nll" in found else ""
-        rows.append((name, *(shown(found[key]) for key in SETS), shown(in_percent(found["sure"])), nll))
+        worth = shown(found["nll"]) if "nll" in found else ""
+        rows.append((name, *(shown(found[key]) for key in SETS), shown(in_percent(found["sure"])), worth))
     return table(headers, rows)
 
 
