@@ -117,7 +117,7 @@ CODE = (  # on which what is kept of an evaluation depends
     "main.py", "utils/likelihood.py", "utils/priors.py", "utils/data.py", "utils/latent.py", "utils/classifier.py",
     "experiments/evaluate.py",
 )  # fmt: skip
-MIXTURE, REAL_IMAGES = 100, 101  # what a draw of NumPy's is for, beside a run's seed
+MIXTURE, REAL_IMAGES, CHOICE = 100, 101, 102  # what a draw of NumPy's is for, beside a run's seed
 
 
 # --- the likelihood ---------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def evaluate_samples(
         "frechet": None,
     }
     count = min(len(train), len(z))  # as many of each, since the distance depends on how many there are
-    chosen = rng.permutation(len(train))[:count]
+    chosen = np.random.default_rng(CHOICE).permutation(len(train))[:count]  # whatever the seed: the floor is the same
     sets = {"reconstructions": data.in_batches(lambda x, start: (vae_main.reconstruct(vae, x),), train[chosen])[0]}
     if not s.autoencoder:
         prior_latents = vae_main.sample_prior(vae, count, vae_main.random_key(s.seed, vae_main.GRID_LATENTS, 1))
