@@ -12,7 +12,7 @@ import sys
 
 from experiments.study import ROOT, Study, is_finished, mark, read_command_line
 
-EXPERIMENTS = ("losses", "kl_weight", "architecture", "latent_space", "new_label", "noise_latents")
+EXPERIMENTS = ("losses", "kl_weight", "architecture", "latent_space", "new_label", "noise_latents", "sample_quality")
 
 
 def command(study: Study) -> list[str]:
