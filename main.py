@@ -604,7 +604,7 @@ def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
 
 
 def write_grids(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, epoch: int) -> dict[str, np.ndarray]:
-    """Write an epoch's grids, of the same latents and test images in all; return them by name, uint8 (H', W', C)."""
+    """Write an epoch's grids, of the same draws and test images in all; return them by name, uint8 (H', W', C)."""
     grids = {"reconstructions": pictures.write_reconstructions(folder, epoch, partial(reconstruct, vae), dataset)}
     if not settings.autoencoder:  # which has no prior to sample from
         latents = sample_prior(vae, 100, random_key(settings.seed, GRID_LATENTS, 0))

@@ -55,7 +55,7 @@ FREE_BITS: Annotated[float, Ge(0), Le(10**6)] = 0.0  # nats of KL per latent tha
 BOUND: Literal["elbo", "iwae", "dreg"] = "elbo"  # what is maximised: the ELBO, or the tighter importance-weighted bound
 # ("dreg": with a less noisy gradient)
 BOUND_SAMPLES: Annotated[int, Ge(1)] = 1  # draws of z per image and step: a tighter bound or, of the ELBO, less noise
-BOUND_CHUNK: Annotated[int, Ge(1)] = 1_000  # with several draws, how many are worked on at once, which bounds the
+BOUND_CHUNK: Annotated[int, Ge(1)] = 1_024  # with several draws, how many are worked on at once, which bounds the
 # memory: a batch is split into equal parts
 
 # --- optimiser --------------------------------------------------------------------------------------------------------

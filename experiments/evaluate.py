@@ -37,12 +37,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.settings import Settings, SettingsError, from_params, load_saved
+from utils.settings import Settings, SettingsError, from_params, load_saved, refuse
 
 
 class Asked(NamedTuple):
@@ -65,12 +66,6 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return read
 
 
-def refuse(message: str) -> NoReturn:
-    """Tell what is wrong with the command line, in one line."""
-    print(f"evaluate: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def read_command_line(argv: Sequence[str] | None = None) -> Asked:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
     parser = argparse.ArgumentParser(
@@ -79,7 +74,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> Asked:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.error = refuse
+    parser.error = partial(refuse, "evaluate")
     parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
     samples = "importance samples per test image, as K in papers [default 5000]"
     parser.add_argument("--samples", type=whole(2, 10**6), default=5_000, metavar="K", help=samples)
@@ -92,7 +87,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> Asked:
     try:
         asked.output_dir = asked.output_dir or from_params().output_dir
     except SettingsError as error:
-        refuse(str(error))
+        parser.error(str(error))
     return Asked(**vars(asked))
 
 
@@ -115,7 +110,7 @@ SHOWN = 100  # images in each part of samples_mixture.png
 CLASSIFIER_SEED = 0  # the same for all runs, so that the distances of those on the same data can be compared
 CODE = (  # on which what is kept of an evaluation depends
     "main.py", "utils/likelihood.py", "utils/priors.py", "utils/data.py", "utils/latent.py", "utils/classifier.py",
-    "experiments/evaluate.py",
+    "utils/report.py", "experiments/evaluate.py",
 )  # fmt: skip
 MIXTURE, REAL_IMAGES, CHOICE = 100, 101, 102  # what a draw of NumPy's is for, beside a run's seed
 
@@ -353,12 +348,12 @@ def table(numbers: dict[str, Any]) -> str:
         row("active units", f"{found['active_units']} of {found['latent_dim']}")
         if found["seconds"] is not None:
             row("weighing took", f"{found['seconds']:.0f} seconds")
-    if why := numbers.get("refused"):
-        row("note", why)
+    if numbers["note"]:
+        row("note", numbers["note"])
     if "prior" in numbers["samples"]:
         prior, mixture = (numbers["samples"][name]["log_density_of_latents"] for name in ("prior", "mixture"))
         row("latents under prior", f"{prior:.2f} nats")
-        more = "the difference: by so much, at least, is the prior not where the images are"
+        more = "the difference: by so much, at least, is the prior not where the images are" * (mixture > prior)
         row("... under the mixture", f"{mixture:.2f} nats", more)
     if distances := numbers["samples"]["frechet"]:
         lines += ["", "How far from test images?  Frechet distance in a small classifier's features; no Inception FID."]
@@ -421,11 +416,12 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
         "prior_distribution": s.prior,
         "likelihood": None,
         "published_nll": None,
+        "note": None,
     }
     say(f"run        {folder}, step {numbers['step']:,}")
-    if meaning == "none":
-        *_, numbers["refused"] = report.remarks(s, {"kind": meaning}, [])  # the last one, without a history
-    else:
+    if meaning != "likelihood":
+        *_, numbers["note"] = report.remarks(s, {"kind": meaning}, [])  # the last one, without a history
+    if meaning != "none":
         for old in folder.glob(".evaluation-*"):
             if old != place:
                 shutil.rmtree(old)

@@ -5,7 +5,7 @@
 The VAE of the Analysis with three losses (cross-entropy on binarised images; squared error and absolute difference with
 a learned scale, on grey ones), a plain autoencoder, and cross-entropy with each learned prior. Of each, three sets of
 images are decoded: draws from the prior (for the autoencoder from N(0, I), which it has never heard of), draws from a
-mixture of Gaussians fitted to the latents of training images, and the latents of training images themselves, which are
+mixture of Gaussians fitted to the latents of training images, and the posterior means of training images, which gives
 reconstructions. A set is judged by its Frechet distance from the grey test images, in the features of a small digit
 classifier that is trained here. The distance of as many training images from them is the floor.
 

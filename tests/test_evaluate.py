@@ -309,7 +309,8 @@ def test_a_density_is_called_one(make_run, capsys):
     assert numbers["published_nll"] is None
     shown = capsys.readouterr().out
     assert "  log-density" in shown
-    assert "grey" in shown
+    assert "grey as they are" in shown
+    assert "may exceed 0: not to be compared with the NLL of binary ones" in shown
     assert "log-likelihood" not in shown
     assert "binarised" not in shown
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import main
 from experiments import likelihood
-from experiments.study import ROOT
+from experiments.study import ROOT, with_tables
 from utils import runs
 from utils.settings import NAMES
 
@@ -60,7 +60,19 @@ def test_a_row_leaves_no_constant_that_has_a_part_in_the_result_to_params(name):
 def test_an_unknown_row_is_refused_in_one_line(capsys):
     with pytest.raises(SystemExit):
         asked("vaee")
-    assert "ROW: 'vaee' is not allowed; vae, iwae" in capsys.readouterr().err
+    told = "likelihood: error: ROW: 'vaee' is not allowed; vae, iwae, mlp, best are\n"
+    assert capsys.readouterr().err == told
+
+
+def test_the_committed_rows_are_those_that_the_code_makes():
+    numbers = json.loads((ROOT / "images" / "likelihood.json").read_text())
+    for name, row in numbers["rows"].items():
+        made_now = [
+            stage.model_dump(mode="json", exclude=likelihood.PLACES) for stage in likelihood.stages_of(name, asked())
+        ]
+        assert [training["settings"] for training in row["trainings"]] == made_now
+    assert with_tables((ROOT / "README.md").read_text(), numbers["tables"]) == (ROOT / "README.md").read_text()
+    assert numbers["tables"]["likelihood"] == likelihood.table_of(numbers["rows"])
 
 
 def test_held_out_and_quick_runs_stay_out_of_the_table():

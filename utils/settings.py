@@ -19,7 +19,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -322,8 +322,13 @@ def read_command_line(argv: Sequence[str] | None = None, prog: str = "main.py", 
     try:
         return _read(sys.argv[1:] if argv is None else argv, prog, params)
     except SettingsError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse(prog, str(error))
+
+
+def refuse(prog: str, message: str) -> NoReturn:
+    """Tell what is wrong with a program's command line, in one line, and exit with code 2."""
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def _read(argv: Sequence[str], prog: str, params: Path) -> Command:
