@@ -214,6 +214,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was_and_ends_as_an_unbroken_
         return estimate(sums, samples)
 
     monkeypatch.setattr(evaluate.likelihood, "estimate", interrupt_in_the_second)
+    monkeypatch.setattr(evaluate, "PARTS_AT_ONCE", 1)  # one after the other, so that it is known which was the second
     capsys.readouterr()
     assert ask(folder, "--samples", 100) == 130
     assert capsys.readouterr().out.endswith("\nstopped    the same command goes on from here\n")
