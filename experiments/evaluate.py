@@ -201,9 +201,10 @@ def weigh_all(
         if stopped.is_set():
             return None
         if path.exists():
-            with telling:
-                bar.initial += len(batch) * samples  # not counted in the speed
-            tell(len(batch) * samples)
+            with telling:  # that it is there already, which is no speed
+                bar.initial += len(batch) * samples
+                bar.n += len(batch) * samples
+                bar.last_print_n += len(batch) * samples
             return Weighed(**np.load(path))
         try:
             if weighed := weigh_part(weigh, start, batch, of_batch, samples, tell):
