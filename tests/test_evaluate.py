@@ -194,6 +194,14 @@ def test_no_two_draws_are_the_same_and_none_depends_on_how_many_there_are(make_r
     assert len(np.unique(noise, axis=0)) == 8 * 8
 
 
+def test_parts_of_the_images_are_weighed_by_draws_of_their_own(make_run, tmp_path):
+    _, vae, settings = make_run()
+    alike = np.repeat(images(1, (3, 3, 1), 0), 16, axis=0)  # in two parts of eight
+    posteriors = tuple(np.zeros((16, vae.decoder.input_shape[1]), np.float32) for _ in range(2))
+    weighed = evaluate.weigh_all(vae, settings, alike, posteriors, 4, tmp_path, "weighing")
+    assert len(np.unique(weighed.estimates)) == 16
+
+
 @pytest.mark.parametrize(
     ("samples", "sizes"), [(2, (1, 2)), (7, (1, 2, 5, 7)), (128, (1, 2, 5, 10, 20, 50, 100, 128)), (10, (1, 2, 5, 10))]
 )
