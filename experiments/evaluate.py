@@ -107,7 +107,7 @@ from utils.files import write_json, write_whole
 tf = vae_main.tf
 
 IMAGES_AT_ONCE = 500  # with one draw each: large matrices, but small enough for a processor's cache
-PARTS_AT_ONCE = 2  # so that a core has work while the other does the small pieces of a part: a third faster
+PARTS_AT_ONCE = 2  # so that a core has work while the other does the small pieces of a part
 DRAWS_A_CALL = 100  # between which the progress is shown and Ctrl-C is heard
 SHOWN = 100  # images in each part of samples_mixture.png
 CLASSIFIER_SEED = 0  # the same for all runs, so that the distances of those on the same data can be compared
