@@ -9,9 +9,19 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StringConstraints
 
+_Tfds = Annotated[str, StringConstraints(pattern=r"^tfds:[a-z][a-z0-9_]*(/[A-Za-z0-9_.-]+)?(:[0-9.*]+)?$")]
+
 # --- data -------------------------------------------------------------------------------------------------------------
-DATASET: Literal["mnist", "fashion_mnist"] = "mnist"  # 60,000 + 10,000 grey images of 28 x 28: digits or clothes
-DATA_DIR: str = "~/.cache/vae"  # folder where a downloaded data set is kept, so that it is fetched once
+DATASET: Literal["mnist", "fashion_mnist", "celeba", "folder"] | _Tfds = "mnist"  # 60,000 + 10,000 grey images of 28 x
+# 28: digits or clothes; faces; your own images; or e.g. "tfds:cifar10", with TensorFlow Datasets installed
+DATA_DIR: str = "~/.cache/vae"  # folder where a downloaded data set is kept, so that it is fetched once; of celeba and
+# folder, where the images are
+IMAGE_SIZE: Annotated[int, Ge(4), Le(1_024)] = 64  # pixels a side to which the images of celeba, folder and tfds: are
+# resized; those of MNIST have 28
+IMAGE_CROP: Annotated[int, Ge(0)] = 0  # pixels a side of the square that is cut from the middle of an image before
+# that; 0: 148 of celeba, as is usual, and the largest there is of others
+SKIP_BAD_IMAGES: bool = False  # True takes the next image in place of one that cannot be read, and counts them; else
+# the first one ends the run
 BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel black or white, anew every epoch,
 # with its grey value as probability: what likelihoods need
 LABELS: tuple[Annotated[int, Ge(0)], ...] = ()  # only images with these labels, e.g. 1 and 7; none means all
@@ -19,8 +29,14 @@ HELD_OUT: Annotated[int, Ge(0)] = 0  # training images, the last ones, to hold o
 # images: for choosing settings without looking at those
 
 # --- model ------------------------------------------------------------------------------------------------------------
-ENCODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # units per hidden layer; with none it is linear
+ARCHITECTURE: Literal["mlp", "conv", "resnet"] = "mlp"  # dense layers, convolutions, or convolutions with residual
+# blocks between them
+ENCODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # units per hidden layer of "mlp"; with none it is
+# linear
 DECODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # the same for the decoder, in order from z to pixels
+CHANNELS: tuple[Annotated[int, Ge(1)], ...] = (32, 64, 128)  # "conv" and "resnet": of each stage of the encoder, of
+# which each halves the image as long as its side is even; the decoder goes back the same way
+RESIDUAL_BLOCKS: Annotated[int, Ge(1)] = 1  # "resnet": blocks of two convolutions behind each stage
 ACTIVATION: Literal["relu", "gelu", "silu", "elu", "tanh"] = "silu"  # behind each hidden layer
 LATENT_DIM: Annotated[int, Ge(1)] = 20  # latents per image; 2 can be looked at as a map (manifold.png)
 NOISE_DIM: Annotated[int, Ge(0)] = 0  # further latents that are pure noise, which the encoder doesn't see: does the
@@ -35,11 +51,12 @@ PRIOR_LAYERS: Annotated[int, Ge(1)] = 6  # coupling layers of RealNVP
 PRIOR_UNITS: Annotated[int, Ge(1)] = 128  # units in each of the two hidden layers of a coupling network
 
 # --- losses -----------------------------------------------------------------------------------------------------------
-LOSS: Literal["ce", "mse", "ad"] = "ce"  # cross-entropy, squared error or absolute difference, in nats per image
+LOSS: Literal["ce", "mse", "ad", "logistic"] = "ce"  # cross-entropy, squared error, absolute difference, or the
+# discretised logistic likelihood of 8-bit pixels, grey or coloured; in nats per image
 RECONSTRUCTION_REDUCTION: Literal["sum", "mean"] = "sum"  # over pixels; "mean", a common mistake, makes the KL weigh
 # 784 times as much
-DECODER_SCALE: Literal["fixed", "learned"] = "fixed"  # "learned" (mse, ad only) fits the width of the pixel noise,
-# which balances reconstruction and KL by itself
+DECODER_SCALE: Literal["fixed", "learned"] = "fixed"  # "learned" (mse, ad; always with logistic) fits the width
+# of the pixel noise, which balances reconstruction and KL by itself
 
 # --- KL ---------------------------------------------------------------------------------------------------------------
 KL_SCHEDULE: Literal["constant", "linear", "sigmoid", "cosine", "cyclical"] = "linear"  # how its weight gets
@@ -64,6 +81,8 @@ EPOCHS: Annotated[int, Ge(1), Le(10**6)] = 15  # passes over the training images
 LEARNING_RATE: Annotated[float, Gt(0)] = 1e-3  # Adam's step size; lower it when a run diverges
 GRADIENT_CLIP: Annotated[float, Ge(0)] = 0.0  # a gradient, of all weights together, is cut to this length; 0: never
 LR_SCHEDULE: Literal["constant", "cosine"] = "cosine"  # "cosine" falls to a hundredth of it by the end of the run
+MIXED_PRECISION: bool = False  # True computes hidden layers in bfloat16, which newer GPUs do faster; weights, losses
+# and KL stay float32
 
 # --- run --------------------------------------------------------------------------------------------------------------
 SEED: Annotated[int, Ge(0), Lt(2**31)] = 0  # every random draw follows from it; change it to see what is chance

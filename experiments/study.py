@@ -40,7 +40,9 @@ SEEDS = 3  # trainings behind a claim that rests on a difference between trainin
 
 # The VAE of the Analysis. It names every constant that has a part in the result: params.py is the user's to edit.
 BASE = {
-    "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0,
+    "dataset": "mnist", "image_size": 64, "image_crop": 0, "skip_bad_images": False,  # no part in those of 28 x 28
+    "binarize": "dynamic", "labels": (), "held_out": 0,
+    "architecture": "mlp", "channels": (32, 64, 128), "residual_blocks": 1, "mixed_precision": False,
     "encoder_layers": (256, 256), "decoder_layers": (256, 256), "activation": "silu", "latent_dim": 20,
     "noise_dim": 0, "autoencoder": False, "prior": "standard", "prior_components": 500,
     "prior_layers": 6, "prior_units": 128, "bound": "elbo", "bound_samples": 1, "bound_chunk": 1_000,

@@ -18,6 +18,7 @@ from pydantic import StringConstraints, ValidationError
 from utils.settings import (
     NAMES,
     PARAMS,
+    TFDS_NAME,
     Command,
     Settings,
     SettingsError,
@@ -30,6 +31,7 @@ from utils.settings import (
 )
 
 SOURCE = PARAMS.read_text(encoding="utf-8")
+DATASETS = "'mnist', 'fashion_mnist', 'celeba' or 'folder', or a name of TensorFlow Datasets as in 'tfds:cifar10'"
 NAME_RULE = "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'"
 POSITIVE = "an integer of at least 1 and less than 2,147,483,648"
 UP_TO_A_MILLION = "a finite number of at least 0 and at most 1,000,000"
@@ -98,14 +100,14 @@ def test_settings_are_the_constants_of_params_and_frozen():
         ("OUTPUT_DIR", "3", "OUTPUT_DIR = 3 is not allowed; a text in quotes is"),
         ("RUN_NAME", '"a/b"', f"RUN_NAME = 'a/b' is not allowed; {NAME_RULE} is"),
         ("RUN_NAME", '"..\\\\n"', f"RUN_NAME = '..\\n' is not allowed; {NAME_RULE} is"),
-        ("LOSS", '"msw"', "LOSS = 'msw' is not allowed; 'ce', 'mse' or 'ad' is (did you mean 'mse'?)"),
+        ("LOSS", '"msw"', "LOSS = 'msw' is not allowed; 'ce', 'mse', 'ad' or 'logistic' is (did you mean 'mse'?)"),
         (
             "ENCODER_LAYERS",
             "(512, 0)",
             "ENCODER_LAYERS = (512, 0) is not allowed; a tuple of integers of at least 1 as in (512, 512) or () is",
         ),
         # Without its quotes a text is a name that Python does not know.
-        ("LOSS", "mse", "LOSS = mse is not allowed; 'ce', 'mse' or 'ad' is (is a quote missing?)"),
+        ("LOSS", "mse", "LOSS = mse is not allowed; 'ce', 'mse', 'ad' or 'logistic' is (is a quote missing?)"),
         ("RUN_NAME", "my-run", f"RUN_NAME = my-run is not allowed; {NAME_RULE} is (is a quote missing?)"),
         ("DATA_DIR", "here", "DATA_DIR = here is not allowed; a text in quotes is (is a quote missing?)"),
         ("AUTOENCODER", "true", "AUTOENCODER = true is not allowed; True or False is"),
@@ -189,7 +191,7 @@ def test_rules_across_constants(tmp_path):
     ("overrides", "message"),
     [
         ({"latent_dim": 0}, "latent_dim: 0 is not allowed; an integer of at least 1 is"),
-        ({"loss": None}, "loss: None is not allowed; 'ce', 'mse' or 'ad' is"),
+        ({"loss": None}, "loss: None is not allowed; 'ce', 'mse', 'ad' or 'logistic' is"),
         ({"latent_dims": 2}, "latent_dims: 2 is not allowed; nothing reads that name (did you mean 'latent_dim'?)"),
     ],
 )
@@ -243,7 +245,22 @@ def test_resume_is_an_option_of_its_own():
         ("--learning-rate -1e-3", "--learning-rate: -0.001 is not allowed; a finite number greater than 0 is"),
         ("--learning-rate nan", "--learning-rate: nan is not allowed; a finite number greater than 0 is"),
         ("--learning-rate -inf", "--learning-rate: -inf is not allowed; a finite number greater than 0 is"),
-        ("--loss msw", "--loss: 'msw' is not allowed; 'ce', 'mse' or 'ad' is (did you mean 'mse'?)"),
+        ("--loss msw", "--loss: 'msw' is not allowed; 'ce', 'mse', 'ad' or 'logistic' is (did you mean 'mse'?)"),
+        ("--dataset celebra", f"--dataset: 'celebra' is not allowed; {DATASETS} is (did you mean 'celeba'?)"),
+        ("--dataset tfds:", f"--dataset: 'tfds:' is not allowed; {DATASETS} is"),
+        (
+            "--image-size 30 --architecture conv --dataset celeba",
+            "--image-size: 30 is not allowed with architecture 'conv', which halves images; multiples of 4 are",
+        ),
+        (
+            "--channels none --architecture resnet",
+            "--channels: none is not allowed with architecture 'resnet', which has at least one stage",
+        ),
+        (
+            "--loss logistic",
+            "--loss: 'logistic' is not allowed with decoder_scale 'fixed', whose width is learned; "
+            "decoder_scale 'learned' is",
+        ),
         ("--run-name .x", f"--run-name: '.x' is not allowed; {NAME_RULE} is"),
         (
             "--encoder-layers 500 x",
@@ -318,7 +335,8 @@ def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
     assert "(manifold.png) [an integer of at least 1; default 20]\n" in printed
     assert "[none or a list of integers of at least 1 as in 512 512; default 512 512]\n" in printed
     assert "()" not in printed  # as the file has it; typed, it is none
-    assert "['ce', 'mse' or 'ad'; default 'ce']\n" in printed
+    assert "['ce', 'mse', 'ad' or 'logistic'; default 'ce']\n" in printed
+    assert "with its grey value as probability: what likelihoods need ['dynamic' or 'none';" in printed  # a second line
     assert "[default False]\n" in printed
     assert "--resume RUN" in printed
 
@@ -343,6 +361,8 @@ def test_a_resumed_run_keeps_its_settings():
     assert resumed(saved, {}) == saved
     assert resumed(saved, {"latent_dim": 20, "epochs": 10, "output_dir": "elsewhere"}) == saved
     assert resumed(saved, {"epochs": 12}) == from_params(latent_dim=20, epochs=12, loss="mse")
+    going_on = {"data_dir": "moved", "skip_bad_images": True}
+    assert resumed(saved, going_on) == from_params(latent_dim=20, epochs=10, loss="mse", **going_on)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +370,7 @@ def test_a_resumed_run_keeps_its_settings():
     [
         ({"latent_dim": 5}, "--latent-dim 5 contradicts the run's 20"),
         ({"epochs": 9}, "--epochs 9 contradicts the run's 10"),
+        ({"mixed_precision": True}, "--mixed-precision contradicts the run's False"),
         ({"autoencoder": False}, "--no-autoencoder contradicts the run's True"),
         ({"epochs": 12, "encoder_layers": (5, 6)}, "--encoder-layers 5 6 contradicts the run's 512 512"),
     ],
@@ -385,6 +406,10 @@ def test_saved_settings_that_no_longer_fit_are_told():
     [
         (Literal["ce", "mse", "ad"], "'ce', 'mse' or 'ad'"),
         (Literal["ce"], "'ce'"),
+        (
+            Literal["a", "b"] | Annotated[str, StringConstraints(pattern=TFDS_NAME)],
+            "'a' or 'b', or a name of TensorFlow Datasets as in 'tfds:cifar10'",
+        ),
         (Annotated[int, Ge(1)], "an integer of at least 1"),
         (Annotated[int, Ge(0), Lt(2**31)], "an integer of at least 0 and less than 2,147,483,648"),
         (Annotated[float, Gt(0), Le(0.5)], "a finite number greater than 0 and at most 0.5"),

@@ -18,8 +18,8 @@ from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args, get_origin
+from types import ModuleType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -28,13 +28,14 @@ PARAMS = Path(__file__).resolve().parent.parent / "params.py"
 
 # The constants that the code reads. Names only, so that a renamed one is noticed; its annotation says what each may be.
 NAMES = (
-    "DATASET", "DATA_DIR", "BINARIZE", "LABELS", "HELD_OUT",
-    "ENCODER_LAYERS", "DECODER_LAYERS", "ACTIVATION", "LATENT_DIM", "NOISE_DIM", "AUTOENCODER",
+    "DATASET", "DATA_DIR", "IMAGE_SIZE", "IMAGE_CROP", "SKIP_BAD_IMAGES", "BINARIZE", "LABELS", "HELD_OUT",
+    "ARCHITECTURE", "ENCODER_LAYERS", "DECODER_LAYERS", "CHANNELS", "RESIDUAL_BLOCKS", "ACTIVATION", "LATENT_DIM",
+    "NOISE_DIM", "AUTOENCODER",
     "PRIOR", "PRIOR_COMPONENTS", "PRIOR_LAYERS", "PRIOR_UNITS",
     "LOSS", "RECONSTRUCTION_REDUCTION", "DECODER_SCALE",
     "KL_SCHEDULE", "KL_WEIGHT_START", "KL_WEIGHT_END", "KL_STEPS", "KL_CYCLES", "FREE_BITS",
     "BOUND", "BOUND_SAMPLES", "BOUND_CHUNK",
-    "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "GRADIENT_CLIP", "LR_SCHEDULE",
+    "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "GRADIENT_CLIP", "LR_SCHEDULE", "MIXED_PRECISION",
     "SEED", "RUN_NAME", "START_FROM", "OUTPUT_DIR", "LOG_EVERY", "IMAGES_EVERY", "CHECKPOINT_EVERY", "NLL_SAMPLES",
 )  # fmt: skip
 
@@ -62,6 +63,12 @@ class Settings(BaseModel):
     def _rules_across_constants(self) -> "Settings":
         if self.loss == "ce" and self.decoder_scale == "learned":
             raise _clash("decoder_scale", "loss", "whose Bernoulli has no scale; loss 'mse' or 'ad' is")
+        if self.loss == "logistic" and self.decoder_scale == "fixed":
+            raise _clash("decoder_scale", "loss", "whose width is learned; decoder_scale 'learned' is")
+        if self.architecture != "mlp" and not self.channels:
+            raise _clash("channels", "architecture", "which has at least one stage")
+        if self.architecture != "mlp" and self.dataset not in ("mnist", "fashion_mnist") and self.image_size % 4:
+            raise _clash("image_size", "architecture", "which halves images; multiples of 4 are")
         if self.autoencoder and self.noise_dim:
             raise _clash("noise_dim", "autoencoder", "which is trained without any noise")
         if self.autoencoder and self.prior != "standard":
@@ -115,18 +122,23 @@ def load_saved(saved: dict[str, Any]) -> Settings:
 
 
 def resumed(saved: Settings, given: dict[str, Any]) -> Settings:
-    """The saved settings of a run that goes on, with `given` from the command line; only epochs may grow.
+    """The saved settings of a run that goes on, with `given` from the command line, of which few may differ.
 
-    output_dir is ignored: it says where the run was found. Raises SettingsError for a contradiction.
+    epochs may grow, skip_bad_images be turned on, and data_dir be where the same data are by now. output_dir is
+    ignored: it says where the run was found. Raises SettingsError for a contradiction.
     """
+    changed = {}
     for name, value in given.items():
         before = getattr(saved, name)
-        if name == "output_dir" or value == before or (name == "epochs" and value > before):
+        if name == "output_dir" or value == before:
+            continue
+        if name == "data_dir" or (name in ("epochs", "skip_bad_images") and value > before):
+            changed[name] = value
             continue
         typed = _option(name, value) if isinstance(value, bool) else f"{_option(name)} {_shown(value)}"
         rule = "a resumed run keeps its settings (only --epochs may grow)"
         raise SettingsError(f"{typed} contradicts the run's {_shown(before)}; {rule}")
-    return saved.model_copy(update={"epochs": given.get("epochs", saved.epochs)})
+    return saved.model_copy(update=changed)
 
 
 def _build(values: dict[str, Any], prefix: str = "", params: Path = PARAMS) -> Settings:
@@ -155,7 +167,8 @@ def _explain(error: Any, values: dict[str, Any], prefix: str, params: Path) -> s
         return f"{place(name)} is not allowed; nothing reads that name{_did_you_mean(name, constants)}"
     annotation = constants[name].annotation
     words = allowed(annotation, typed=prefix == "--" and name in values)
-    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    kinds = get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     return f"{place(name)} is not allowed; {words} is{_did_you_mean(everything[name], choices)}"
 
 
@@ -165,14 +178,18 @@ def _did_you_mean(word: Any, known: Iterable[str]) -> str:
 
 
 # --- annotations in words ---------------------------------------------------------------------------------------------
+UNIONS = (Union, UnionType)  # A | B is the one or the other, depending on what A and B are
 NOUNS = {bool: "True or False", int: "an integer", float: "a finite number"}
 BOUNDS = {"ge": "of at least", "gt": "greater than", "le": "of at most", "lt": "less than"}
-PLAIN_NAME = r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$"  # put in words here; any other pattern is shown as it is
+PLAIN_NAME = r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$"  # put in words here, as is ...
+TFDS_NAME = r"^tfds:[a-z][a-z0-9_]*(/[A-Za-z0-9_.-]+)?(:[0-9.*]+)?$"  # ... this; any other pattern is shown as it is
 
 
 def allowed(annotation: Any, typed: bool = False) -> str:
     """What an annotation allows, in words; `typed` on the command line, where texts and lists need no punctuation."""
     kind, rules = _bare(annotation), getattr(annotation, "__metadata__", ())
+    if get_origin(kind) in UNIONS:
+        return ", or ".join(allowed(choice, typed) for choice in get_args(kind))
     if get_origin(kind) is Literal:
         return " or ".join(", ".join(map(repr, get_args(kind))).rsplit(", ", 1))
     if get_origin(kind) is tuple:
@@ -182,6 +199,8 @@ def allowed(annotation: Any, typed: bool = False) -> str:
         pattern = next((rule.pattern for rule in rules if hasattr(rule, "pattern")), None)
         if pattern == PLAIN_NAME:
             return "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'"
+        if pattern == TFDS_NAME:
+            return "a name of TensorFlow Datasets as in 'tfds:cifar10'"
         return ("a text" if typed else "a text in quotes") + (f" that matches {pattern}" if pattern else "")
     bounds = [(words, getattr(rule, key, None)) for rule in rules for key, words in BOUNDS.items()]
     limits = [f"{words} {bound:,}" for words, bound in bounds if bound is not None]
@@ -249,7 +268,7 @@ def _without_quotes(node: ast.AnnAssign, error: NameError, names: dict[str, Any]
     if error.name not in [part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)]:
         raise error
     annotation = eval(ast.unparse(node.annotation), names)
-    is_text = _bare(annotation) is str or get_origin(annotation) is Literal
+    is_text = _bare(annotation) is str or get_origin(annotation) in (Literal, *UNIONS)
     return f" is not allowed; {allowed(annotation)} is" + (" (is a quote missing?)" if is_text else "")
 
 
@@ -299,10 +318,12 @@ def _group(lines: list[str], node: ast.stmt) -> str:
 
 
 def _comment(lines: list[str], node: ast.stmt) -> str:
-    """What follows the statement on its last line, and the indented comment lines right below."""
+    """What follows the statement on its last line, and the comment lines right below, as far as one indent goes."""
     comment = [lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()]  # ast counts bytes
-    for line in lines[node.end_lineno :]:
-        if not re.match(r"\s+#", line):
+    below = lines[node.end_lineno :]
+    indent = re.match(r"\s*", below[0])[0] if below else ""
+    for line in below:
+        if not re.match(rf"{indent}#(?! ---)", line):
             break
         comment.append(line)
     return " ".join(line.strip(" #") for line in comment)
