@@ -1,12 +1,14 @@
-"""MNIST and Fashion-MNIST as NumPy arrays, from the first source that has them, proved to be the published ones.
+"""The data set that the settings name. MNIST and Fashion-MNIST are NumPy arrays, from the first source that has them,
+proved to be the published ones; images in folders are read when they are asked for (utils/folders.py).
 
-Every array, whatever it was read from, is turned back into the bytes of the original IDX file, and their SHA-256 has to
-match. So no source needs to be trusted: a wrong one is passed over and the next is asked.
+Every array of the two, whatever it was read from, is turned back into the bytes of the original IDX file, and their
+SHA-256 has to match. So no source needs to be trusted: a wrong one is passed over and the next is asked.
 """
 
 import gzip
 import hashlib
 import io
+import math
 import os
 import pickle
 import socket
@@ -18,12 +20,16 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 import numpy as np
 
 from utils.settings import Settings, SettingsError
 
+if TYPE_CHECKING:  # it brings TensorFlow along, and the arrays do without
+    from utils.streams import LazyImages
+
+Images = Union[np.ndarray, "LazyImages"]
 Arrays = dict[str, np.ndarray]  # by the keys of Keras's mnist.npz: x_train, y_train, x_test, y_test
 
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
@@ -60,14 +66,22 @@ TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as neither i
 
 
 class Dataset(NamedTuple):
-    """Images as uint8 (N, 28, 28, 1), 0 to 255; labels as uint8 (N,), 0 to 9; `source` says where they came from."""
+    """Images as uint8 (N, H, W, C), 0 to 255, in memory or LazyImages; labels as integers (N,).
+
+    `source` says where they came from and `verified` by what they were proved to be the published ones, "" if by
+    nothing. CelebA also has `attributes`, A names, and for each image whether it has them: bool (N, A).
+    """
 
     title: str
-    train_images: np.ndarray
+    train_images: Images
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Images
     test_labels: np.ndarray
     source: str
+    verified: str = ""
+    attributes: tuple[str, ...] = ()
+    train_attributes: np.ndarray | None = None
+    test_attributes: np.ndarray | None = None
 
 
 class DataError(Exception):
@@ -122,7 +136,7 @@ def load(name: str, data_dir: str, say: Callable[[str], None] = print) -> Datase
         if source is not cache:
             keep(arrays, path, say)
         x_train, x_test = arrays["x_train"][..., np.newaxis], arrays["x_test"][..., np.newaxis]  # (N, 28, 28, 1)
-        return Dataset(title, x_train, arrays["y_train"], x_test, arrays["y_test"], source.label)
+        return Dataset(title, x_train, arrays["y_train"], x_test, arrays["y_test"], source.label, "SHA-256 verified")
     way_out = f"put {', '.join(IDX_NAMES.values())} (plain or .gz) into {data_dir}/{name}"
     raise DataError("\n".join((f"no source has {title}:", *failures, way_out)))
 
@@ -133,7 +147,7 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Dataset:
     Raises SettingsError and DataError.
     """
     s = settings
-    dataset = load(s.dataset, s.data_dir, say)
+    dataset = read(s, say)
     known = np.unique(dataset.train_labels)
     if unknown := [label for label in s.labels if label not in known]:
         raise SettingsError(f"labels: {unknown[0]} is not allowed; {dataset.title} has {known[0]} to {known[-1]}")
@@ -143,35 +157,73 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Dataset:
         raise SettingsError(f"held_out: {s.held_out:,} is not allowed; at most {count - 1:,} training images are")
     if s.held_out:
         dataset = with_held_out(dataset, s.held_out)
-        labels, counts = np.unique(dataset.test_labels, return_counts=True)
-        if counts.min() < SHOWN_OF_A_LABEL:
-            of_label = f"only {counts.min()} of label {labels[counts.argmin()]}, and {SHOWN_OF_A_LABEL} are shown"
-            raise SettingsError(f"held_out: {s.held_out:,} is not allowed; it holds out {of_label}")
+    if few := too_few_to_show(dataset.test_labels):
+        if s.held_out:
+            raise SettingsError(f"held_out: {s.held_out:,} is not allowed; it holds out only {few}")
+        raise DataError(f"{dataset.title}: the test images are only {few}; choose others with LABELS, or use HELD_OUT")
     if s.batch_size > (count := len(dataset.train_images)):
         raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
     if s.binarize == "dynamic":
-        dataset = dataset._replace(test_images=binarize(dataset.test_images, TEST_BINARIZATION_KEY))
+        dataset = dataset._replace(test_images=binarize_once(dataset.test_images))
     return dataset
+
+
+def read(settings: Settings, say: Callable[[str], None]) -> Dataset:
+    """The whole data set that DATASET names. Raises DataError."""
+    s = settings
+    if s.dataset in TITLES:
+        return load(s.dataset, s.data_dir, say)
+    from utils import folders  # here, as it brings TensorFlow along
+
+    how = s.data_dir, s.image_size, s.image_crop, s.skip_bad_images, say
+    if s.dataset.startswith("tfds:"):
+        return folders.tfds(s.dataset.removeprefix("tfds:"), *how)
+    return {"celeba": folders.celeba, "folder": folders.folder}[s.dataset](*how)
+
+
+def rows_of(images: Images, index: slice | np.ndarray) -> Images:
+    """Some of the images; those that have not been read stay so."""
+    return images[index] if isinstance(images, np.ndarray) else images.rows(index)
 
 
 def with_labels(dataset: Dataset, labels: Sequence[int]) -> Dataset:
     """The images that have one of these labels, in their old order."""
     train, test = np.isin(dataset.train_labels, labels), np.isin(dataset.test_labels, labels)
-    return Dataset(
-        f"{dataset.title} ({', '.join(map(str, sorted(set(labels))))} only)",
-        dataset.train_images[train],
-        dataset.train_labels[train],
-        dataset.test_images[test],
-        dataset.test_labels[test],
-        dataset.source,
+    has_attributes = bool(dataset.attributes)
+    return dataset._replace(
+        title=f"{dataset.title} ({', '.join(map(str, sorted(set(labels))))} only)",
+        train_images=rows_of(dataset.train_images, train),
+        train_labels=dataset.train_labels[train],
+        test_images=rows_of(dataset.test_images, test),
+        test_labels=dataset.test_labels[test],
+        train_attributes=dataset.train_attributes[train] if has_attributes else None,
+        test_attributes=dataset.test_attributes[test] if has_attributes else None,
     )
 
 
 def with_held_out(dataset: Dataset, count: int) -> Dataset:
     """The last `count` training images take the place of the test images."""
-    held_out = {"test_images": dataset.train_images[-count:], "test_labels": dataset.train_labels[-count:]}
-    kept = {"train_images": dataset.train_images[:-count], "train_labels": dataset.train_labels[:-count]}
-    return dataset._replace(**kept, **held_out)
+    kept, held_out = slice(-count), slice(-count, None)
+    has_attributes = bool(dataset.attributes)
+    return dataset._replace(
+        train_images=rows_of(dataset.train_images, kept),
+        train_labels=dataset.train_labels[kept],
+        test_images=rows_of(dataset.train_images, held_out),
+        test_labels=dataset.train_labels[held_out],
+        train_attributes=dataset.train_attributes[kept] if has_attributes else None,
+        test_attributes=dataset.train_attributes[held_out] if has_attributes else None,
+    )
+
+
+def too_few_to_show(labels: np.ndarray) -> str:
+    """Words for the label that has fewer test images (N,) than are shown of each; "" if none has."""
+    known, counts = np.unique(labels, return_counts=True)
+    if not len(known):
+        return f"0, and {SHOWN_OF_A_LABEL} of each label are shown"
+    fewest = counts.argmin()
+    if counts[fewest] >= SHOWN_OF_A_LABEL:
+        return ""
+    return f"{counts[fewest]} of label {known[fewest]}, and {SHOWN_OF_A_LABEL} are shown"
 
 
 def obtain(source: Source, name: str, say: Callable[[str], None]) -> Arrays:
@@ -206,15 +258,33 @@ def binarize(images: np.ndarray, key: Sequence[int]) -> np.ndarray:
     return (draws.reshape(images.shape) < images).view(np.uint8) * np.uint8(255)
 
 
+def binarize_once(images: Images) -> Images:
+    """The test images, drawn by TEST_BINARIZATION_KEY; those that have not been read, each by its own number too."""
+    if isinstance(images, np.ndarray):
+        return binarize(images, TEST_BINARIZATION_KEY)
+    from utils.streams import binarized  # here, as it brings TensorFlow along
+
+    return binarized(images, TEST_BINARIZATION_KEY)
+
+
 def epoch_order(count: int, key: Sequence[int]) -> np.ndarray:
     """The order in which an epoch goes through `count` images, int32 (count,); it follows from `key` alone."""
     return np.random.default_rng(key).permutation(count).astype(np.int32)
 
 
-def in_batches(compute: Callable, images: np.ndarray, size: int = 1_000) -> list[np.ndarray]:
-    """Call compute(batch, start) for `size` images at a time; join each of its outputs (size, ...) over all images."""
+def in_batches(compute: Callable, images: Images, size: int | None = None) -> list[np.ndarray]:
+    """Call compute(batch, start) for `size` images at a time; join each of its outputs (size, ...) over all images.
+
+    The default is 1,000 of anything but images (N, H, W, C) that have more numbers than MNIST's, and of these fewer.
+    """
+    size = size or evaluated_at_once(images.shape)
     parts = [compute(images[start : start + size], np.int32(start)) for start in range(0, len(images), size)]
     return [np.concatenate(output) for output in zip(*parts, strict=True)]
+
+
+def evaluated_at_once(shape: tuple[int, ...]) -> int:
+    """How many images (N, H, W, C) have together as many numbers as 1,000 of 28 x 28 x 1; at most 1,000."""
+    return max(1, min(1_000, 784_000 // math.prod(shape[1:]))) if len(shape) == 4 else 1_000
 
 
 # --- the proof --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,451 @@
+"""Image files on disk as data sets: CelebA as published, a folder of any images, and TensorFlow Datasets.
+
+Nothing but names and labels is kept in memory; images are read when they are asked for (utils/streams.py).
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from utils.data import SHOWN_OF_A_LABEL, DataError, Dataset
+from utils.streams import BadImage, LazyImages
+
+Say = Callable[[str], None]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # and not, say, EPS, for which Pillow starts Ghostscript
+GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
+SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
+BAR = {"ncols": 79, "ascii": " #", "disable": None, "leave": False}
+
+CELEBA_CROP = 148  # of 178 x 218 pixels; with a bilinear resize to 64 what VAEs on CelebA are mostly trained on
+CELEBA_MD5 = {
+    "img_align_celeba.zip": "00d2c5bc6d35e252742224ab0c1e8fcb",
+    "list_attr_celeba.txt": "75e246fa4810816ffd6ee81facbd244c",
+    "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
+}
+TRAIN, TEST = 0, 2  # in list_eval_partition.txt; 1 is validation
+QUOTA = "a download over quota leaves one; fetch it again"
+
+SPLIT_KEY = (20131220,)  # of the images held back as test images, and of the order of the others; any number would do
+MOST_TESTED = 10_000
+TFDS_PIP = "pip install tensorflow-datasets array-record"
+
+
+# --- one image --------------------------------------------------------------------------------------------------------
+def read_image(path: str | bytes | Path, size: int, crop: int, channels: int) -> np.ndarray:
+    """The middle of an image file, `crop` pixels a side, resized: uint8 (size, size, channels), grey if channels is 1.
+
+    Crop 0, or one that is larger than the image, is the largest square. What kind of file it is, its content tells and
+    not its name. Raises BadImage.
+    """
+    try:
+        with open(path, "rb") as file:
+            return decode(file, size, crop, channels)
+    except Exception as error:  # decoders fail in every way there is
+        raise BadImage(f"{shown(path)}: {why_bad(error)}") from None
+
+
+def decode(file: BinaryIO, size: int, crop: int, channels: int) -> np.ndarray:
+    """read_image of an open file; raises whatever Pillow raises."""
+    image = open_image(file)
+    # The pixels that published figures are of: a whole decoding, though Image.draft at half the size is a fifth faster,
+    # then torchvision's CenterCrop and Resize, which is bilinear and, of Pillow's images, averages what it shrinks.
+    ImageOps.exif_transpose(image, in_place=True)
+    side = min(image.size) if crop == 0 else min(crop, *image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = as_8_bit(image.crop((left, top, left + side, top + side)), "L" if channels == 1 else "RGB")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, channels)
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Image.open for the formats that are read, which says of any other file what it is instead."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        start = file.read(512)
+        kind = "an HTML page" if is_html(start) else "not an image" if start else "an empty file"
+        raise DataError(kind) from None
+
+
+def as_8_bit(image: Image.Image, mode: str) -> Image.Image:
+    """An image of any mode as "L" or "RGB", 8 bits a channel; what is transparent turns white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError("pixels of 32 bits, of which nothing says what is white")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def why_bad(error: Exception) -> str:
+    """Say in a few words why an image could not be read."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0][:120]
+
+
+def is_html(start: bytes) -> bool:
+    """Whether a file that starts like this is a web page, such as a server sends in place of what was asked for."""
+    return start.lstrip().lower().startswith((b"<!doctype", b"<html"))
+
+
+def shown(path: str | bytes | Path) -> str:
+    """A path as text that can be printed, whatever bytes are in it."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def lazy_files(folder: Path, names: np.ndarray, size: int, crop: int, channels: int, skip: bool) -> LazyImages:
+    """The image files of a folder by their names, bytes (N,): 200,000 names take a few megabytes so."""
+    within = os.fsencode(folder)
+
+    def read(number: int) -> np.ndarray:
+        return read_image(os.path.join(within, names[number]), size, crop, channels)
+
+    return LazyImages(read, np.arange(len(names)), (size, size, channels), skip)
+
+
+# --- CelebA -----------------------------------------------------------------------------------------------------------
+def celeba(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset:
+    """CelebA (Liu et al. 2015), aligned and cropped, from DATA_DIR/celeba or DATA_DIR: RGB, its 40 attributes as bool.
+
+    The official splits: 0 trains, 2 tests, and 1, validation, is left alone. All labels are 0. The folder holds
+    list_eval_partition.txt, list_attr_celeba.txt, and img_align_celeba/ or img_align_celeba.zip, which is unpacked
+    once. Raises DataError.
+    """
+    folder = Path(os.path.expanduser(data_dir))
+    folder = folder / "celeba" if (folder / "celeba").is_dir() else folder
+    partition_list, attribute_list = folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
+    for path in (partition_list, attribute_list):
+        check_list(path)
+    names, parts = read_table(partition_list, 0, 1, (b"0", b"1", b"2"))
+    attributes, attribute_names, values = read_attributes(attribute_list)
+    check_same_names(attribute_list, attribute_names, partition_list, names)
+    verified = [is_published(path, say) for path in (partition_list, attribute_list)]
+    train, test = np.flatnonzero(parts == TRAIN), np.flatnonzero(parts == TEST)
+    if not len(train) or len(test) < SHOWN_OF_A_LABEL:
+        few = f"{len(train):,} images to train on (0) and {len(test):,} to test on (2)"
+        raise DataError(f"{partition_list}: {few}; at least 1 and {SHOWN_OF_A_LABEL} are needed")
+    pictures = celeba_images(folder)
+    check_present(pictures, names[np.concatenate((train, test))], partition_list)
+    images = lazy_files(pictures, names, size, crop or CELEBA_CROP, 3, skip)
+    return Dataset(
+        "CelebA",
+        images.rows(train),
+        np.zeros(len(train), np.uint8),
+        images.rows(test),
+        np.zeros(len(test), np.uint8),
+        source=str(folder),
+        verified="lists verified by MD5" if all(verified) else "",
+        attributes=attributes,
+        train_attributes=values[train],
+        test_attributes=values[test],
+    )
+
+
+def celeba_images(folder: Path) -> Path:
+    """The folder of the images, unpacked from the zip beside it if need be. Raises DataError."""
+    pictures, archive = folder / "img_align_celeba", folder / "img_align_celeba.zip"
+    if not pictures.is_dir():
+        if not archive.is_file():
+            missing = "neither img_align_celeba nor img_align_celeba.zip is there"
+            raise DataError(f"{folder}: {missing}; set DATA_DIR to the folder that holds CelebA")
+        check_archive(archive)
+        unpack(archive, pictures)
+    nested = pictures / "img_align_celeba"  # as some repackaged zips have it
+    return nested if nested.is_dir() else pictures
+
+
+def check_archive(archive: Path) -> None:
+    """Raise DataError unless the zip is the published one."""
+    size = archive.stat().st_size
+    with open(archive, "rb") as file, tqdm(total=size, desc="checking", unit="B", unit_scale=True, **BAR) as bar:
+        start, digest = file.read(512), hashlib.md5(usedforsecurity=False)
+        file.seek(0)
+        while block := file.read(2**20):
+            digest.update(block)
+            bar.update(len(block))
+    if digest.hexdigest() == CELEBA_MD5[archive.name]:
+        return
+    if is_html(start):
+        raise DataError(f"{archive}: an HTML page and no zip; {QUOTA}")
+    raise DataError(
+        f"{archive}: not the published file (MD5), but incomplete ({size:,} bytes) or another; fetch it again"
+    )
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack the JPEGs of a zip into the folder `target`, which appears whole or not at all. Raises DataError."""
+    try:
+        with (
+            zipfile.ZipFile(archive) as members,
+            tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as beside,
+        ):
+            whole = Path(beside, target.name)
+            whole.mkdir()
+            for member in tqdm(members.infolist(), desc="unpacking", unit=" images", **BAR):
+                name = member.filename.replace("\\", "/").rpartition("/")[2]  # no folder, so none above this one
+                if name.lower().endswith(".jpg") and not name.startswith("."):
+                    with members.open(member) as packed, open(whole / name, "xb") as file:
+                        shutil.copyfileobj(packed, file)
+            if not target.is_dir():  # another run may have been faster
+                os.rename(whole, target)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive}: cannot be unpacked, {why_bad(error)}") from None
+
+
+def is_published(path: Path, say: Say) -> bool:
+    """Whether a list is the published one, and a line where it is not: a set made in CelebA's layout is welcome."""
+    with open(path, "rb") as file:
+        published = hashlib.file_digest(file, "md5").hexdigest() == CELEBA_MD5[path.name]
+    if not published:
+        say(f"note       {path.name} is not CelebA's own (MD5)")
+    return published
+
+
+def read_table(path: Path, header: int, columns: int, allowed: tuple[bytes, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The lines of a list below its `header` lines, each a name and `columns` values.
+
+    Returns the names, bytes (N,), and for each value which of the allowed ones it is, uint8 (N, columns). Raises
+    DataError, which names the first line that is wrong.
+    """
+    names, values = [], []
+    with open(path, "rb") as file:
+        line = len(list(islice(file, header))) + 1
+        while block := list(islice(file, 4_096)):  # NumPy for many lines at once: a second in place of ten
+            parsed = parse_lines(block, columns, allowed)
+            if parsed is None:
+                wrong = next(n for n, text in enumerate(block) if parse_lines([text], columns, allowed) is None)
+                text = block[wrong].decode(errors="replace").strip()[:60]
+                expected = f"a name and {columns} of {', '.join(value.decode() for value in allowed)}"
+                raise DataError(f"{path}, line {line + wrong}: {text!r} is not {expected}")
+            names.append(parsed[0])
+            values.append(parsed[1])
+            line += len(block)
+    if not names:
+        raise DataError(f"{path}: it lists no images")
+    return np.concatenate(names), np.concatenate(values)
+
+
+def parse_lines(lines: list[bytes], columns: int, allowed: tuple[bytes, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What read_table returns, of these lines; None where one of them is wrong."""
+    words = b" ".join(lines).split()
+    if len(words) != len(lines) * (1 + columns):
+        return None
+    table = np.array(words).reshape(len(lines), 1 + columns)
+    is_value = np.array([table[:, 1:] == value for value in allowed])
+    return (table[:, 0], is_value.argmax(axis=0).astype(np.uint8)) if is_value.any(axis=0).all() else None
+
+
+def read_attributes(path: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """The attribute list: names of attributes, names of images, bytes (N,), and bool (N, A). Raises DataError."""
+    with open(path, "rb") as file:
+        first, second = file.readline().strip(), file.readline().split()
+    if not first.isdigit():
+        raise DataError(f"{path}, line 1: {first.decode(errors='replace')[:60]!r} is not the number of images")
+    names, values = read_table(path, 2, len(second), (b"-1", b"1"))
+    if len(names) != int(first):
+        raise DataError(f"{path}, line 1: {int(first):,} images are announced, but {len(names):,} are listed")
+    return tuple(name.decode(errors="replace") for name in second), names, values.astype(bool)
+
+
+def check_list(path: Path) -> None:
+    """Raise DataError for one of CelebA's lists that is missing or a web page."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise DataError(f"{path}: {why_bad(error)}; set DATA_DIR to the folder that holds CelebA") from None
+    if is_html(start):
+        raise DataError(f"{path}: an HTML page and no list; {QUOTA}")
+
+
+def check_same_names(path: Path, names: np.ndarray, other_path: Path, other_names: np.ndarray) -> None:
+    """Raise DataError unless the attribute list has the images of the partition list, in the same order."""
+    if len(names) != len(other_names):
+        raise DataError(f"{path}: {len(names):,} images, but {other_path.name} has {len(other_names):,}")
+    if len(different := np.flatnonzero(names != other_names)):
+        at = different[0]
+        there = f"where {other_path.name} has {shown(bytes(other_names[at]))}"
+        raise DataError(f"{path}, line {at + 3}: {shown(bytes(names[at]))}, {there}")
+
+
+def check_present(folder: Path, names: np.ndarray, listed_in: Path) -> None:
+    """Raise DataError unless the folder has files of all these names."""
+    missing = names[~np.isin(names, np.array(os.listdir(os.fsencode(folder)), bytes))]
+    if len(missing):
+        which = f"{len(missing):,} of the images that {listed_in.name} lists are missing"
+        raise DataError(f"{folder}: {which}; the first is {shown(bytes(missing[0]))}")
+
+
+# --- a folder of images -----------------------------------------------------------------------------------------------
+def folder(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset:
+    """Every image file below a folder, grey if the first one is, else RGB; its first-level sub-folders are the labels.
+
+    Labels are numbered in the order of their names; images that lie in no sub-folder have one of their own, the first.
+    Two sub-folders `train` and `test` are the split, and the labels are below them. Else a tenth of each label, drawn
+    by a fixed key and at most 10,000 together, are the test images. The training images are in an order drawn by that
+    key, so that the last ones, which HELD_OUT takes, are of all labels. Hidden files and folders are left out, and
+    links to folders are not followed. Raises DataError.
+    """
+    root = Path(os.path.expanduser(data_dir))
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; set DATA_DIR to the folder of images")
+    tops = [root / "train", root / "test"]
+    is_split = all(map(Path.is_dir, tops))
+    tops = tops if is_split else [root]
+    groups = [find_images(root, top) for top in tops]
+    for top, found in zip(tops, groups, strict=True):
+        if not found:
+            raise DataError(f"{top}: no images ({', '.join(map(shown, SUFFIXES))}); set DATA_DIR to their folder")
+    known = sorted(set().union(*groups))
+    parts = [(label, found[label]) for found in groups for label in sorted(found)]
+    names = np.concatenate([images for _, images in parts])
+    labels = np.concatenate([np.full(len(images), known.index(label), np.int32) for label, images in parts])
+    if is_split:
+        count = sum(map(len, groups[0].values()))
+        train = np.random.default_rng(SPLIT_KEY).permutation(count)
+        test = np.arange(count, len(names))
+        check_counts(labels[test], SHOWN_OF_A_LABEL, lambda label: root / "test" / shown(known[label]))
+    else:
+        check_counts(labels, SHOWN_OF_A_LABEL + 1, lambda label: root / shown(known[label]))
+        train, test = draw_split(labels)
+    channels = 1 if is_grey(root, names, skip) else 3
+    images = lazy_files(root, names, size, crop, channels, skip)
+    title = root.resolve().name
+    return Dataset(title, images.rows(train), labels[train], images.rows(test), labels[test], source=str(root))
+
+
+def find_images(root: Path, top: Path) -> dict[bytes, np.ndarray]:
+    """The sorted names, from `root` on, of the image files below its folder `top`, bytes (N,).
+
+    The keys are the sub-folders of `top` that they are somewhere in; b"" is that of images that are in none.
+    """
+    start, top = os.fsencode(root), os.fsencode(top)
+    found = {}
+    for folder, folders, files in os.walk(top, onerror=refuse_folder):
+        folders[:] = [name for name in folders if not name.startswith(b".")]
+        label = b"" if folder == top else os.path.relpath(folder, top).split(os.sep.encode())[0]
+        within = b"" if folder == start else os.path.join(os.path.relpath(folder, start), b"")
+        found.setdefault(label, []).extend(within + name for name in files if is_image_name(name))
+    return {label: np.sort(np.array(images)) for label, images in found.items() if images}
+
+
+def is_image_name(name: bytes) -> bool:
+    """Whether a file, not hidden, is called like an image."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(b".")
+
+
+def refuse_folder(error: OSError) -> None:
+    """Raise DataError for a folder that os.walk cannot list, which it would pass over."""
+    raise DataError(f"{shown(error.filename)}: {why_bad(error)}") from None
+
+
+def check_counts(labels: np.ndarray, least: int, place: Callable[[int], object]) -> None:
+    """Raise DataError for the first label that has fewer images than `least`; place(label) is what it is called."""
+    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if count < least:
+            shown_ones = f"{SHOWN_OF_A_LABEL} of each label are test images that are shown"
+            raise DataError(f"{place(label)}: too few images, {count}; at least {least} are needed, as {shown_ones}")
+
+
+def draw_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of training and test images, drawn by SPLIT_KEY: of each label a tenth is tested on, or 3 if more.
+
+    Less than a tenth where that would be more than 10,000 images. Training positions are shuffled, test ones sorted.
+    """
+    rng = np.random.default_rng(SPLIT_KEY)
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # by label, shuffled within each
+    share = min(0.1, MOST_TESTED / len(labels))
+    _, counts = np.unique(labels, return_counts=True)
+    tested = np.maximum(SHOWN_OF_A_LABEL, (counts * share).astype(int))
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, ... within each label
+    is_test = rank < np.repeat(tested, counts)
+    return rng.permutation(order[~is_test]), np.sort(order[is_test])
+
+
+def is_grey(root: Path, names: np.ndarray, skip: bool) -> bool:
+    """Whether the first image is grey; with `skip`, the first that can be opened. Raises BadImage and DataError."""
+    for name in names:
+        path = os.path.join(os.fsencode(root), name)
+        try:
+            with open(path, "rb") as file:
+                return open_image(file).mode in GREY_MODES
+        except Exception as error:  # as in read_image
+            bad = BadImage(f"{shown(path)}: {why_bad(error)}")
+        if not skip:
+            raise bad
+    raise DataError(f"none of {len(names):,} images can be read; the last one: {bad}")
+
+
+# --- TensorFlow Datasets ----------------------------------------------------------------------------------------------
+def tfds(name: str, data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset:
+    """A set of TensorFlow Datasets, as in "cifar10", downloaded into `data_dir` unless it is there.
+
+    Tested on is its split `test`, else `validation`, else a tenth of `train`, drawn as in `folder`. Raises DataError.
+    """
+    title, skipped = f"tfds:{name}", set()
+    sources, features = open_tfds(name, title, os.path.expanduser(data_dir))
+    if "train" not in sources:
+        raise DataError(f"{title}: it has no split called train, but {', '.join(sources)}")
+    if "image" not in features or len(features["image"].shape) != 3 or features["image"].np_dtype != np.uint8:
+        raise DataError(f"{title}: it has no feature called image that is an image of 8 bits; choose another set")
+    channels = 1 if features["image"].shape[-1] == 1 else 3
+
+    def lazy_split(split: str) -> LazyImages:
+        def read(number: int) -> np.ndarray:
+            try:
+                return decode(io.BytesIO(sources[split][number]["image"]), size, crop, channels)
+            except Exception as error:  # as in read_image
+                raise BadImage(f"{title}, image {number} of {split}: {why_bad(error)}") from None
+
+        return LazyImages(read, np.arange(len(sources[split])), (size, size, channels), skip, skipped)
+
+    images, labels = lazy_split("train"), read_labels(sources["train"], features)
+    for split in ("test", "validation"):
+        if split in sources:
+            tested = read_labels(sources[split], features)
+            return Dataset(title, images, labels, lazy_split(split), tested, source=data_dir)
+    check_counts(labels, SHOWN_OF_A_LABEL + 1, lambda label: f"{title}, label {label}")
+    train, test = draw_split(labels)
+    return Dataset(title, images.rows(train), labels[train], images.rows(test), labels[test], source=data_dir)
+
+
+def open_tfds(name: str, title: str, folder: str) -> tuple[dict[str, Sequence], Mapping]:
+    """The splits of a set, whose images are not decoded, by their names, and its features. Raises DataError."""
+    try:
+        import tensorflow_datasets as library  # here, as it is optional
+
+        builder = library.builder(name, data_dir=folder, file_format="array_record")  # other formats know no order
+        builder.download_and_prepare()
+        features = builder.info.features
+        decoders = {"image": library.decode.SkipDecoding()} if "image" in features else None
+        return {split: builder.as_data_source(split, decoders=decoders) for split in builder.info.splits}, features
+    except ImportError as error:
+        raise DataError(f"{title} needs {error.name}: {TFDS_PIP}") from None
+    except Exception as error:  # of its own, of the network, of the disk
+        said = str(error).partition('builder_kwargs "')[2].partition('}": ')[2]  # what follows its list of arguments
+        raise DataError(f"{title}: {why_bad(DataError(said) if said else error)}") from None
+
+
+def read_labels(source: Sequence, features: Mapping) -> np.ndarray:
+    """The labels of a split, int32 (N,), all 0 where it has none: a pass over it, 60 microseconds an image."""
+    if "label" not in features or features["label"].shape or not np.issubdtype(features["label"].np_dtype, np.integer):
+        return np.zeros(len(source), np.int32)
+    numbers = tqdm(range(len(source)), desc="labels", unit=" images", **BAR)
+    return np.fromiter((source[number]["label"] for number in numbers), np.int32, len(source))
