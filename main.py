@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +36,9 @@ with quiet_start():
     import keras
     import tensorflow as tf
 
-from utils import data, pictures, plots, report, runs
+from utils import data, pictures, plots, report, runs, streams
 from utils.likelihood import LOG_2_PI, log_likelihood, log_standard_normal
+from utils.networks import FLOAT32, MIXED, Convolutions, initializer
 from utils.priors import Prior, build_prior, standard_normal
 
 keras.config.set_floatx("float32")
@@ -45,6 +46,7 @@ keras.config.set_floatx("float32")
 # What a random draw is for. Each is keyed by the seed, its purpose and where it is due (layer; step; epoch and batch),
 # so a resumed run draws what an unbroken one draws.
 ENCODER_WEIGHTS, DECODER_WEIGHTS, SHUFFLE, PIXELS, NOISE, TEST_NOISE, GRID_LATENTS, IMPORTANCE_NOISE = range(8)
+CONVOLUTIONS = 1_000  # in place of a dense layer's number
 
 
 def random_key(seed: tf.Tensor | int, purpose: int, step: tf.Tensor | int) -> tf.Tensor:
@@ -52,23 +54,27 @@ def random_key(seed: tf.Tensor | int, purpose: int, step: tf.Tensor | int) -> tf
     return tf.stack([tf.cast(seed, tf.int64) * 16 + purpose, tf.cast(step, tf.int64)])
 
 
-def dense(units: int, key: tuple[int, ...], activation: str | None = None, name: str | None = None) -> keras.Layer:
+def dense(units: int, key: tuple[int, ...], activation: str | None, name: str, precision: str = FLOAT32) -> keras.Layer:
     """A dense layer whose initial weights follow from `key` alone."""
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    return keras.layers.Dense(units, activation, kernel_initializer=keras.initializers.GlorotUniform(seed), name=name)
+    return keras.layers.Dense(units, activation, kernel_initializer=initializer(key), name=name, dtype=precision)
 
 
 # --- encoder ----------------------------------------------------------------------------------------------------------
-def build_encoder(image_shape: tuple[int, ...], layers: tuple[int, ...], activation: str, latent_dim: int, seed: int):
+def build_encoder(
+    image_shape: tuple[int, ...], layers: tuple[int, ...], activation: str, latent_dim: int, seed: int,
+    precision: str = FLOAT32, convolutions: Convolutions | None = None,
+) -> keras.Model:  # fmt: skip
     """x (B, H, W, C) -> z_mean, z_log_std, each (B, L): for every image a normal distribution q(z|x) over the latents.
 
     It predicts the log of the standard deviation, since any real number is allowed there and exp() is never negative.
     """
-    x = keras.Input(image_shape, name="x")
-    hidden = keras.layers.Flatten()(x)
+    x = maps = keras.Input(image_shape, name="x")
+    if convolutions:
+        maps = convolutions.down(x, (seed, ENCODER_WEIGHTS, CONVOLUTIONS))
+    hidden = keras.layers.Flatten(dtype=precision)(maps)
     for number, units in enumerate(layers):
-        hidden = dense(units, (seed, ENCODER_WEIGHTS, number), activation, name=f"encoder_{number}")(hidden)
-    posterior = dense(2 * latent_dim, (seed, ENCODER_WEIGHTS, len(layers)), name="posterior")(hidden)  # (B, 2L)
+        hidden = dense(units, (seed, ENCODER_WEIGHTS, number), activation, f"encoder_{number}", precision)(hidden)
+    posterior = dense(2 * latent_dim, (seed, ENCODER_WEIGHTS, len(layers)), None, "posterior")(hidden)  # (B, 2L)
     z_mean, z_log_std = keras.ops.split(posterior, 2, axis=1)
     return keras.Model(x, [z_mean, z_log_std], name="encoder")
 
@@ -83,13 +89,24 @@ def sample_latent(z_mean: tf.Tensor, z_log_std: tf.Tensor, noise: tf.Tensor) -> 
 
 
 # --- decoder ----------------------------------------------------------------------------------------------------------
-def build_decoder(image_shape: tuple[int, ...], layers: tuple[int, ...], activation: str, latent_dim: int, seed: int):
+def build_decoder(
+    image_shape: tuple[int, ...], layers: tuple[int, ...], activation: str, latent_dim: int, seed: int,
+    precision: str = FLOAT32, convolutions: Convolutions | None = None,
+) -> keras.Model:  # fmt: skip
     """z (B, L) -> logits (B, H, W, C), whose sigmoid is each pixel's brightness, or its probability of being white."""
     z = hidden = keras.Input((latent_dim,), name="z")
     for number, units in enumerate(layers):
-        hidden = dense(units, (seed, DECODER_WEIGHTS, number), activation, name=f"decoder_{number}")(hidden)
-    logits = dense(math.prod(image_shape), (seed, DECODER_WEIGHTS, len(layers)), name="pixels")(hidden)
-    return keras.Model(z, keras.layers.Reshape(image_shape, name="logits")(logits), name="decoder")
+        hidden = dense(units, (seed, DECODER_WEIGHTS, number), activation, f"decoder_{number}", precision)(hidden)
+    key = (seed, DECODER_WEIGHTS, len(layers))
+    if convolutions:
+        smallest = (*convolutions.sizes(*image_shape[:2])[-1], convolutions.channels[-1])
+        hidden = dense(math.prod(smallest), key, activation, "maps", precision)(hidden)
+        maps = keras.layers.Reshape(smallest, dtype=precision)(hidden)
+        logits = convolutions.up(maps, image_shape, (seed, DECODER_WEIGHTS, CONVOLUTIONS))
+    else:
+        pixels = dense(math.prod(image_shape), key, None, "pixels")(hidden)
+        logits = keras.layers.Reshape(image_shape, name="logits")(pixels)
+    return keras.Model(z, logits, name="decoder")
 
 
 class VAE(NamedTuple):
@@ -120,9 +137,17 @@ def with_noise_latents(vae: VAE, part: tf.Tensor) -> tf.Tensor:
 def build_vae(settings: Settings, image_shape: tuple[int, ...]) -> VAE:
     """An untrained VAE; its weights follow from settings.seed."""
     s = settings
-    encoder = build_encoder(image_shape, s.encoder_layers, s.activation, s.latent_dim, s.seed)
-    decoder = build_decoder(image_shape, s.decoder_layers, s.activation, s.latent_dim + s.noise_dim, s.seed)
-    log_scale = keras.Variable(0.0, name="log_scale") if s.decoder_scale == "learned" else None  # starts at width 1
+    precision = MIXED if s.mixed_precision else FLOAT32
+    blocks = {"conv": 0, "resnet": s.residual_blocks}
+    convolutions = None
+    if s.architecture != "mlp":
+        convolutions = Convolutions(s.channels, blocks[s.architecture], s.activation, precision)
+    bodies = s.seed, precision, convolutions
+    encoder = build_encoder(image_shape, s.encoder_layers, s.activation, s.latent_dim, *bodies)
+    decoder = build_decoder(image_shape, s.decoder_layers, s.activation, s.latent_dim + s.noise_dim, *bodies)
+    log_scale = None
+    if s.decoder_scale == "learned":
+        log_scale = keras.Variable(INITIAL_LOG_SCALES[s.loss], name="log_scale")
     return VAE(encoder, decoder, log_scale, build_prior(s, encoder, image_shape))
 
 
@@ -155,8 +180,24 @@ def laplace_nll(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Ten
     return absolute_difference(x, logits) * tf.exp(-log_scale) + x.shape[1] * (log_scale + math.log(2))
 
 
+def discretised_logistic_nll(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+    """-log P(x|z) for pixels of 8 bits: the mass that a logistic distribution of scale exp(log_scale) about
+    sigmoid(logits) has between a brightness and its neighbours, 1/255 wide; the outermost, 0 and 1, have the rest of it
+    (Salimans et al. 2017, eq. 2).
+
+    sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), whose logarithm no rounding can make infinite.
+    """
+    scale = tf.exp(log_scale)
+    above, below = ((x - tf.sigmoid(logits) + half) / scale for half in (1 / 510, -1 / 510))
+    log_below_upper, log_above_lower = -tf.nn.softplus(-above), -tf.nn.softplus(below)  # logs of what is < and > an end
+    between = log_below_upper + log_above_lower + tf.math.log(-tf.math.expm1(-1 / (255 * scale)))
+    log_mass = tf.where(x <= 0, log_below_upper, tf.where(x >= 1, log_above_lower, between))
+    return -tf.reduce_sum(log_mass, axis=1)
+
+
 FIXED_SCALE_LOSSES = {"ce": cross_entropy, "mse": squared_error, "ad": absolute_difference}
-LEARNED_SCALE_LOSSES = {"mse": gaussian_nll, "ad": laplace_nll}
+LEARNED_SCALE_LOSSES = {"mse": gaussian_nll, "ad": laplace_nll, "logistic": discretised_logistic_nll}
+INITIAL_LOG_SCALES = {"mse": 0.0, "ad": 0.0, "logistic": -2.0}  # as wide as the brightness of images varies, or wider
 
 
 def reconstruction_loss(x: tf.Tensor, logits: tf.Tensor, loss: str, log_scale: tf.Tensor | None) -> tf.Tensor:
@@ -355,6 +396,40 @@ def draw_epoch(images: np.ndarray, settings: Settings, epoch: int) -> tf.Tensor:
     return tf.constant(batches)
 
 
+def steps_at_once(images: np.ndarray | streams.LazyImages, settings: Settings) -> int:
+    """How many steps' batches are on the device at once: an epoch's of images in memory, 32 MB of a stream."""
+    steps = len(images) // settings.batch_size
+    if isinstance(images, np.ndarray):
+        return steps
+    return min(steps, streams.chunk_steps(images.shape[1:], settings.batch_size))
+
+
+def epoch_batches(
+    images: np.ndarray | streams.LazyImages, settings: Settings, epoch: int, done: int
+) -> Iterator[tuple[int, tf.Tensor]]:
+    """What an epoch trains on after `done` steps of it: uint8 batches (n, B, H, W, C) and the number of the first one.
+
+    Of images in memory that is the whole epoch at once; of a stream it comes piece by piece, the next ones being read
+    while one is trained on.
+    """
+    s = settings
+    if isinstance(images, np.ndarray):
+        yield 0, draw_epoch(images, s, epoch)
+        return
+    steps, order = len(images) // s.batch_size, data.epoch_order(len(images), (s.seed, SHUFFLE, epoch))
+
+    def black_and_white(batch: np.ndarray, step: int) -> np.ndarray:
+        keys = ((s.seed, PIXELS, epoch, step, place) for place in range(len(batch)))
+        return np.stack([data.binarize(image, key) for image, key in zip(batch, keys, strict=True)])
+
+    rows, prepare = order[: steps * s.batch_size].reshape(steps, s.batch_size), None
+    if s.binarize == "dynamic":
+        prepare = black_and_white
+    for batches in streams.stream(images, rows, prepare, first=done, chunk=steps_at_once(images, s)):
+        yield done, batches
+        done += len(batches)
+
+
 def draw_noise(settings: Settings, images: int, key: tf.Tensor) -> tf.Tensor | None:
     """The noise of a number of images, (B, L + NOISE_DIM) or of K = BOUND_SAMPLES draws (K, B, L + NOISE_DIM)."""
     s = settings
@@ -376,9 +451,10 @@ def parts_of_batch(settings: Settings) -> int:
 def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings) -> Callable:
     """One compiled function that trains for many steps: with Python between the steps it would take twice as long.
 
-    train_steps(batches, step, stop, seed, sums) takes an epoch's uint8 batches (steps, B, H, W, C), the first step, the
-    one to stop before and the seed of the noise, and adds to `sums` (3,) the mean_terms of each step. It returns the
-    sums, the terms of the last step, and the step it has come to: earlier than `stop` if these terms are not finite.
+    train_steps(batches, step, stop, seed, sums, first) takes uint8 batches (n, B, H, W, C) from step `first` on, the
+    step to begin with, the one to stop before and the seed of the noise, and adds to `sums` (3,) the mean_terms of each
+    step. It returns the sums, the terms of the last step, and the step it has come to: earlier than `stop` if these
+    terms are not finite.
     """
     s = settings
     weights = vae.weights
@@ -400,11 +476,11 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings
             terms += more_terms / parts
         return gradients, terms
 
-    @tf.function(jit_compile=xla_pays(vae))
-    def train_steps(batches, step, stop, seed, sums):
+    @tf.function(jit_compile=xla_pays(vae), reduce_retracing=True)  # a stream's pieces are not all of one length
+    def train_steps(batches, step, stop, seed, sums, first=0):
         terms = tf.zeros(3)
         while step < stop and tf.reduce_all(tf.math.is_finite(terms)):
-            batch, weight = batches[step % len(batches)], scheduled_weight(s, step)
+            batch, weight = batches[(step - first) % len(batches)], scheduled_weight(s, step)
             gradients, terms = (differentiate if parts == 1 else differentiate_in_parts)(batch, step, seed, weight)
             optimizer.apply(gradients, weights)
             sums += terms
@@ -523,7 +599,7 @@ def fit(
     runs.restore(checkpoint, folder, say)
     step = int(optimizer.iterations)
     runs.cut_back(folder, step)
-    runs.lengthen(folder, s.epochs)
+    runs.note_changes(folder, s)
     if s.epochs > horizon and s.lr_schedule == "cosine":
         say(f"note       the learning rate's cosine ends with epoch {horizon}, as saved; later it stays a hundredth")
 
@@ -539,17 +615,25 @@ def fit(
             if step in watch_at:
                 watch(vae, step)
         if step < last_step:  # compile, by a call for no steps, so that the first speed shown is that of training
-            unused = tf.zeros((steps_per_epoch, s.batch_size, *dataset.train_images.shape[1:]), tf.uint8)
-            train_steps(unused, tf.constant(0), tf.constant(0), seed, sums.value())
-        timed, seconds = 0, 0.0  # steps of the next line and how long they took; a resumed run times its own only
+            steps = steps_at_once(dataset.train_images, s)
+            unused = tf.zeros((steps, s.batch_size, *dataset.train_images.shape[1:]), tf.uint8)
+            train_steps(unused, tf.constant(0), tf.constant(0), seed, sums.value(), tf.constant(0))
+        timed, seconds, waited = 0, 0.0, 0.0  # steps of the next line and how long they took, and waited for their data
         for epoch in range(step // steps_per_epoch + 1, s.epochs + 1):
-            started, epoch_end = time.perf_counter(), epoch * steps_per_epoch
-            batches = draw_epoch(dataset.train_images, s, epoch)
+            epoch_start, epoch_end = (epoch - 1) * steps_per_epoch, epoch * steps_per_epoch
+            batches, first, end = None, step, step
+            pieces = epoch_batches(dataset.train_images, s, epoch, step - epoch_start)
             while step < epoch_end:
                 # 1. Train up to the next line of the history, the next checkpoint, a watched step or the epoch's end.
+                started = time.perf_counter()
+                if step == end:
+                    first, batches = next(pieces)
+                    first, end = epoch_start + first, epoch_start + first + len(batches)
+                waited += time.perf_counter() - started
                 line_due, save_due = ((step // every + 1) * every for every in (s.log_every, s.checkpoint_every))
-                stop = min(line_due, save_due, epoch_end, *(due for due in watch_at if due > step))
-                total, terms, reached = train_steps(batches, tf.constant(step), tf.constant(stop), seed, sums.value())
+                stop = min(line_due, save_due, end, *(due for due in watch_at if due > step))
+                numbers = (tf.constant(number) for number in (step, stop))
+                total, terms, reached = train_steps(batches, *numbers, seed, sums.value(), tf.constant(first))
                 timed, step = timed + int(reached) - step, int(reached)  # here, once for many steps, the host waits
                 seconds += time.perf_counter() - started
                 sums.assign(total)
@@ -561,10 +645,12 @@ def fit(
                 if step in (line_due, last_step):
                     line = runs.history_line("train", step, steps_per_epoch, sums / (step - int(start)), weight)
                     line["images_per_second"] = round(timed * s.batch_size / seconds)
+                    if isinstance(dataset.train_images, streams.LazyImages):
+                        line["waiting"] = round(waited / seconds, 3)
                     runs.write_line(folder, events, line)
                     sums.assign(tf.zeros(3))
                     start.assign(step)
-                    timed, seconds = 0, 0.0
+                    timed, seconds, waited = 0, 0.0, 0.0
                 report.show_progress(bar, step, epoch, s.epochs, line)
                 if step == epoch_end:
                     terms = test(dataset.test_images, scheduled_weight(s, step - 1))
@@ -582,7 +668,6 @@ def fit(
                     runs.save(checkpoint, folder, step)
                 if signals:
                     raise runs.Stopped(signals[0])
-                started = time.perf_counter()
 
 
 def sample_prior(vae: VAE, count: int, key: tf.Tensor) -> tf.Tensor:
@@ -651,11 +736,12 @@ def train(
     if s.start_from and not (folder and runs.saved_steps(folder)):
         runs.start_from(s, vae.parts)
     device += " with XLA" if xla_pays(vae) else " without XLA"
-    folder = folder or runs.create(s, device)
+    folder = folder or runs.create(s, device, dataset.train_images.shape[1:])
 
     parameters = sum(math.prod(weight.shape) for weight in vae.weights)
     say(report.header(s, dataset, parameters, device, folder))
-    for doubt in report.doubts(s, s.epochs * (len(dataset.train_images) // s.batch_size)):
+    steps, channels = s.epochs * (len(dataset.train_images) // s.batch_size), dataset.train_images.shape[-1]
+    for doubt in report.doubts(s, steps, channels):
         say(f"note       {doubt}")
     with runs.locked(folder):
         try:

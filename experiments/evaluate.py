@@ -268,7 +268,12 @@ def evaluate_likelihood(
         "active_units": int(active.sum()),
         "latent_dim": s.latent_dim,
         "inactive_from_prior": None,
+        "bits_per_dimension": None,
     }
+    if s.loss == "logistic":
+        numbers["bits_per_dimension"] = report.bits_per_dimension(
+            -numbers["log_likelihood"], math.prod(images.shape[1:])
+        )
     if s.prior == "standard" and not active.all():  # a learned prior need not have independent latents to draw
         replaced = with_inactive_from_prior(posteriors, active)
         numbers["inactive_from_prior"] = summary(weigh_all(vae, s, images, replaced, samples, place, "inactive"))
@@ -371,15 +376,23 @@ def table(numbers: dict[str, Any]) -> str:
         errors = f"+- {found['standard_error_images']:.2f} over images"
         if "standard_error_sampling" in found:
             errors += f", +- {found['standard_error_sampling']:.2g} sampling"
-        row(name, f"{found.get('log_likelihood', found.get('bound')):.2f} nats", f"{errors}, K = {samples:,}{binary}")
+        row(
+            name, f"{found.get('log_likelihood', found.get('bound')):.2f} nats", f"{errors}, K = {samples:,}{of_pixels}"
+        )
 
-    binary = ", binarised" if numbers["kind"] == "likelihood" else ""
+    of_pixels = f", {numbers['of']}" if numbers["of"] else ""
     if found := numbers["likelihood"]:
         name = "log-likelihood" if numbers["kind"] == "likelihood" else "log-density"
         likelihood_row("ELBO", found["bounds"][0], 1)
         likelihood_row(name, found, found["samples"])
         if found["inactive_from_prior"]:
             likelihood_row("... inactive as prior", found["inactive_from_prior"], found["samples"])
+        if found["bits_per_dimension"]:
+            row(
+                "bits per dimension",
+                f"{found['bits_per_dimension']:.3f}",
+                "minus the log-likelihood in bits, by pixel and colour",
+            )
         if published := numbers["published_nll"]:
             row("published", f"-{published['nll']} nats", f"{published['source']}: {published['model']}")
         row("active units", f"{found['active_units']} of {found['latent_dim']}")
@@ -402,8 +415,8 @@ def table(numbers: dict[str, Any]) -> str:
 def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
     """Draw the bound as a function of the number of draws: bound.png."""
     found, published = numbers["likelihood"], numbers["published_nll"]
-    value, binary = found["log_likelihood"], numbers["kind"] == "likelihood"
-    last = f"{f'NLL {-value:.2f}' if binary else f'log-density {value:.2f}'}, K = {found['samples']:,}"
+    value, likely = found["log_likelihood"], numbers["kind"] == "likelihood"
+    last = f"{f'NLL {-value:.2f}' if likely else f'log-density {value:.2f}'}, K = {found['samples']:,}"
     beside = (-published["nll"], published["source"]) if published else None
     title = f"{folder.name}\n{numbers['images']}"
     plots.save_bounds(folder / "bound.png", found["bounds"], last, title, beside)
@@ -449,6 +462,7 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
         "identity": identity,
         "step": runs.saved_steps(folder)[-1],
         "kind": meaning,
+        "of": report.pixels_of(s) if meaning == "likelihood" else None,
         "images": test_set(s, len(dataset.test_images)),
         "prior_distribution": s.prior,
         "likelihood": None,
@@ -464,8 +478,8 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
                 shutil.rmtree(old)
         place.mkdir(exist_ok=True)
         numbers["likelihood"] = evaluate_likelihood(vae, s, dataset.test_images, samples, place)
-        if meaning == "likelihood" and not s.labels and not s.held_out:
-            numbers["published_nll"] = report.PUBLISHED_NLL.get(s.dataset)
+        if meaning == "likelihood":
+            numbers["published_nll"] = report.published_nll(s)
         save_bounds(folder, numbers)
     grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
     numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, folder, say)

@@ -55,7 +55,7 @@ def make_run(tmp_path, monkeypatch):
             return dataset._replace(test_images=data.binarize(dataset.test_images, data.TEST_BINARIZATION_KEY))
 
         monkeypatch.setattr(data, "prepare", prepare)
-        folder = runs.create(settings, "CPU")
+        folder = runs.create(settings, "CPU", shape)
         runs.save(runs.checkpoint(**vae.parts), folder, 7)
         return folder, vae, settings
 

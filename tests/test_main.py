@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import expit, logsumexp
-from scipy.stats import bernoulli, kstest, laplace, norm
+from scipy.stats import bernoulli, kstest, laplace, logistic, norm
 
 import main
 from utils import data, runs
@@ -297,6 +297,32 @@ def test_a_loss_and_its_gradient_are_finite_at_logits_of_200(loss, wrong):
     np.testing.assert_allclose(value, [0, wrong, wrong, 0], atol=1e-6)
     slope = [0, -1, 1, 0] if loss == "ce" else 0  # of the others the sigmoid is flat
     np.testing.assert_allclose(np.ravel(tape.gradient(value, logits)), slope, atol=1e-6)
+
+
+@few
+@given(st.floats(-12, 12), st.floats(-7, 3))
+def test_the_discretised_logistic_is_scipys_and_the_probabilities_of_all_256_values_sum_to_one(logit, log_scale):
+    x = np.arange(256).reshape(256, 1, 1, 1) / 255
+    found = main.reconstruction_loss(float32(x), float32(np.full(x.shape, logit)), "logistic", float32(log_scale))
+    assert np.exp(-np.float64(found)).sum() == pytest.approx(1, abs=2e-4)
+    ends = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 255, [np.inf]])
+    masses = np.diff(logistic.cdf(ends, expit(logit), math.exp(log_scale)))
+    likely = masses > 1e-8  # of the others the difference of two numbers near 1 is no oracle
+    np.testing.assert_allclose(np.float64(found)[likely], -np.log(masses[likely]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("log_scale", [-30.0, -10.0, 0.0, 30.0])
+def test_the_discretised_logistic_and_its_gradients_are_finite_far_out(log_scale):
+    x, logits = float32([0, 1, 0, 1, 0.2]), float32([-200, -200, 200, 200, 200])
+    x, logits = tf.reshape(x, (5, 1, 1, 1)), tf.Variable(tf.reshape(logits, (5, 1, 1, 1)))
+    scale = tf.Variable(log_scale)
+    with tf.GradientTape() as tape:
+        value = main.reconstruction_loss(x, logits, "logistic", scale)
+    gradients = tape.gradient(value, [logits, scale])
+    assert all(np.isfinite(part).all() for part in (value, *gradients))
+    if log_scale < 30:  # which is so wide that all are alike
+        assert value[0] < value[1]
+        assert value[3] < value[2]
 
 
 @pytest.mark.parametrize("loss", ["mse", "ad"])

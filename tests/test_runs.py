@@ -26,6 +26,9 @@ def full_disk(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+SHAPE = (28, 28, 1)
+
+
 def contents(folder):
     """Every file below the folder and what it holds."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -40,17 +43,27 @@ def contents(folder):
         ({"loss": "ad", "decoder_scale": "learned", "latent_dim": 2}, "mnist-ad-learned-z2"),
         ({"loss": "mse", "autoencoder": True, "latent_dim": 2}, "mnist-mse-ae-z2"),
         ({"labels": (1, 7), "noise_dim": 8, "latent_dim": 2}, "mnist-1_7-ce-z2-noise8"),
+        (
+            {
+                "dataset": "tfds:cifar10",
+                "architecture": "conv",
+                "loss": "logistic",
+                "decoder_scale": "learned",
+                "latent_dim": 64,
+            },
+            "tfds_cifar10-logistic-conv-z64",
+        ),
         ({"run_name": "cycles"}, "cycles"),
     ],
 )
 def test_a_run_is_named_after_what_tells_it_apart_or_as_the_user_says(changes, name, tmp_path):
     settings = from_params(output_dir=str(tmp_path / "new" / "folders"), **changes)
-    assert runs.create(settings, "CPU") == tmp_path / "new" / "folders" / name
+    assert runs.create(settings, "CPU", SHAPE) == tmp_path / "new" / "folders" / name
 
 
 def test_a_derived_name_that_is_taken_gets_a_number(tmp_path):
     settings = from_params(latent_dim=2, output_dir=str(tmp_path))
-    names = [runs.create(settings, "CPU").name for _ in range(3)]
+    names = [runs.create(settings, "CPU", SHAPE).name for _ in range(3)]
     assert names == ["mnist-ce-z2", "mnist-ce-z2-2", "mnist-ce-z2-3"]
 
 
@@ -59,7 +72,7 @@ def test_a_name_given_and_taken_is_refused_and_what_is_there_is_left_alone(tmp_p
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
     before = contents(tmp_path)
     with pytest.raises(runs.RunError, match=r"^run_name: 'mine' is taken .* --resume mine$"):
-        runs.create(from_params(run_name="mine", output_dir=str(tmp_path)), "CPU")
+        runs.create(from_params(run_name="mine", output_dir=str(tmp_path)), "CPU", SHAPE)
     assert contents(tmp_path) == before
 
 
@@ -68,18 +81,18 @@ def test_a_folder_that_could_not_be_filled_does_not_take_the_name(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(runs, "write_json", full_disk)
         with pytest.raises(OSError, match="No space"):
-            runs.create(settings, "CPU")
-    assert runs.create(settings, "CPU") == tmp_path / "mine"
+            runs.create(settings, "CPU", SHAPE)
+    assert runs.create(settings, "CPU", SHAPE) == tmp_path / "mine"
 
 
 def test_the_folder_of_runs_may_be_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    folder = runs.create(from_params(run_name="here", output_dir="~/runs"), "CPU")
+    folder = runs.create(from_params(run_name="here", output_dir="~/runs"), "CPU", SHAPE)
     assert folder == runs.find("here", "~/runs") == tmp_path / "runs" / "here"
 
 
 def test_a_run_is_found_by_its_name_or_its_folder(tmp_path):
-    folder = runs.create(from_params(run_name="mine", output_dir=str(tmp_path / "a")), "CPU")
+    folder = runs.create(from_params(run_name="mine", output_dir=str(tmp_path / "a")), "CPU", SHAPE)
     assert runs.find("mine", str(tmp_path / "a")) == folder
     assert runs.find(str(folder), "elsewhere") == folder
     with pytest.raises(runs.RunError, match=r"^--resume your: no such run in .*; there is mine$"):
@@ -426,12 +439,15 @@ def test_signals_are_left_alone_outside_the_main_thread():
 
 
 def test_longer_means_longer_and_the_rest_is_as_it_was(tmp_path):
-    folder = runs.create(from_params(epochs=5, output_dir=str(tmp_path)), "CPU")
+    folder = runs.create(from_params(epochs=5, output_dir=str(tmp_path)), "CPU", SHAPE)
     before = json.loads((folder / "params.json").read_text())
-    runs.lengthen(folder, 9)
+    runs.note_changes(folder, from_params(epochs=9, data_dir="moved", skip_bad_images=True, learning_rate=0.5))
     after = json.loads((folder / "params.json").read_text())
     assert (after["settings"].pop("epochs"), before["settings"].pop("epochs")) == (9, 5)
+    assert after["settings"].pop("data_dir") == "moved" != before["settings"].pop("data_dir")
+    assert (after["settings"].pop("skip_bad_images"), before["settings"].pop("skip_bad_images")) == (True, False)
     assert after == before
+    assert after["image_shape"] == list(SHAPE)
     assert after["schedule_epochs"] == 5
 
 

@@ -11,6 +11,8 @@ from utils.data import SHOWN_OF_A_LABEL, Dataset
 from utils.files import write_whole
 from utils.images import captioned, grid, save_gif, save_png, to_uint8
 
+SPRITE_SIDE = 2_800  # pixels
+
 Decode = Callable[[np.ndarray], np.ndarray]  # latents (N, L) -> brightness (N, H, W, C) in [0, 1]
 Reconstruct = Callable[[np.ndarray], np.ndarray]  # uint8 images (N, H, W, C) -> brightness, the same shape
 
@@ -60,9 +62,15 @@ def write_manifold(folder: Path, decode: Decode) -> None:
 
 
 def write_projector(folder: Path, z_mean: np.ndarray, labels: np.ndarray, images: np.ndarray) -> None:
-    """Write what TensorBoard's projector shows: codes (N, L), labels (N,), thumbnails of uint8 images (N, H, W, C)."""
-    side = int(np.ceil(np.sqrt(len(images))))  # the projector wants a square sprite
-    sprite = grid(255 - images, columns=side, gap=0).squeeze()
+    """Write what TensorBoard's projector shows: codes (N, L), labels (N,), thumbnails of uint8 images (N, H, W, C).
+
+    Of larger images it shows the first ones, as many as the 10,000 of MNIST have pixels.
+    """
+    count = min(len(images), (SPRITE_SIDE // max(images.shape[1:3])) ** 2)
+    z_mean, labels, images = z_mean[:count], labels[:count], images[:count]
+    side = int(np.ceil(np.sqrt(count)))  # the projector wants a square sprite
+    shown = 255 - images if images.shape[-1] == 1 else images  # ink on paper, as points are drawn on white
+    sprite = grid(shown, columns=side, gap=0).squeeze()
     sprite = np.pad(sprite, [(0, sprite.shape[1] - sprite.shape[0])] + [(0, 0)] * (sprite.ndim - 1))
     save_png(folder / "sprite.png", Image.fromarray(sprite))
     rows = ("\t".join(f"{value:.4f}" for value in code) for code in z_mean)

@@ -34,8 +34,9 @@ def draw_spread(axes: Axes, x: Sequence[float], values: np.ndarray, label: str, 
 
 
 def draw_images(axes: Axes, images: np.ndarray, columns: int, title: str) -> None:
-    """Draw images (N, H, W, 1), brightness in [0, 1] or uint8, in rows of `columns`, under a title."""
-    axes.imshow(grid(images, columns).squeeze(-1), cmap="gray", vmin=0, vmax=255)
+    """Draw images (N, H, W, C), grey or RGB, brightness in [0, 1] or uint8, in rows of `columns`, under a title."""
+    sheet = grid(images, columns)
+    axes.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
 
@@ -92,7 +93,7 @@ def save_bounds(
 
 
 def save_image_sets(path: Path, sets: dict[str, np.ndarray], columns: int, title: str) -> None:
-    """Draw sets of images, brightness (N, H, W, 1) by name, beside each other as grids. Raises OSError."""
+    """Draw sets of images, brightness (N, H, W, C) by name, beside each other as grids. Raises OSError."""
     figure = Figure(figsize=(1 + 3.6 * len(sets), 4.1), layout="constrained")
     figure.suptitle(title, fontsize=10)
     for axes, (name, images) in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets.items(), strict=True):

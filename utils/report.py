@@ -18,12 +18,18 @@ PUBLISHED_NLL = {  # by data set, for a single stochastic layer trained on the E
 
 
 # --- before -----------------------------------------------------------------------------------------------------------
-def doubts(settings: Settings, steps: int) -> list[str]:
-    """What is legal but surely not meant, a sentence each; `steps` is the length of the run."""
+def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
+    """What is legal but surely not meant, a sentence each; `steps` is the run's length, `channels` are its images'."""
     s = settings
     annealed = s.kl_schedule != "constant" and not s.autoencoder
     found = []
-    if s.loss == "ce" and s.binarize == "none":
+    if channels > 1 and s.binarize == "dynamic":
+        found.append("BINARIZE = dynamic draws each colour of a pixel black or white; none keeps the colours.")
+    if channels > 1 and s.loss == "ce" and s.binarize == "none":
+        found.append(
+            "LOSS = ce on colours is no likelihood: ELBO and NLL in nats mean nothing. LOSS = logistic has one."
+        )
+    elif s.loss == "ce" and s.binarize == "none":
         found.append("LOSS = ce on grey pixels (BINARIZE = none) is no likelihood: ELBO and NLL in nats mean nothing.")
     if s.loss != "ce" and s.binarize == "dynamic":
         found.append(f"LOSS = {s.loss} on black and white pixels; BINARIZE = none keeps the grey ones it is made for.")
@@ -48,14 +54,21 @@ def header(settings: Settings, dataset: Dataset, parameters: int, device: str, f
     pixels = math.prod(dataset.train_images.shape[1:])
     encoder, decoder = ("-".join(map(str, layers)) for layers in (s.encoder_layers, s.decoder_layers))
     latents = f"{s.latent_dim}+{s.noise_dim} noise" if s.noise_dim else str(s.latent_dim)
-    shape = "-".join(filter(None, (str(pixels), encoder, latents, decoder, str(pixels))))
+    ends = [str(pixels)] * 2
+    if s.architecture != "mlp":
+        stages = [f"{s.architecture}({'-'.join(map(str, channels))})" for channels in (s.channels, s.channels[::-1])]
+        size = " x ".join(map(str, dataset.train_images.shape[1:]))
+        ends = [f"{size}-{stages[0]}", f"{stages[1]}-{size}"]
+    shape = "-".join(filter(None, (ends[0], encoder, latents, decoder, ends[1])))
     sizes = f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images"
     sizes += " (held out of the training images)" if s.held_out else ""
     shape += f", {s.prior} prior" if s.prior != "standard" else ""
+    shape += ", bfloat16 inside" if s.mixed_precision else ""
     bound = f"{s.bound.upper()} by {s.bound_samples} samples an image"
     shape += f", {bound}" if s.bound != "elbo" or s.bound_samples > 1 else ""
+    sizes += f", {dataset.verified}" if dataset.verified else ""
     return (
-        f"data       {dataset.title}: {sizes}, SHA-256 verified, from {dataset.source}\n"
+        f"data       {dataset.title}: {sizes}, from {dataset.source}\n"
         f"model      {shape}, {parameters / 1e6:.1f} M parameters, {device}\n"
         f"run        {folder}"
     )
@@ -80,12 +93,24 @@ def show_progress(bar: tqdm, step: int, epoch: int, epochs: int, line: dict[str,
 
 # --- after ------------------------------------------------------------------------------------------------------------
 def kind(settings: Settings) -> str:
-    """What the reconstruction loss is: a "likelihood" of binary pixels, a "density" of grey ones, or "none"."""
+    """What the loss is: a "likelihood" of binary or 8-bit pixels, a "density" of continuous ones, or "none"."""
     if settings.autoencoder:
         return "none"
+    if settings.loss == "logistic":
+        return "likelihood"
     if settings.decoder_scale == "learned":
         return "density"
     return "likelihood" if settings.loss == "ce" and settings.binarize == "dynamic" else "none"
+
+
+def bits_per_dimension(nats: float, pixels: int) -> float:
+    """Nats per image as bits per pixel and colour, of which an image has `pixels`."""
+    return nats / (pixels * math.log(2))
+
+
+def pixels_of(settings: Settings) -> str:
+    """Which pixels a likelihood is of, in a word."""
+    return "binarised" if settings.loss == "ce" else "8-bit pixels"
 
 
 def effective_beta(settings: Settings, pixels: int) -> float:
@@ -114,6 +139,7 @@ def make_report(
     """
     meaning = kind(settings)
     report: dict[str, Any] = {"kind": meaning, "test_reconstruction": float(reconstruction.mean())}
+    report |= {"of": pixels_of(settings) if meaning == "likelihood" else None}
     report |= dict.fromkeys(("test_elbo", "test_kl", "kl_per_latent", "active_units", "effective_beta"))
     report |= {"latent_dim": settings.latent_dim}
     if not settings.autoencoder:
@@ -125,7 +151,7 @@ def make_report(
             "effective_beta": effective_beta(settings, pixels),
         }
     report |= dict.fromkeys(("test_nll", "test_log_density", "standard_error_images", "standard_error_sampling"))
-    report |= {"nll_samples": None, "published_nll": None}
+    report |= {"nll_samples": None, "published_nll": None, "bits_per_dimension": None}
     if log_likelihood is not None:
         estimates, variances = (np.asarray(values, np.float64) for values in log_likelihood)
         count = len(estimates)
@@ -136,14 +162,24 @@ def make_report(
             "nll_samples": settings.nll_samples,
         }
         if meaning == "likelihood":
-            published = None if settings.labels or settings.held_out else PUBLISHED_NLL.get(settings.dataset)
-            report |= {"test_nll": float(-estimates.mean()), "published_nll": published}
+            report |= {"test_nll": float(-estimates.mean()), "published_nll": published_nll(settings)}
         else:
             report |= {"test_log_density": float(estimates.mean())}
+    if meaning == "likelihood" and settings.loss == "logistic":
+        nats = {"elbo": -report["test_elbo"], "nll": report["test_nll"]}
+        report["bits_per_dimension"] = {
+            name: bits_per_dimension(value, pixels) for name, value in nats.items() if value is not None
+        }
     report["problems"] = problems(settings, report, history)
     report["remarks"] = remarks(settings, report, history)
     report["healthy"] = not report["problems"]
     return report
+
+
+def published_nll(settings: Settings) -> dict[str, Any] | None:
+    """The published figure to stand beside a run's NLL, if there is one of the same images and pixels."""
+    comparable = settings.loss == "ce" and not settings.labels and not settings.held_out
+    return PUBLISHED_NLL.get(settings.dataset) if comparable else None
 
 
 def problems(settings: Settings, report: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
@@ -233,10 +269,10 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"  test reconstruction    {report['test_reconstruction']:.2f} nats")
     else:
         name = {"likelihood": "test ELBO", "density": "test ELBO (density)", "none": "-(loss + KL) on test"}[meaning]
-        binarised = ", binarised" if meaning == "likelihood" else ""
+        of_pixels = f", {report['of']}" if meaning == "likelihood" else ""
         lines.append(
             f"  {name:<22} {report['test_elbo']:.2f} nats   = -({report['test_reconstruction']:.2f} reconstruction"
-            f" + {report['test_kl']:.2f} KL){binarised}"
+            f" + {report['test_kl']:.2f} KL){of_pixels}"
         )
     if report["nll_samples"]:
         name, value = "test log-density", report["test_log_density"]
@@ -247,6 +283,9 @@ def table(report: dict[str, Any]) -> str:
             f"  {name:<22} {value:.2f} nats   +- {report['standard_error_images']:.2f} over images,"
             f" +- {'?' if sampling is None else f'{sampling:.2g}'} sampling, K = {report['nll_samples']}"
         )
+    if bits := report["bits_per_dimension"]:
+        found = ", ".join(f"{value:.3f} ({name.upper()})" for name, value in bits.items())
+        lines.append(f"  bits per dimension     {found}")
     if report["published_nll"]:
         published = report["published_nll"]
         lines.append(f"  published              -{published['nll']} nats   {published['source']}: {published['model']}")

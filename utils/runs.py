@@ -12,12 +12,13 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,12 @@ from utils.settings import Settings, SettingsError, load_saved
 KEPT_CHECKPOINTS = 3
 REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights ...
-    "encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale", "prior",
+    "architecture", "encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale",
+    "prior",
 )  # fmt: skip
+ARCHITECTURE_DEPENDS_ON = {  # ... and these, by their architecture ...
+    "mlp": (), "conv": ("channels",), "resnet": ("channels", "residual_blocks"),
+}  # fmt: skip
 PRIOR_DEPENDS_ON = {  # ... and these, by their prior
     "standard": (), "vampprior": ("prior_components",), "mixture": ("prior_components",),
     "realnvp": ("prior_layers", "prior_units"),
@@ -47,16 +52,19 @@ class RunError(Exception):
 # --- the folder -------------------------------------------------------------------------------------------------------
 def derived_name(settings: Settings) -> str:
     """A run's name when the user gives none, made of what most tells runs apart, e.g. mnist-ce-z20."""
-    scale = "-learned" if settings.decoder_scale == "learned" else ""
+    scale = "-learned" if settings.decoder_scale == "learned" and settings.loss != "logistic" else ""
     kind = "-ae" if settings.autoencoder else ""
     labels = f"-{'_'.join(map(str, settings.labels))}" if settings.labels else ""
     noise = f"-noise{settings.noise_dim}" if settings.noise_dim else ""
     prior = f"-{settings.prior}" if settings.prior != "standard" else ""
     bound = f"-{settings.bound}{settings.bound_samples}" if settings.bound != "elbo" else ""
-    return f"{settings.dataset}{labels}-{settings.loss}{scale}{kind}-z{settings.latent_dim}{noise}{prior}{bound}"
+    network = f"-{settings.architecture}" if settings.architecture != "mlp" else ""
+    dataset = re.sub(r"[:/*]", "_", settings.dataset)  # as in tfds:cifar10
+    model = f"{settings.loss}{scale}{kind}{network}-z{settings.latent_dim}{noise}{prior}{bound}"
+    return f"{dataset}{labels}-{model}"
 
 
-def create(settings: Settings, device: str) -> Path:
+def create(settings: Settings, device: str, image_shape: Sequence[int]) -> Path:
     """Make a new run's folder with its params.json and return it; an existing folder is never touched.
 
     A derived name that is taken gets -2, -3, ... Raises RunError if RUN_NAME is taken, OSError if it can't be made.
@@ -78,6 +86,7 @@ def create(settings: Settings, device: str) -> Path:
             number += 1
     about = {
         "settings": settings.model_dump(mode="json"),
+        "image_shape": list(image_shape),  # (H, W, C), so that the networks can be built without the images
         "schedule_epochs": settings.epochs,  # what the learning rate's cosine spans, also when EPOCHS grows later
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
@@ -123,11 +132,15 @@ def read_params(folder: Path) -> dict[str, Any]:
     return about
 
 
-def lengthen(folder: Path, epochs: int) -> None:
-    """Note in params.json that a resumed run has more epochs now. Raises OSError."""
+def note_changes(folder: Path, settings: Settings) -> None:
+    """Note in params.json what a resumed run may change: its epochs, where its data are, and SKIP_BAD_IMAGES.
+
+    Raises OSError.
+    """
     about = read_params(folder)
-    if about["settings"]["epochs"] != epochs:
-        write_json(folder / "params.json", about | {"settings": about["settings"] | {"epochs": epochs}})
+    changed = {name: getattr(settings, name) for name in ("epochs", "data_dir", "skip_bad_images")}
+    if about["settings"] != about["settings"] | changed:
+        write_json(folder / "params.json", about | {"settings": about["settings"] | changed})
 
 
 @contextlib.contextmanager
@@ -298,7 +311,8 @@ def start_from(settings: Settings, parts: dict[str, Any]) -> None:
     """
     folder = find(settings.start_from, settings.output_dir, "--start-from")
     saved = load_saved(read_params(folder)["settings"])
-    for name in (*WEIGHTS_DEPEND_ON, *PRIOR_DEPENDS_ON[settings.prior]):
+    more = *ARCHITECTURE_DEPENDS_ON[settings.architecture], *PRIOR_DEPENDS_ON[settings.prior]
+    for name in (*WEIGHTS_DEPEND_ON, *more):
         if (here := getattr(settings, name)) != (there := getattr(saved, name)):
             raise SettingsError(f"{name}: {here!r} is not allowed with start_from {folder.name!r}, which has {there!r}")
     load_weights(checkpoint(**parts), folder)
