@@ -427,9 +427,14 @@ def load_run(folder: Path) -> tuple[Any, Settings, data.Dataset]:
     """The trained VAE of a run, its settings and its data. Raises SettingsError, runs.RunError and data.DataError."""
     settings = load_saved(runs.read_params(folder)["settings"])
     dataset = data.prepare(settings, print)
-    vae = vae_main.build_vae(settings, dataset.train_images.shape[1:])
+    return load_vae(folder, settings, dataset.train_images.shape[1:]), settings, dataset
+
+
+def load_vae(folder: Path, settings: Settings, image_shape: tuple[int, ...]) -> Any:
+    """The VAE of a run's newest checkpoint, for images (B, *image_shape). Raises runs.RunError."""
+    vae = vae_main.build_vae(settings, image_shape)
     runs.load_weights(runs.checkpoint(**vae.parts), folder)
-    return vae, settings, dataset
+    return vae
 
 
 def unfinished(folder: Path, samples: int) -> Path:
