@@ -161,21 +161,29 @@ def check_replaceable(place: Path, name: str, run: str | None) -> None:
 def write_folder(place: Path, write: Callable[[Path], None]) -> None:
     """Make the folder `place` by `write`, which is given a new one beside it; an old `place` is replaced only then.
 
-    Raises OSError, and leaves what was there.
+    Raises OSError, which names `place`, and leaves what was there.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as beside:
-        new, old = Path(beside) / "new", Path(beside) / "old"
-        new.mkdir()
-        write(new)
-        try:
-            if place.exists():
-                place.rename(old)
-            new.rename(place)
-        except BaseException:
-            if old.exists() and not place.exists():
-                old.rename(place)
-            raise
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as beside:
+            new = Path(beside) / "new"
+            new.mkdir()
+            write(new)
+            move(new, place, Path(beside) / "old")
+    except OSError as error:  # of a file whose name would say little, or of h5py, without one
+        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
+
+
+def move(new: Path, place: Path, old: Path) -> None:
+    """Rename the folder `new` to `place`, and first what is there to `old`; back again, if that fails."""
+    try:
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
+    except BaseException:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        raise
 
 
 def save_networks(folder: Path, vae: Any, functions: dict[str, Callable]) -> None:
