@@ -34,7 +34,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from utils.files import write_whole
-from utils.settings import refuse
+from utils.settings import refuse, whole
 
 Colour = tuple[int, int, int]
 
@@ -449,17 +449,6 @@ class Asked(NamedTuple):
     folder: Path
     images: int
     seed: int
-
-
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """What argparse reads a number by, `least` to `most`."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; an integer from {least} to {most:,} is")
-        return int(text)
-
-    return read
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> Asked:

@@ -45,7 +45,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.settings import Settings, SettingsError, from_params, load_saved, refuse
+from utils.settings import Settings, SettingsError, from_params, load_saved, refuse, whole
 
 
 class Asked(NamedTuple):
@@ -55,17 +55,6 @@ class Asked(NamedTuple):
     samples: int
     components: int
     output_dir: str
-
-
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """What argparse reads a number by, `least` to `most`."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; an integer from {least} to {most:,} is")
-        return int(text)
-
-    return read
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> Asked:

@@ -13,7 +13,7 @@ import re
 import sys
 import tokenize
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
@@ -350,6 +350,17 @@ def refuse(prog: str, message: str) -> NoReturn:
     """Tell what is wrong with a program's command line, in one line, and exit with code 2."""
     print(f"{prog}: error: {message}", file=sys.stderr)
     raise SystemExit(2) from None
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """What argparse reads a whole number by, `least` to `most`; for the command lines of experiments."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; an integer from {least} to {most:,} is")
+        return int(text)
+
+    return read
 
 
 def _read(argv: Sequence[str], prog: str, params: Path) -> Command:
