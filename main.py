@@ -627,7 +627,8 @@ def fit(
                 # 1. Train up to the next line of the history, the next checkpoint, a watched step or the epoch's end.
                 started = time.perf_counter()
                 if step == end:
-                    first, batches = next(pieces)
+                    with runs.saved_if_unreadable(checkpoint, folder, step):
+                        first, batches = next(pieces)
                     first, end = epoch_start + first, epoch_start + first + len(batches)
                 waited += time.perf_counter() - started
                 line_due, save_due = ((step // every + 1) * every for every in (s.log_every, s.checkpoint_every))
@@ -708,6 +709,7 @@ def judge(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path) -> 
     history = runs.read_history(folder)
     pixels = math.prod(dataset.test_images.shape[1:])
     judged = report.make_report(s, reconstruction, kl, z_mean, estimates, history, pixels)
+    judged["skipped_images"] = report.skipped_images(dataset)
     write_json(folder / "report.json", judged)
     plots.save_curves(folder / "curves.png", history, title=folder.name)
     pictures.write_film(folder, "reconstructions" if s.autoencoder else "samples")
@@ -743,14 +745,19 @@ def train(
     steps, channels = s.epochs * (len(dataset.train_images) // s.batch_size), dataset.train_images.shape[-1]
     for doubt in report.doubts(s, steps, channels):
         say(f"note       {doubt}")
+    go_on = f"python main.py --resume {shlex.quote(str(folder))}"
     with runs.locked(folder):
         try:
             fit(vae, s, dataset, folder, say, watch, watch_at)
             say(f"testing    {len(dataset.test_images):,} images that it has not been trained on")
             say(report.table(judge(vae, s, dataset, folder)))
+            if skipped := report.skipped(dataset):
+                say(skipped)
         except (runs.Stopped, KeyboardInterrupt):
-            say(f"\nstopped    go on with: python main.py --resume {shlex.quote(str(folder))}")
+            say(f"\nstopped    go on with: {go_on}")
             raise
+        except streams.BadImage as error:
+            raise data.DataError(f"{error}; with the next image in its place: {go_on} --skip-bad-images") from None
     say(report.look_at(folder))
     return vae, folder
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from utils.data import Dataset
 from utils.pictures import grids_of
 from utils.settings import Settings
+from utils.streams import LazyImages
 
 ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over the test set (Burda et al. 2015, section 5)
 PUBLISHED_NLL = {  # by data set, for a single stochastic layer trained on the ELBO, dynamic binarisation
@@ -295,6 +296,21 @@ def table(report: dict[str, Any]) -> str:
         kl = np.array(report["kl_per_latent"])
         lines.append(f"  KL per latent          {kl.min():.2f} to {kl.max():.2f} nats, mean {kl.mean():.2f}")
     return "\n".join(lines + [f"  note                   {sentence}" for sentence in report["remarks"]])
+
+
+def skipped_images(dataset: Dataset) -> list[str]:
+    """What was wrong with each image in whose place the next one was taken, as far as they were met."""
+    sets = (dataset.train_images, dataset.test_images)
+    return sorted(set().union(*(images.skipped for images in sets if isinstance(images, LazyImages))))
+
+
+def skipped(dataset: Dataset) -> str:
+    """A line that counts the images that were skipped and names the first; "" if there were none."""
+    if not (found := skipped_images(dataset)):
+        return ""
+    images = "1 image" if len(found) == 1 else f"{len(found):,} images"
+    more = "" if len(found) == 1 else "; all are in report.json"
+    return f"skipped    {images} that could not be read, with the next ones in their place: {found[0]}{more}"
 
 
 def look_at(folder: Path) -> str:

@@ -29,6 +29,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 from utils.files import write_json, write_whole
 from utils.settings import Settings, SettingsError, load_saved
+from utils.streams import BadImage
 
 KEPT_CHECKPOINTS = 3
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -291,6 +292,16 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], 
             say(f"checkpoint   step {step:,} is damaged or of another main.py ({one_line(str(error))}){then}")
     if steps:
         raise RunError(f"{folder}: all its checkpoints are damaged or of another main.py; start a new run")
+
+
+@contextlib.contextmanager
+def saved_if_unreadable(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> Iterator[None]:
+    """Save the checkpoint of `step` if an image cannot be read, so that nothing is lost by it."""
+    try:
+        yield
+    except BadImage:
+        save(checkpoint, folder, step)
+        raise
 
 
 def load_weights(networks: tf.train.Checkpoint, folder: Path) -> None:
