@@ -92,39 +92,41 @@ def stream(
     is given each batch, uint8 (B, H, W, C), and returns what takes its place. A few chunks at most are in memory.
     Whatever reading or preparing raises is raised here, as it is, in place of the chunk it was for.
     """
-    steps, batch_size = rows.shape
+    (steps, batch_size), shape = rows.shape, images.image_shape
+    # TensorFlow never lets go of a function that it was given, so what the functions below need is emptied at the end.
+    tasks = {"read": lambda place: images.read_at(rows.flat[place]), "prepare": prepare}
     failures = {}  # by place in the order: what was raised, of which TensorFlow would pass on the text only
 
-    def remembering(place, call, *arguments):
+    def run(task, place, *arguments):
         try:
-            return call(*arguments)
+            return tasks[task](*arguments)
         except Exception as error:
             failures[place] = error
             raise RuntimeError("see failures") from None
 
     def read(place):
-        return remembering(int(place), images.read_at, rows.flat[place])
+        def task(place):
+            return run("read", int(place), int(place))
 
-    def prepare_batch(batch, step):
-        return remembering(int(step) * batch_size, prepare, batch, int(step))
+        return tf.ensure_shape(tf.numpy_function(task, [place], tf.uint8), shape)
 
-    def call(function, shape, *arguments):
-        return tf.ensure_shape(tf.numpy_function(function, arguments, tf.uint8), shape)
+    def prepared(batch, step):
+        def task(batch, step):
+            return run("prepare", int(step) * batch_size, batch, int(step))
 
-    def read_image(place):
-        return call(read, images.image_shape, place)
+        return tf.ensure_shape(tf.numpy_function(task, [batch, step], tf.uint8), (batch_size, *shape))
 
-    def prepare_images(batch, step):
-        return call(prepare_batch, (batch_size, *images.image_shape), batch, step)
-
-    batches = tf.data.Dataset.range(first * batch_size, rows.size).map(read_image, READERS, deterministic=True)
+    batches = tf.data.Dataset.range(first * batch_size, rows.size).map(read, READERS, deterministic=True)
     batches = batches.batch(batch_size)
     if prepare:
         numbered = tf.data.Dataset.zip((batches, tf.data.Dataset.range(first, steps)))
-        batches = numbered.map(prepare_images, 2, deterministic=True)
+        batches = numbered.map(prepared, 2, deterministic=True)
     try:
         yield from batches.batch(chunk).prefetch(1)
     except tf.errors.OpError:
         if not failures:
             raise
         raise failures[min(failures)] from None  # the first in order is what ended the stream
+    finally:
+        tasks.clear()
+        failures.clear()
