@@ -477,3 +477,15 @@ def test_real_mnist():
     assert mnist.train_images.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
     assert np.bincount(mnist.train_labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.bincount(mnist.test_labels).sum() == 10_000
+
+
+@pytest.mark.parametrize(("shape", "sizes"), [
+    ((2_300, 28, 28, 1), [1_000, 1_000, 300]), ((2_300, 4, 4, 1), [1_000, 1_000, 300]),
+    ((2_300, 500), [1_000, 1_000, 300]), ((150, 64, 64, 3), [63, 63, 24]), ((2, 1_024, 1_024, 3), [1, 1]),
+])  # fmt: skip
+def test_batches_of_larger_images_are_smaller(shape, sizes):
+    seen = []
+    images = np.broadcast_to(np.uint8(7), shape)
+    [starts] = data.in_batches(lambda batch, start: (seen.append(len(batch)) or np.full(len(batch), start),), images)
+    assert seen == sizes
+    np.testing.assert_array_equal(starts, np.repeat(np.cumsum([0, *sizes[:-1]]), sizes))

@@ -141,7 +141,7 @@ def celeba(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
         few = f"{len(train):,} images to train on (0) and {len(test):,} to test on (2)"
         raise DataError(f"{partition_list}: {few}; at least 1 and {SHOWN_OF_A_LABEL} are needed")
     pictures = celeba_images(folder)
-    check_present(pictures, names[np.concatenate((train, test))], partition_list)
+    check_present(pictures, names[np.sort(np.concatenate((train, test)))], partition_list)
     images = lazy_files(pictures, names, size, crop or CELEBA_CROP, 3, skip)
     return Dataset(
         "CelebA",
