@@ -546,6 +546,9 @@ FAILED = "Failed to construct dataset \"toys\", builder_kwargs \"{'version': '9'
     (FEATURES, ConnectionError(), ": ConnectionError"),
     (FEATURES, ModuleNotFoundError("No module", name="array_record"),
      " needs array_record: pip install tensorflow-datasets array-record"),
+    (FEATURES, ModuleNotFoundError("No module", name="etils.epath"), " needs etils: pip install etils"),
+    (FEATURES, ValueError("File format is already set to TFRECORD"),
+     ": anywhere has it in a format without random access; set DATA_DIR to another folder"),
 ])  # fmt: skip
 def test_sets_that_cannot_be_had_are_told_in_one_line(monkeypatch, features, failure, told):
     stand_in(monkeypatch, features, {"train": examples(0, 5), "test": examples(0, 5)}, failure)

@@ -39,7 +39,7 @@ QUOTA = "a download over quota leaves one; fetch it again"
 
 SPLIT_KEY = (20131220,)  # of the images held back as test images, and of the order of the others; any number would do
 MOST_TESTED = 10_000
-TFDS_PIP = "pip install tensorflow-datasets array-record"
+TFDS_MODULES = ("tensorflow_datasets", "array_record")
 
 
 # --- one image --------------------------------------------------------------------------------------------------------
@@ -437,10 +437,15 @@ def open_tfds(name: str, title: str, folder: str) -> tuple[dict[str, Sequence], 
         decoders = {"image": library.decode.SkipDecoding()} if "image" in features else None
         return {split: builder.as_data_source(split, decoders=decoders) for split in builder.info.splits}, features
     except ImportError as error:
-        raise DataError(f"{title} needs {error.name}: {TFDS_PIP}") from None
+        missing = (error.name or "tensorflow_datasets").partition(".")[0]
+        packages = "tensorflow-datasets array-record" if missing in TFDS_MODULES else missing
+        raise DataError(f"{title} needs {missing}: pip install {packages}") from None
     except Exception as error:  # of its own, of the network, of the disk
         said = str(error).partition('builder_kwargs "')[2].partition('}": ')[2]  # what follows its list of arguments
-        raise DataError(f"{title}: {why_bad(DataError(said) if said else error)}") from None
+        why = why_bad(DataError(said) if said else error)
+        if why.startswith("File format is already set"):
+            why = f"{folder} has it in a format without random access; set DATA_DIR to another folder"
+        raise DataError(f"{title}: {why}") from None
 
 
 def read_labels(source: Sequence, features: Mapping) -> np.ndarray:
