@@ -1,0 +1,419 @@
+"""Can one add an attribute, such as a smile, by arithmetic on the latents of a finished run?
+
+    python -m experiments.attribute_walk celeba-logistic-z64 --attribute smiling
+    python -m experiments.attribute_walk mnist-ce-z20 --attribute 7
+
+An attribute's vector is the mean z_mean of the training images that have it minus that of those that have not (Larsen
+et al. 2016, arXiv 1512.09300), and a walk goes from the z_mean of a test image along it: t = 1 is one whole vector.
+Attributes that go together in the training images are added together: a vector of smiling has in it whatever else those
+who smile in them have more often (White 2016, arXiv 1609.04468, who balances the images against it; not done here).
+
+Attributes are those of the data set, as CelebA's; else, each label is one ("is it a 7?"). Those not asked for by name
+are chosen by how well the latents tell them, at most three. Every image is taken as the run knows it: with BINARIZE =
+dynamic it is black and white, by a fixed draw. Printed, and written to the run's folder:
+
+- how well the latents tell the attribute: the AUC of the projection of test images' z_mean on the vector, which is the
+  chance that an image with it lies further along than one without; 0.5 is a guess;
+- whether walks work, by a small classifier of the attribute that is trained here, on training images as they are: the
+  share of test images without the attribute that it judges to have it, at each t. It has seen real images only, and
+  decoded ones are blurry. So what it says of t = 0, the reconstructions, is the floor, and the share among
+  reconstructions of images that do have the attribute is the ceiling;
+- how much of the image moves: the mean absolute change of a pixel's brightness (0 to 1) from t = 0 to t = 1;
+- attribute_walk_<name>.png: walks of eight test images without the attribute that gain it, and of eight that lose it.
+
+All numbers are in attribute_walk.json. They are the same from call to call.
+"""
+
+# ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
+
+import argparse
+import math
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.settings import Settings, SettingsError, from_params, refuse
+
+
+class Asked(NamedTuple):
+    """What the command line asks for."""
+
+    run: str
+    attribute: tuple[str, ...]  # none: those that the latents tell best
+    output_dir: str
+
+
+def read_command_line(argv: Sequence[str] | None = None) -> Asked:
+    """What the command line asks for. A mistake prints one line and exits with code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.attribute_walk",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.error = partial(refuse, "attribute_walk")
+    parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
+    names = "attributes or labels, upper or lower case [default: the three that the latents tell best]"
+    parser.add_argument("--attribute", nargs="+", default=(), metavar="NAME", help=names)
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="folder that holds the runs [default OUTPUT_DIR of params.py]"
+    )
+    asked = parser.parse_args(argv)
+    try:
+        output_dir = asked.output_dir or from_params().output_dir
+    except SettingsError as error:
+        parser.error(str(error))
+    return Asked(asked.run, tuple(asked.attribute), output_dir)
+
+
+if __name__ == "__main__":
+    ASKED = read_command_line()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
+
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+
+import main as vae_main
+from experiments import evaluate
+from utils import classifier, data, latent, plots, runs
+from utils.files import write_json
+
+MOST_TRAINING, MOST_TEST, MOST_WALKED = 20_000, 10_000, 1_000  # images
+MOST_NUMBERS = MOST_TRAINING * 64 * 64 * 3  # of a classifier's images: 1 GB as brightness
+FEWEST = 10  # images with and without an attribute, or nothing is said of it
+CHOSEN = 3  # attributes, if none is asked for
+STEPS = (0.0, 0.5, 1.0, 1.5, 2.0)  # t, in attribute vectors
+SHOWN = 8  # images in each half of the picture
+TRAINING_PIXELS = 103  # what a draw of NumPy's is for, beside a run's seed; evaluate has others
+CLASSIFIER_SEED = 0  # the same for all runs, so that those on the same data have the same judge
+
+
+# --- attributes -------------------------------------------------------------------------------------------------------
+class Attributes(NamedTuple):
+    """What is known of the images: A names, and for each image whether it has them, bool (N, A) and (M, A)."""
+
+    names: tuple[str, ...]
+    train: np.ndarray
+    test: np.ndarray
+
+
+def find_attributes(dataset: data.Dataset) -> Attributes:
+    """The attributes of a data set; if it has none, of each of its labels whether an image has it.
+
+    Raises SettingsError if there is one label only, which tells no images apart.
+    """
+    if dataset.attributes:
+        return Attributes(dataset.attributes, dataset.train_attributes, dataset.test_attributes)
+    labels = np.unique(dataset.train_labels)
+    if len(labels) < 2:
+        raise SettingsError(f"attribute: {dataset.title} has none, and only one label, {labels[0]}: nothing to tell")
+    is_it = (np.equal.outer(of_images, labels) for of_images in (dataset.train_labels, dataset.test_labels))
+    return Attributes(tuple(map(str, labels)), *is_it)
+
+
+def places(asked: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Where among `names` those asked for are, in whatever case. Raises SettingsError for one that is not there."""
+    by_name = {name.casefold(): place for place, name in enumerate(names)}
+    for word in asked:
+        if word.casefold() not in by_name:
+            close = get_close_matches(word.casefold(), by_name, n=1)
+            hint = f" (did you mean {names[by_name[close[0]]]!r}?)" if close else ""
+            raise SettingsError(f"attribute: {word!r} is not allowed; one of {', '.join(names)} is{hint}")
+    return list(dict.fromkeys(by_name[word.casefold()] for word in asked))
+
+
+def too_few(has: np.ndarray, split: str) -> str | None:
+    """Why nothing can be said of an attribute that these images of a split have or have not, bool (N,); else None."""
+    for number, of_them in ((np.count_nonzero(has), "have it"), (np.count_nonzero(~has), "do not have it")):
+        if number < FEWEST:
+            return f"{number} of {len(has):,} {split} images {of_them}, and at least {FEWEST} are needed"
+    return None
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the rows (N,), at even distances, since data may be sorted; in their order."""
+    count = min(len(rows), most)
+    return rows[np.arange(count) * len(rows) // count]
+
+
+def encode_rows(vae: Any, images: np.ndarray, rows: np.ndarray, binarization: Sequence[int] | None) -> np.ndarray:
+    """z_mean (R, L), float64, of some rows (R,) of uint8 images (N, H, W, C), read batch by batch.
+
+    With `binarization`, a key, they are drawn black or white before.
+    """
+
+    def encode_batch(part, start):
+        batch = images[part]
+        if binarization is not None:
+            batch = data.binarize(batch, (*binarization, int(start)))
+        return latent.encode(vae.encoder, batch)
+
+    return np.float64(data.in_batches(encode_batch, rows)[0])
+
+
+class Encoded(NamedTuple):
+    """R images of a split, as rows of N that may lie on a disk and are read a few at a time, and their latents."""
+
+    images: Any  # uint8 (N, H, W, C) as the run knows them; len(), slices and arrays of row numbers are all it takes
+    grey: Any  # the same, not binarised
+    rows: np.ndarray  # which of them, int (R,)
+    has: np.ndarray  # which attributes these have, bool (R, A)
+    z: np.ndarray  # z_mean, float64 (R, L)
+
+
+def decode(vae: Any, z: np.ndarray) -> np.ndarray:
+    """Latents (N, L) -> brightness (N, H, W, C) in [0, 1]; the noise latents, if there are any, stay 0."""
+    whole = vae_main.with_noise_latents(vae, np.float32(z)).numpy()
+    return data.in_batches(lambda batch, start: (vae_main.decode(vae, batch),), whole)[0]
+
+
+# --- the vector and the walk ------------------------------------------------------------------------------------------
+def attribute_vector(z: np.ndarray, has: np.ndarray) -> np.ndarray:
+    """The mean of the points (N, L) that have the attribute, bool (N,), minus that of those that have not: (L,)."""
+    return z[has].mean(axis=0) - z[~has].mean(axis=0)
+
+
+def told_by(z: np.ndarray, has: np.ndarray, vector: np.ndarray) -> float:
+    """The AUC, 0 to 1, of the projection of points (N, L) on the vector (L,) as a score of the attribute, bool (N,)."""
+    return float(roc_auc_score(has, z @ vector))
+
+
+def walk(z: np.ndarray, vector: np.ndarray, steps: Sequence[float]) -> np.ndarray:
+    """Points (N, L) and where t times the vector (L,) takes them, for T steps t: (T, N, L)."""
+    return z + np.multiply.outer(np.asarray(steps), vector)[:, np.newaxis]
+
+
+class Told(NamedTuple):
+    """What the latents tell of an attribute."""
+
+    vector: np.ndarray  # float64 (L,)
+    auc: float  # of test images
+
+
+def tell_attributes(train: Encoded, test: Encoded) -> dict[int, Told]:
+    """What the latents tell of each attribute, by its number, that enough images have and enough do not have."""
+    told = {}
+    for number in range(train.has.shape[1]):
+        has, test_has = train.has[:, number], test.has[:, number]
+        if not too_few(has, "training") and not too_few(test_has, "test"):
+            vector = attribute_vector(train.z, has)
+            told[number] = Told(vector, told_by(test.z, test_has, vector))
+    return told
+
+
+# --- does it work -----------------------------------------------------------------------------------------------------
+def judged_share(judge: Any, brightness: np.ndarray) -> float:
+    """The share of images, brightness (N, H, W, C) in [0, 1], that a classifier of two takes for the second class."""
+    return float(classifier.probabilities(judge, brightness).argmax(axis=1).mean())
+
+
+def train_judge(train: Encoded, number: int) -> Any:
+    """A classifier of the attribute of this number, by the images as they are; its second class is to have it.
+
+    Of images so large that they would not fit in memory it sees fewer, at even distances.
+    """
+    kept = spread(np.arange(len(train.rows)), MOST_NUMBERS // math.prod(train.grey.shape[1:]))
+    has = train.has[kept, number].astype(np.int64)
+    return classifier.train_classifier(train.grey[train.rows[kept]], has, CLASSIFIER_SEED)
+
+
+def accuracy(judge: Any, test: Encoded, number: int) -> float:
+    """The share of images of which a classifier says rightly whether they have the attribute of this number."""
+
+    def judge_batch(part, start):
+        return (classifier.probabilities(judge, classifier.to_brightness(test.grey[part])).argmax(axis=1),)
+
+    return float((data.in_batches(judge_batch, test.rows)[0] == test.has[:, number]).mean())
+
+
+def measure_walk(vae: Any, judge: Any, without: np.ndarray, having: np.ndarray, vector: np.ndarray) -> dict[str, Any]:
+    """What a classifier says of the walks from z_mean (N, L) `without` the attribute, of those (M, L) `having` it, and
+    how much the images change, as numbers.
+    """
+    shares = [judged_share(judge, decode(vae, z)) for z in walk(without, vector, STEPS)]  # not all decoded at once
+    before, after = (decode(vae, z) for z in walk(without, vector, (0, 1)))
+    return {
+        "walked_images": len(without),
+        "walk": [{"t": t, "judged_to_have_it": share} for t, share in zip(STEPS, shares, strict=True)],
+        "having_images": len(having),
+        "ceiling": judged_share(judge, decode(vae, having)),
+        "brightness_change": float(np.abs(after - before).mean()),
+    }
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+def draw_walks(
+    axes: Any, vae: Any, originals: np.ndarray, z: np.ndarray, vector: np.ndarray, sign: int, title: str
+) -> None:
+    """Draw a row for each uint8 image (N, H, W, C) with z_mean (N, L): itself, its reconstruction, and its walk."""
+    decoded = [decode(vae, points) for points in walk(z, vector, sign * np.array(STEPS))]
+    columns = [classifier.to_brightness(originals), *decoded]
+    images = np.stack(columns, axis=1)  # (N, columns, H, W, C)
+    plots.draw_images(axes, images.reshape(-1, *originals.shape[1:]), len(columns), "")
+    names = ["original", "t = 0:\nreconstruction", *(f"t = {sign * t:g}" for t in STEPS[1:])]
+    pitch = originals.shape[2] + 2  # an image and the gap beside it
+    above = {"textcoords": "offset points", "xytext": (0, 2), "ha": "center", "va": "bottom", "fontsize": 8}
+    for number, name in enumerate(names):
+        axes.annotate(name, ((number + 0.5) * pitch + 0.5, 0), **above)
+    axes.set_title(title, fontsize=10, pad=30)
+
+
+def save_walks(
+    path: Path, name: str, vae: Any, vector: np.ndarray, without: tuple[np.ndarray, ...], having: tuple[np.ndarray, ...]
+) -> None:
+    """Draw walks that add the attribute `name` and that take it away, each of uint8 images (N, H, W, C) and their
+    z_mean (N, L). Raises OSError.
+    """
+    figure = Figure(figsize=(13, 9.4), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)  # inches, for the titles not to touch
+    title = f"{path.parent.name}: z_mean + t x (mean z_mean of those with {name} - of those without)"
+    figure.suptitle(title, fontsize=11)
+    left, right = figure.subplots(1, 2)
+    draw_walks(left, vae, *without, vector, 1, f"test images without {name}: it is added")
+    draw_walks(right, vae, *having, vector, -1, f"test images with {name}: it is taken away")
+    plots.save_figure(path, figure)
+
+
+def picture_name(name: str) -> str:
+    """The file of an attribute's picture; of its name, what is no letter, digit, - or _ becomes _."""
+    return f"attribute_walk_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.png"
+
+
+def table(numbers: dict[str, Any]) -> str:
+    """The numbers as a few lines for the console."""
+    steps = "".join(f"{f't = {t:g}':>9}" for t in STEPS)
+    lines = [
+        "",
+        f"Can it be added along its vector?  Of {numbers['images']}:",
+        f"  {'':<20} {'latents':>8} {'classifier':>16}   judged to have it, of images without{'':<9} with  change of",
+        f"  {'attribute':<20} {'AUC':>8} {'right':>7} {'(guess)':>8}{steps}{'t = 0':>9} brightness",
+    ]
+    for found in numbers["walks"]:
+        guess = f"({found['larger_class']:.1%})"
+        judge = f"{found['classifier_accuracy']:>7.1%} {guess:>8}"
+        shares = "".join(f"{step['judged_to_have_it']:>9.1%}" for step in found["walk"])
+        more = f"{found['ceiling']:>9.1%} {found['brightness_change']:>10.3f}"
+        lines.append(f"  {found['attribute']:<20} {found['auc']:>8.3f} {judge}{shares}{more}")
+    lines.append("  t = 0 is the reconstruction: the floor of images without it, with it the ceiling; change: at t = 1")
+    return "\n".join(lines)
+
+
+# --- main -------------------------------------------------------------------------------------------------------------
+def encode_data(vae: Any, settings: Settings, dataset: data.Dataset, attributes: Attributes) -> tuple[Encoded, Encoded]:
+    """Training and test images, at most MOST_TRAINING and MOST_TEST of them. Raises data.DataError."""
+    s = settings
+    grey, key = dataset, None
+    if s.binarize == "dynamic":
+        grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
+        key = s.seed, TRAINING_PIXELS
+    train = spread(np.arange(len(dataset.train_images)), MOST_TRAINING)
+    test = spread(np.arange(len(dataset.test_images)), MOST_TEST)
+    z_train = encode_rows(vae, dataset.train_images, train, key)
+    z_test = encode_rows(vae, dataset.test_images, test, None)  # if they are to be black and white, they are already
+    return (
+        Encoded(dataset.train_images, grey.train_images, train, attributes.train[train], z_train),
+        Encoded(dataset.test_images, grey.test_images, test, attributes.test[test], z_test),
+    )
+
+
+def choose(
+    asked: Sequence[int], told: dict[int, Told], names: Sequence[str], train: Encoded, test: Encoded
+) -> list[int]:
+    """The numbers of the attributes to walk along: those asked for, or those told best.
+
+    Raises SettingsError for one asked for that too few images have or do not have, or if there is no other.
+    """
+    for number in asked:
+        if number not in told:
+            why = too_few(train.has[:, number], "training") or too_few(test.has[:, number], "test")
+            raise SettingsError(f"attribute: {names[number]!r} is not allowed; {why}")
+    if not told:
+        raise SettingsError(f"attribute: of {', '.join(names)}, none is had by {FEWEST} images and not by {FEWEST}")
+    return list(asked) or sorted(told, key=lambda number: -told[number].auc)[:CHOSEN]
+
+
+def walk_along(
+    folder: Path, vae: Any, name: str, number: int, told: Told, train: Encoded, test: Encoded
+) -> dict[str, Any]:
+    """Walk along the attribute of this name and number: write its picture, return its numbers. Raises OSError."""
+    has, test_has = train.has[:, number], test.has[:, number]
+    without, having = (spread(np.flatnonzero(kind), MOST_WALKED) for kind in (~test_has, test_has))
+    judge = train_judge(train, number)
+    numbers = {
+        "attribute": name,
+        "training_images_with": int(has.sum()),
+        "training_images_without": int((~has).sum()),
+        "vector": told.vector.tolist(),
+        "auc": told.auc,
+        "classifier_accuracy": accuracy(judge, test, number),
+        "larger_class": float(max(test_has.mean(), (~test_has).mean())),
+        **measure_walk(vae, judge, test.z[without], test.z[having], told.vector),
+    }
+    shown = (spread(kind, SHOWN) for kind in (without, having))
+    halves = ((test.images[test.rows[kind]], test.z[kind]) for kind in shown)
+    save_walks(folder / picture_name(name), name, vae, told.vector, *halves)
+    return numbers
+
+
+def attribute_walk(folder: Path, asked: Sequence[str], say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Walk along attributes of a run's data, `asked` or the best told; write all into its folder, return the numbers.
+
+    Raises SettingsError, runs.RunError, data.DataError and OSError.
+    """
+    vae, s, dataset = evaluate.load_run(folder)
+    attributes, step = find_attributes(dataset), runs.saved_steps(folder)[-1]
+    names = attributes.names
+    numbers_asked = places(asked, names)  # a typo is told before anything is encoded
+    say(f"run        {folder}, step {step:,}")
+    train, test = encode_data(vae, s, dataset, attributes)
+    say(f"encoded    {len(train.rows):,} training and {len(test.rows):,} test images")
+    told = tell_attributes(train, test)
+    walks = []
+    for number in choose(numbers_asked, told, names, train, test):
+        say(f"walking    along {names[number]}, judged by a small classifier that is trained for it")
+        walks.append(walk_along(folder, vae, names[number], number, told[number], train, test))
+    numbers = {
+        "run": folder.name,
+        "step": step,
+        "images": evaluate.test_set(s, len(test.rows)),
+        "training_images": len(train.rows),
+        "auc": {name: told[number].auc if number in told else None for number, name in enumerate(names)},
+        "walks": walks,
+    }
+    write_json(folder / "attribute_walk.json", numbers)
+    return numbers
+
+
+def main(asked: Asked) -> int:
+    """Walk as the command line says; return the exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, runs.raise_stopped)
+    vae_main.has_gpu()  # asked first of all, where its chatter is caught
+    try:
+        folder = runs.find(asked.run, asked.output_dir, "RUN")
+        numbers = attribute_walk(folder, asked.attribute)
+    except (KeyboardInterrupt, runs.Stopped) as stopped:
+        print("\nstopped    the same command begins anew")
+        return 128 + (stopped.args[0] if isinstance(stopped, runs.Stopped) else signal.SIGINT)
+    except (SettingsError, runs.RunError, data.DataError) as error:
+        print(f"attribute_walk: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, data.DataError) else 2
+    except OSError as error:
+        print(f"attribute_walk: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    print(table(numbers))
+    pictures = ", ".join(picture_name(found["attribute"]) for found in numbers["walks"])
+    print(f"\nlook at    {folder}: {pictures}, attribute_walk.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(ASKED))
