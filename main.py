@@ -8,11 +8,13 @@ References: Kingma & Welling 2013 (arXiv 1312.6114), Doersch 2016 (arXiv 1606.05
 Shapes: B images a batch, (H, W, C) an image, L latents. Losses and KL are in nats.
 """
 
+import json
 import math
 import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from functools import cache, partial
@@ -23,7 +25,7 @@ import numpy as np
 
 from utils.files import write_json
 from utils.quiet import quiet_start
-from utils.settings import Command, Settings, SettingsError, load_saved, read_command_line, resumed
+from utils.settings import Command, Settings, SettingsError, load_saved, read_command_line, resumed, same_settings
 
 if __name__ == "__main__":
     COMMAND = read_command_line()  # before the seconds that TensorFlow takes, so that a typo is told at once
@@ -31,12 +33,14 @@ if __name__ == "__main__":
 
 # Spares XLA on a CPU a copy of nearly all weights in every step, 6 percent of its time. A user's own flags win.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_copy_insertion_use_region_analysis=true")
+if os.environ.get("TF_CONFIG"):  # several machines: what TensorFlow writes in many lines of a lost one is told in one
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever a user's keras.json names; its floatx is set below
 with quiet_start():
     import keras
     import tensorflow as tf
 
-from utils import data, pictures, plots, report, runs, streams
+from utils import data, pictures, plots, report, runs, streams, workers
 from utils.likelihood import LOG_2_PI, log_likelihood, log_standard_normal
 from utils.networks import FLOAT32, MIXED, Convolutions, initializer
 from utils.priors import Prior, build_prior, standard_normal
@@ -374,7 +378,12 @@ def has_gpu() -> bool:
 
 
 def xla_pays(vae: VAE) -> bool:
-    """Whether to compile with XLA: on a GPU always, on a CPU for dense layers only (convolutions: 50 times slower)."""
+    """Whether to compile with XLA: on a GPU always, on a CPU for dense layers only (convolutions: 50 times slower).
+
+    Not where several devices train together, since what they tell each other does not compile on a CPU.
+    """
+    if tf.distribute.has_strategy():
+        return False
     return has_gpu() or not any("conv" in layer.name for net in (vae.encoder, vae.decoder) for layer in net.layers)
 
 
@@ -404,25 +413,33 @@ def steps_at_once(images: np.ndarray | streams.LazyImages, settings: Settings) -
     return min(steps, streams.chunk_steps(images.shape[1:], settings.batch_size))
 
 
+def places_of_worker(settings: Settings, crew: workers.Workers) -> np.ndarray:
+    """Which images of a batch this process trains on, (B / workers,): the same share of each part of the batch."""
+    parts = parts_of_batch(settings, crew.replicas)
+    return np.arange(settings.batch_size).reshape(parts, crew.count, -1)[:, crew.index].ravel()
+
+
 def epoch_batches(
-    images: np.ndarray | streams.LazyImages, settings: Settings, epoch: int, done: int
-) -> Iterator[tuple[int, tf.Tensor]]:
+    images: np.ndarray | streams.LazyImages, settings: Settings, epoch: int, done: int,
+    crew: workers.Workers = workers.ALONE,
+) -> Iterator[tuple[int, tf.Tensor]]:  # fmt: skip
     """What an epoch trains on after `done` steps of it: uint8 batches (n, B, H, W, C) and the number of the first one.
 
     Of images in memory that is the whole epoch at once; of a stream it comes piece by piece, the next ones being read
-    while one is trained on.
+    while one is trained on. One of several workers gets its share of each batch, (n, B / workers, H, W, C).
     """
-    s = settings
+    s, places = settings, places_of_worker(settings, crew)
     if isinstance(images, np.ndarray):
-        yield 0, draw_epoch(images, s, epoch)
+        batches = draw_epoch(images, s, epoch)
+        yield 0, batches if crew.count == 1 else tf.gather(batches, places, axis=1)
         return
     steps, order = len(images) // s.batch_size, data.epoch_order(len(images), (s.seed, SHUFFLE, epoch))
 
     def black_and_white(batch: np.ndarray, step: int) -> np.ndarray:
-        keys = ((s.seed, PIXELS, epoch, step, place) for place in range(len(batch)))
+        keys = ((s.seed, PIXELS, epoch, step, place) for place in places)
         return np.stack([data.binarize(image, key) for image, key in zip(batch, keys, strict=True)])
 
-    rows, prepare = order[: steps * s.batch_size].reshape(steps, s.batch_size), None
+    rows, prepare = order[: steps * s.batch_size].reshape(steps, s.batch_size)[:, places], None
     if s.binarize == "dynamic":
         prepare = black_and_white
     for batches in streams.stream(images, rows, prepare, first=done, chunk=steps_at_once(images, s)):
@@ -439,30 +456,42 @@ def draw_noise(settings: Settings, images: int, key: tf.Tensor) -> tf.Tensor | N
     return standard_normal((*draws, images, s.latent_dim + s.noise_dim), key)
 
 
-def parts_of_batch(settings: Settings) -> int:
-    """Into how many equal parts a batch is split so that none has more than BOUND_CHUNK draws, as far as images go."""
-    s = settings
+def parts_of_batch(settings: Settings, replicas: int = 1) -> int:
+    """Into how many equal parts a batch is split so that none has more than BOUND_CHUNK draws, as far as images go.
+
+    Of several replicas each has an equal share of each part.
+    """
+    s, images = settings, settings.batch_size // replicas  # of a replica
     if s.bound_samples == 1:
         return 1
-    equal_parts = (number for number in range(1, s.batch_size + 1) if s.batch_size % number == 0)
-    return next(number for number in equal_parts if s.batch_size // number * s.bound_samples <= s.bound_chunk)
+
+    def is_small(number: int) -> bool:
+        return number == images or s.batch_size // number * s.bound_samples <= s.bound_chunk
+
+    return next(number for number in range(1, images + 1) if images % number == 0 and is_small(number))
 
 
-def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings) -> Callable:
+def compile_train_steps(
+    vae: VAE, optimizer: keras.Optimizer, settings: Settings, crew: workers.Workers = workers.ALONE
+) -> Callable:
     """One compiled function that trains for many steps: with Python between the steps it would take twice as long.
 
     train_steps(batches, step, stop, seed, sums, first) takes uint8 batches (n, B, H, W, C) from step `first` on, the
     step to begin with, the one to stop before and the seed of the noise, and adds to `sums` (3,) the mean_terms of each
     step. It returns the sums, the terms of the last step, and the step it has come to: earlier than `stop` if these
     terms are not finite.
+
+    Of several replicas each differentiates for its share of the images, under its share of the same noise that one
+    alone would draw; all then take the mean of their gradients.
     """
     s = settings
     weights = vae.weights
-    parts = parts_of_batch(s)
+    parts = parts_of_batch(s, crew.replicas)
 
     def differentiate(images, draw, seed, weight):
         x = brightness(images)  # (B, H, W, C)
-        noise = draw_noise(s, len(images), random_key(seed, NOISE, draw))
+        noise = draw_noise(s, len(images) * crew.replicas, random_key(seed, NOISE, draw))
+        noise = workers.own_share(noise, crew.replicas, axis=-2)
         with tf.GradientTape() as tape:
             minimised, terms = minimised_on_batch(vae, x, noise, weight, s)
         return tape.gradient(minimised, [variable.value for variable in weights]), terms
@@ -471,18 +500,27 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, settings: Settings
         batch, first = tf.reshape(batch, (parts, -1, *batch.shape[1:])), tf.cast(step, tf.int64) * parts
         gradients, terms = [tf.zeros(variable.shape) for variable in weights], tf.zeros(3)
         for part in tf.range(parts):
-            more, more_terms = differentiate(batch[part], first + tf.cast(part, tf.int64), seed, weight)
+            images = workers.own_share(batch[part], crew.devices)
+            more, more_terms = differentiate(images, first + tf.cast(part, tf.int64), seed, weight)
             gradients = [old + new / parts for old, new in zip(gradients, more, strict=True)]
             terms += more_terms / parts
         return gradients, terms
+
+    def train_step(batch, step, seed, weight):
+        if parts == 1:
+            gradients, terms = differentiate(workers.own_share(batch, crew.devices), step, seed, weight)
+        else:
+            gradients, terms = differentiate_in_parts(batch, step, seed, weight)
+        *gradients, terms = workers.mean_over_replicas([*gradients, terms])
+        optimizer.apply(gradients, weights)
+        return terms
 
     @tf.function(jit_compile=xla_pays(vae), reduce_retracing=True)  # a stream's pieces are not all of one length
     def train_steps(batches, step, stop, seed, sums, first=0):
         terms = tf.zeros(3)
         while step < stop and tf.reduce_all(tf.math.is_finite(terms)):
             batch, weight = batches[(step - first) % len(batches)], scheduled_weight(s, step)
-            gradients, terms = (differentiate if parts == 1 else differentiate_in_parts)(batch, step, seed, weight)
-            optimizer.apply(gradients, weights)
+            terms = workers.on_replicas(crew, train_step, batch, step, seed, weight)
             sums += terms
             step += 1
         return sums, terms, step
@@ -570,7 +608,7 @@ def build_optimizer(vae: VAE, settings: Settings, horizon: int) -> keras.Optimiz
     rate = settings.learning_rate
     if settings.lr_schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, horizon, alpha=0.01)
-    optimizer = keras.optimizers.Adam(rate, global_clipnorm=settings.gradient_clip or None)
+    optimizer = workers.Adam(rate, global_clipnorm=settings.gradient_clip or None)
     optimizer.build(vae.weights)
     return optimizer
 
@@ -583,10 +621,12 @@ def fit(
     say: Callable[[str], None],
     watch: Callable[[VAE, int], None] | None = None,
     watch_at: Collection[int] = (),
+    crew: workers.Workers = workers.ALONE,
 ) -> None:
     """Train to the last epoch, from the newest checkpoint in `folder` or from the start.
 
     `watch` is called with the VAE after each number of steps in `watch_at`, which changes nothing in what is learned.
+    Of several workers only the chief tests, draws and saves; the others get their state from it.
     Raises runs.Diverged, runs.Stopped (Ctrl-C or SIGTERM; a checkpoint has been written) and OSError (a full disk).
     """
     s = settings
@@ -597,32 +637,33 @@ def fit(
     sums, start = tf.Variable(tf.zeros(3)), tf.Variable(0)  # of the history's next line
     checkpoint = runs.checkpoint(**vae.parts, optimizer=optimizer, sums=sums, start=start)
     runs.restore(checkpoint, folder, say)
-    step = int(optimizer.iterations)
+    workers.broadcast(crew, [*vae.weights, *optimizer.variables, sums, start])
+    step = int(optimizer.iterations.numpy())
     runs.cut_back(folder, step)
     runs.note_changes(folder, s)
     if s.epochs > horizon and s.lr_schedule == "cosine":
         say(f"note       the learning rate's cosine ends with epoch {horizon}, as saved; later it stays a hundredth")
 
-    train_steps = compile_train_steps(vae, optimizer, s)
+    train_steps = compile_train_steps(vae, optimizer, s, crew)
     test = compile_test(vae, s)
     with (
         runs.event_writer(folder) as events,
         runs.deferred_signals() as signals,
-        report.progress_bar(last_step, step) as bar,
+        report.progress_bar(last_step, step, shown=crew.is_chief) as bar,
     ):
-        if step == 0:
+        if step == 0 and crew.is_chief:
             runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch=0))
             if step in watch_at:
                 watch(vae, step)
         if step < last_step:  # compile, by a call for no steps, so that the first speed shown is that of training
             steps = steps_at_once(dataset.train_images, s)
-            unused = tf.zeros((steps, s.batch_size, *dataset.train_images.shape[1:]), tf.uint8)
+            unused = tf.zeros((steps, s.batch_size // crew.count, *dataset.train_images.shape[1:]), tf.uint8)
             train_steps(unused, tf.constant(0), tf.constant(0), seed, sums.value(), tf.constant(0))
         timed, seconds, waited = 0, 0.0, 0.0  # steps of the next line and how long they took, and waited for their data
         for epoch in range(step // steps_per_epoch + 1, s.epochs + 1):
             epoch_start, epoch_end = (epoch - 1) * steps_per_epoch, epoch * steps_per_epoch
             batches, first, end = None, step, step
-            pieces = epoch_batches(dataset.train_images, s, epoch, step - epoch_start)
+            pieces = epoch_batches(dataset.train_images, s, epoch, step - epoch_start, crew)
             while step < epoch_end:
                 # 1. Train up to the next line of the history, the next checkpoint, a watched step or the epoch's end.
                 started = time.perf_counter()
@@ -644,7 +685,7 @@ def fit(
                 # 2. Tell how it goes.
                 line = None
                 if step in (line_due, last_step):
-                    line = runs.history_line("train", step, steps_per_epoch, sums / (step - int(start)), weight)
+                    line = runs.history_line("train", step, steps_per_epoch, sums / (step - int(start.numpy())), weight)
                     line["images_per_second"] = round(timed * s.batch_size / seconds)
                     if isinstance(dataset.train_images, streams.LazyImages):
                         line["waiting"] = round(waited / seconds, 3)
@@ -653,7 +694,7 @@ def fit(
                     start.assign(step)
                     timed, seconds, waited = 0, 0.0, 0.0
                 report.show_progress(bar, step, epoch, s.epochs, line)
-                if step == epoch_end:
+                if step == epoch_end and crew.is_chief:
                     terms = test(dataset.test_images, scheduled_weight(s, step - 1))
                     runs.check_terms(terms, step, folder)
                     runs.write_line(folder, events, runs.history_line("test", step, steps_per_epoch, terms, weight))
@@ -664,11 +705,14 @@ def fit(
                     watch(vae, step)
 
                 # 3. Keep what a resumed run goes on from; last, so that all that belongs to this step is on the disk.
-                if signals or step in (save_due, last_step):
+                stopped = workers.agree(crew, bool(signals))
+                if stopped or step in (save_due, last_step):
                     runs.check_weights(vae.weights, step, folder)
-                    runs.save(checkpoint, folder, step)
-                if signals:
-                    raise runs.Stopped(signals[0])
+                    if crew.is_chief:
+                        runs.save(checkpoint, folder, step)
+                if stopped:
+                    workers.agree(crew, True)  # nobody leaves before the chief has saved
+                    raise runs.Stopped(signals[0] if signals else signal.SIGTERM)
 
 
 def sample_prior(vae: VAE, count: int, key: tf.Tensor) -> tf.Tensor:
@@ -725,18 +769,23 @@ def train(
     say: Callable[[str], None] = print,
     watch: Callable[[VAE, int], None] | None = None,
     watch_at: Collection[int] = (),
+    crew: workers.Workers = workers.ALONE,
 ) -> tuple[VAE, Path]:
     """Train a VAE and judge it; return it and its folder, a new one or that of the interrupted run it goes on with.
 
-    `say` is given the lines for the console; `watch` and `watch_at` are fit's. Raises SettingsError, data.DataError,
-    runs.RunError, runs.Diverged and OSError and, when interrupted, runs.Stopped or KeyboardInterrupt.
+    `say` is given the lines for the console; `watch` and `watch_at` are fit's, `crew` is who trains it together. Raises
+    SettingsError, data.DataError, runs.RunError, runs.Diverged, workers.WorkerLost and OSError and, when interrupted,
+    runs.Stopped or KeyboardInterrupt.
     """
     s = settings
     device = "GPU" if has_gpu() else "CPU"  # asked first of all, where its chatter is caught
     dataset = data.prepare(s, say)
+    with workers.losses_told(crew):
+        workers.check_same(crew, "training images", len(dataset.train_images))
     vae = build_vae(s, dataset.train_images.shape[1:])
-    if s.start_from and not (folder and runs.saved_steps(folder)):
+    if s.start_from and crew.is_chief and not (folder and runs.saved_steps(folder)):
         runs.start_from(s, vae.parts)
+    device = f"{crew.replicas} x {device}" if crew.replicas > 1 else device
     device += " with XLA" if xla_pays(vae) else " without XLA"
     folder = folder or runs.create(s, device, dataset.train_images.shape[1:])
 
@@ -748,13 +797,16 @@ def train(
     go_on = f"python main.py --resume {shlex.quote(str(folder))}"
     with runs.locked(folder):
         try:
-            fit(vae, s, dataset, folder, say, watch, watch_at)
-            say(f"testing    {len(dataset.test_images):,} images that it has not been trained on")
-            say(report.table(judge(vae, s, dataset, folder)))
-            if skipped := report.skipped(dataset):
-                say(skipped)
-        except (runs.Stopped, KeyboardInterrupt):
-            say(f"\nstopped    go on with: {go_on}")
+            with workers.losses_told(crew):
+                fit(vae, s, dataset, folder, say, watch, watch_at, crew)
+                if crew.is_chief:
+                    say(f"testing    {len(dataset.test_images):,} images that it has not been trained on")
+                    say(report.table(judge(vae, s, dataset, folder)))
+                    if skipped := report.skipped(dataset):
+                        say(skipped)
+                workers.agree(crew, True)  # one that ended early would be taken for lost
+        except (runs.Stopped, KeyboardInterrupt, workers.WorkerLost):
+            say(f"\nstopped    go on{' on all workers' * (crew.count > 1)} with: {go_on}")
             raise
         except streams.BadImage as error:
             raise data.DataError(f"{error}; with the next image in its place: {go_on} --skip-bad-images") from None
@@ -762,21 +814,53 @@ def train(
     return vae, folder
 
 
+def together(command: Command, crew: workers.Workers, scratch: Path) -> tuple[Settings, Path | None]:
+    """The settings to train with, and the folder of the run to go on with, if any; for all workers as the chief has it.
+
+    The chief alone has the run; another worker gets a folder in `scratch`, where nothing of worth is written. Raises
+    SettingsError and runs.RunError.
+    """
+    settings, folder, failed = command.settings, None, None
+    try:
+        if command.resume is not None and crew.is_chief:
+            folder = runs.find(command.resume, settings.output_dir)
+            settings = resumed(load_saved(runs.read_params(folder)["settings"]), command.given)
+        workers.check_batch_size(settings.batch_size, settings.free_bits, crew.replicas)
+    except (SettingsError, runs.RunError) as error:
+        failed = error
+    horizon = runs.read_params(folder)["schedule_epochs"] if folder else settings.epochs
+    about = {"settings": settings.model_dump(mode="json"), "schedule_epochs": horizon, "failed": failed and str(failed)}
+    told = json.loads(workers.broadcast_text(crew, json.dumps(about)))
+    if failed:
+        raise failed
+    if crew.is_chief:
+        return settings, folder
+    if told["failed"]:
+        raise runs.RunError(f"the chief says: {told['failed']}")
+    settings = same_settings(settings, load_saved(told["settings"]), command.resume is not None)
+    write_json(scratch / "params.json", told)
+    return settings, scratch
+
+
 def main(command: Command) -> int:
     """Train as the command line says; return the exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, runs.raise_stopped)
     try:
-        settings, folder = command.settings, None
-        if command.resume is not None:
-            folder = runs.find(command.resume, settings.output_dir)
-            settings = resumed(load_saved(runs.read_params(folder)["settings"]), command.given)
-        train(settings, folder)
+        has_gpu()  # asked first of all, where its chatter is caught
+        crew = workers.start(workers.read_tf_config(os.environ))
+        with workers.losses_told(crew), crew.scope(), tempfile.TemporaryDirectory() as scratch:
+            settings, folder = together(command, crew, Path(scratch))
+            say = print
+            if not crew.is_chief:
+                print(f"worker     {crew.index} of {crew.count - 1}; the chief, {crew.addresses[0]}, tells how it goes")
+                say = lambda line: None  # noqa: E731
+            train(settings, folder, say, crew=crew)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except runs.Stopped as stopped:
         return 128 + stopped.args[0]
-    except (SettingsError, runs.RunError, data.DataError, runs.Diverged) as error:
+    except (SettingsError, runs.RunError, data.DataError, runs.Diverged, workers.WorkerLost) as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError | runs.RunError) else 1
     except OSError as error:

@@ -76,9 +76,10 @@ def header(settings: Settings, dataset: Dataset, parameters: int, device: str, f
 
 
 # --- during -----------------------------------------------------------------------------------------------------------
-def progress_bar(steps: int, done: int) -> tqdm:
+def progress_bar(steps: int, done: int, shown: bool = True) -> tqdm:
     """The bar of a training run, 79 columns wide, counted in steps."""
-    return tqdm(total=steps, initial=done, ncols=79, ascii=" #", bar_format="compiling |{bar}|")
+    hidden = {} if shown else {"disable": True}  # else tqdm asks the environment
+    return tqdm(total=steps, initial=done, ncols=79, ascii=" #", bar_format="compiling |{bar}|", **hidden)
 
 
 def show_progress(bar: tqdm, step: int, epoch: int, epochs: int, line: dict[str, Any] | None) -> None:

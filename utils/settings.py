@@ -141,6 +141,19 @@ def resumed(saved: Settings, given: dict[str, Any]) -> Settings:
     return saved.model_copy(update=changed)
 
 
+def same_settings(own: Settings, chiefs: Settings, resumes: bool) -> Settings:
+    """The settings of a worker that trains together with the chief: the chief's, but with this machine's places.
+
+    A run that is resumed has the chief's settings anyhow. Raises SettingsError if those of a new run differ.
+    """
+    places = ("data_dir", "output_dir", "run_name", "start_from")  # which are where each machine has them
+    for name in type(own).model_fields:
+        here, there = getattr(own, name), getattr(chiefs, name)
+        if not resumes and name not in places and here != there:
+            raise SettingsError(f"{name}: {here!r} here, but {there!r} on the chief; all workers train with the same")
+    return chiefs.model_copy(update={name: getattr(own, name) for name in ("data_dir", "output_dir")})
+
+
 def _build(values: dict[str, Any], prefix: str = "", params: Path = PARAMS) -> Settings:
     """params.py with `values` in place of its own; the prefix says where they come from, "--" is the command line."""
     try:

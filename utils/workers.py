@@ -1,0 +1,335 @@
+"""Several GPUs and several machines: who takes part in a training, and what they tell each other.
+
+Every process is a worker. Each of its devices is a replica, which computes its equal share of every batch. TF_CONFIG,
+the same on all machines but for the index, names the workers; the first is the chief, the only one that reads and
+writes files. What is called here is called by all workers, in the same order: each waits for the others.
+"""
+
+import contextlib
+import faulthandler
+import json
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from utils.quiet import quiet_start
+from utils.settings import SettingsError
+
+PATIENCE = 300.0  # seconds to wait at the start for workers that somebody has yet to start
+FORM = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+
+
+class WorkerLost(Exception):
+    """Another worker is gone, so that no step can be computed any more; its text says which."""
+
+
+class Workers(NamedTuple):
+    """Who takes part, as seen by one of them."""
+
+    strategy: tf.distribute.Strategy | None  # None for a single device
+    addresses: tuple[str, ...]  # host:port of each worker, the chief first; none without TF_CONFIG
+    index: int  # which of them this one is
+
+    @property
+    def count(self) -> int:
+        """How many processes take part."""
+        return max(1, len(self.addresses))
+
+    @property
+    def replicas(self) -> int:
+        """How many devices share a batch."""
+        return self.strategy.num_replicas_in_sync if self.strategy else 1
+
+    @property
+    def devices(self) -> int:
+        """How many of them are this process's."""
+        return self.replicas // self.count
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this one reads and writes the files."""
+        return self.index == 0
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Within it variables are made on all devices."""
+        return self.strategy.scope() if self.strategy else contextlib.nullcontext()
+
+
+ALONE = Workers(None, (), 0)
+
+
+# --- TF_CONFIG --------------------------------------------------------------------------------------------------------
+def read_tf_config(environ: Mapping[str, str]) -> tuple[tuple[str, ...], int] | None:
+    """The addresses of all workers, the chief first, and the index of this one; None without TF_CONFIG, or if it is
+    alone. Raises SettingsError where TF_CONFIG says anything else than FORM, or the same with a "chief" job.
+    """
+    text = environ.get("TF_CONFIG", "")
+    if not text:
+        return None
+    try:
+        config = json.loads(text)
+        jobs, task = config["cluster"], config["task"]
+        job, index = task["type"], task["index"]
+        cluster = [(name, address) for name in sorted(jobs) for address in jobs[name]]  # "chief" sorts before "worker"
+    except ValueError as error:
+        raise SettingsError(f"TF_CONFIG is not JSON ({error}); what is has the form {FORM}") from None
+    except (KeyError, TypeError) as error:
+        raise SettingsError(f"TF_CONFIG lacks a part ({error}); it has the form {FORM}") from None
+
+    if others := sorted({*jobs, job} - {"chief", "worker"}):
+        raise SettingsError(f"TF_CONFIG: job {others[0]!r} is not allowed; 'worker' is, and 'chief' for the first one")
+    if len(jobs.get("chief", [])) > 1:
+        raise SettingsError(f"TF_CONFIG: {len(jobs['chief'])} chiefs are not allowed; one is")
+    addresses = [address for _, address in cluster]
+    for address in addresses:
+        if not (isinstance(address, str) and re.fullmatch(r".+:\d+", address) and 0 < split(address)[1] < 2**16):
+            raise SettingsError(f"TF_CONFIG: address {address!r} is not allowed; a host and a port as in host1:2222 is")
+        if addresses.count(address) > 1:
+            raise SettingsError(f"TF_CONFIG: {address} is named twice; each worker has an address of its own")
+    count = len(jobs.get(job, []))
+    if type(index) is not int or not 0 <= index < count:
+        allowed = f"0 to {count - 1}" if count else "none, as the cluster has no such job,"
+        raise SettingsError(f"TF_CONFIG: index {index!r} of task {job!r} is not allowed; {allowed} is")
+    place = [name for name, _ in cluster].index(job) + index
+    return (tuple(addresses), place) if len(addresses) > 1 else None
+
+
+def split(address: str) -> tuple[str, int]:
+    """host:port -> host, port; an IPv6 host is written in brackets."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def check_batch_size(batch_size: int, free_bits: float, replicas: int) -> None:
+    """Raise SettingsError unless a batch can be shared equally, and what is made of it is a mean over images."""
+    if batch_size % replicas:
+        rule = f"a multiple of {replicas}, the number of devices that share a batch,"
+        raise SettingsError(f"batch_size: {batch_size} is not allowed; {rule} is")
+    if free_bits and replicas > 1:
+        raise SettingsError(f"free_bits: {free_bits:g} is not allowed on {replicas} devices; they are of a whole batch")
+
+
+# --- the start --------------------------------------------------------------------------------------------------------
+def start(cluster: tuple[tuple[str, ...], int] | None, say: Callable[[str], None] = print) -> Workers:
+    """Join the workers of `cluster`, what read_tf_config returned, or be alone, on one device or on all GPUs.
+
+    It has to come before anything that TensorFlow computes. Raises SettingsError, and WorkerLost if not all came.
+    """
+    if cluster is not None:
+        wait_for_others(*cluster, say)
+        return Workers(join(*cluster), *cluster)
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if len(devices) == 1:
+        return ALONE
+    return Workers(tf.distribute.MirroredStrategy([device.name for device in devices]), (), 0)
+
+
+def wait_for_others(
+    addresses: Sequence[str], index: int, say: Callable[[str], None], patience: float = PATIENCE
+) -> None:
+    """Return once all others answer at their addresses, and answer at this worker's own until then.
+
+    TensorFlow would wait too, but an hour, saying nothing, and deaf to Ctrl-C: it holds Python's lock meanwhile. Raises
+    SettingsError if this worker's port is taken, and WorkerLost after `patience` seconds.
+    """
+    started, told = time.monotonic(), None
+    with listen(addresses[index]):
+        while missing := [i for i, address in enumerate(addresses) if i != index and not answers(address)]:
+            names = ", ".join(name(addresses, i) for i in missing)
+            waited = time.monotonic() - started
+            if waited > patience:
+                raise WorkerLost(f"{names} did not start within {patience / 60:g} minutes")
+            if waited > 2 and names != told:  # workers that are started together need no line
+                say(f"waiting    for {names}")
+                told = names
+            time.sleep(0.5)
+
+
+def name(addresses: Sequence[str], index: int) -> str:
+    """A worker as the user knows it."""
+    return f"worker {index} ({'the chief, ' * (index == 0)}{addresses[index]})"
+
+
+def listen(address: str) -> socket.socket:
+    """A socket at the port of `address`. Raises SettingsError if there can't be one."""
+    host, port = split(address)
+    try:
+        return socket.create_server(("", port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise SettingsError(f"TF_CONFIG: port {port} of {address} can't be used here ({error.strerror})") from None
+
+
+def answers(address: str) -> bool:
+    """Whether anybody listens there."""
+    try:
+        with socket.create_connection(split(address), timeout=2) as connection:
+            return connection.getsockname() != connection.getpeername()  # a port can by chance be connected to itself
+    except OSError:
+        return False
+
+
+def join(addresses: Sequence[str], index: int) -> tf.distribute.Strategy:
+    """The strategy of several workers, all of which answer at their addresses."""
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(addresses)}),
+        task_type="worker",
+        task_id=index,
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
+    )
+    with default_signals(), quiet_start():
+        faulthandler.dump_traceback_later(60, exit=True)  # for one that died just now: no Python runs in this wait
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def default_signals() -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM end the process, where a handler of Python's would not get its turn."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- what workers tell each other -------------------------------------------------------------------------------------
+@cache
+def compile_sum(strategy: tf.distribute.Strategy) -> Callable:
+    """A function: tensors of this worker -> their sums over all workers."""
+
+    @tf.function
+    def sum_over_workers(tensors):
+        def sum_over_replicas():
+            context = tf.distribute.get_replica_context()
+            replicas_here = len(strategy.extended.worker_devices)
+            speaks = context.replica_id_in_sync_group % replicas_here == 0  # one for each worker
+            mine = [tf.where(speaks, tensor, tf.zeros_like(tensor)) for tensor in tensors]
+            return [context.all_reduce("SUM", tensor) for tensor in mine]
+
+        return [strategy.experimental_local_results(total)[0] for total in strategy.run(sum_over_replicas)]
+
+    return sum_over_workers
+
+
+def broadcast(workers: Workers, variables: Sequence[Any]) -> None:
+    """Give the variables, of numbers of any kind, the values that they have on the chief."""
+    if workers.count == 1:
+        return
+    values = [tf.convert_to_tensor(variable) for variable in variables]
+    mine = values if workers.is_chief else [tf.zeros_like(value) for value in values]
+    for variable, value in zip(variables, compile_sum(workers.strategy)(mine), strict=True):
+        variable.assign(value)
+
+
+def broadcast_text(workers: Workers, text: str) -> str:
+    """The chief's text, which is not empty."""
+    if workers.count == 1:
+        return text
+    total = compile_sum(workers.strategy)
+    letters = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+    (length,) = total([tf.constant(len(letters) if workers.is_chief else 0)])
+    (received,) = total([tf.constant(letters if workers.is_chief else np.zeros(length, np.int32))])
+    return received.numpy().astype(np.uint8).tobytes().decode()
+
+
+def check_same(workers: Workers, what: str, count: int) -> None:
+    """Raise SettingsError unless this worker has as many of something as the chief."""
+    chiefs = int(broadcast_text(workers, str(count)))
+    if count != chiefs:
+        raise SettingsError(f"{count:,} {what} here, but {chiefs:,} on the chief; all workers need the same data")
+
+
+def agree(workers: Workers, flag: bool) -> bool:
+    """Whether it is true of any worker. As each waits for the others here, it is also a barrier."""
+    if workers.count == 1:
+        return flag
+    (flags,) = compile_sum(workers.strategy)([tf.constant(int(flag))])
+    return bool(flags > 0)
+
+
+# --- a step -----------------------------------------------------------------------------------------------------------
+class Adam(keras.optimizers.Adam):
+    """Adam for gradients that are means over all replicas already, which Keras would sum over the replicas once more.
+
+    It would do so behind the clipping: each replica would clip a gradient of its own.
+    """
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return grads_and_vars
+
+
+def on_replicas(workers: Workers, step: Callable, *arguments: Any) -> tf.Tensor:
+    """step(*arguments) on all replicas at once, and what it returns, the same on all."""
+    if workers.strategy is None:
+        return step(*arguments)
+    return workers.strategy.experimental_local_results(workers.strategy.run(step, arguments))[0]
+
+
+def own_share(tensor: tf.Tensor | None, shares: int, axis: int = 0) -> tf.Tensor | None:
+    """Of so many equal shares of a tensor along an axis, that of the replica that calls; None of None.
+
+    `shares` are the replicas of all workers, or those of this one.
+    """
+    if tensor is None or shares == 1:
+        return tensor
+    axis %= len(tensor.shape)
+    before, size, after = tensor.shape[:axis], tensor.shape[axis], tensor.shape[axis + 1 :]
+    split = tf.reshape(tensor, (*before, shares, size // shares, *after))
+    return tf.gather(split, tf.distribute.get_replica_context().replica_id_in_sync_group % shares, axis=axis)
+
+
+def mean_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Float32 tensors of the replica that calls -> their means over all replicas, sent in one piece."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return list(tensors)
+    flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+    parts = tf.split(context.all_reduce("MEAN", flat), [tensor.shape.num_elements() for tensor in tensors])
+    return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+# --- the loss of a worker ---------------------------------------------------------------------------------------------
+LOSSES = (  # what TensorFlow raises in what all take part in, a second after one has died, ten after one has frozen
+    tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.CancelledError,
+    tf.errors.FailedPreconditionError,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def losses_told(workers: Workers) -> Iterator[None]:
+    """Within the block, what TensorFlow raises when a worker is gone is raised as WorkerLost."""
+    try:
+        yield
+    except LOSSES as error:
+        if workers.count == 1:
+            raise
+        lost = lost_worker(error.message, workers.index)
+        what = "did not answer for too long" if lost == workers.index else "does not answer any more"
+        way_out = "start all workers again, with --resume, to go on from the last checkpoint"
+        raise WorkerLost(f"{name(workers.addresses, lost)} {what}; {way_out}") from None
+
+
+def lost_worker(message: str, own: int) -> int:
+    """The index of the worker that TensorFlow's message is about, as read by worker `own`.
+
+    A worker tells the next what it was told, so the first name in it is the one. There is none if it is the chief's
+    bookkeeping that does not answer. That of `own` stands there if it was frozen and has been given up by the others.
+    """
+    named = [int(task) for task in re.findall(r"/job:worker/(?:replica:\d+/)?task:(\d+)", message)]
+    return next((task for task in named if task != own), own if named else 0)
