@@ -806,7 +806,7 @@ def train(
                         say(skipped)
                 workers.agree(crew, True)  # one that ended early would be taken for lost
         except (runs.Stopped, KeyboardInterrupt, workers.WorkerLost):
-            say(f"\nstopped    go on{' on all workers' * (crew.count > 1)} with: {go_on}")
+            say(f"\nstopped    go on{', on all workers,' * (crew.count > 1)} with: {go_on}")
             raise
         except streams.BadImage as error:
             raise data.DataError(f"{error}; with the next image in its place: {go_on} --skip-bad-images") from None

@@ -20,7 +20,8 @@ def quiet_start():
     The C++ libraries write to the descriptor itself, so that replacing `sys.stderr` would catch nothing, and some of
     their lines come before TF_CPP_MIN_LOG_LEVEL is read.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
+    # Errors only and, of several workers, fatal ones only: the end of a worker makes many, and an exception as well.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "2")
     sys.stderr.flush()
     screen = os.dup(2)
     with tempfile.TemporaryFile() as held:

@@ -8,6 +8,7 @@ writes files. What is called here is called by all workers, in the same order: e
 import contextlib
 import faulthandler
 import json
+import os
 import re
 import signal
 import socket
@@ -25,6 +26,9 @@ from utils.quiet import quiet_start
 from utils.settings import SettingsError
 
 PATIENCE = 300.0  # seconds to wait at the start for workers that somebody has yet to start
+LINGER = (
+    12.0  # seconds in which all hear of a lost worker from TensorFlow; if this one ended before, it would be blamed
+)
 FORM = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -126,7 +130,9 @@ def start(cluster: tuple[tuple[str, ...], int] | None, say: Callable[[str], None
     """
     if cluster is not None:
         wait_for_others(*cluster, say)
-        return Workers(join(*cluster), *cluster)
+        workers = Workers(tf.distribute.get_strategy(), *cluster)
+        with losses_told(workers):
+            return workers._replace(strategy=join(*cluster))
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if len(devices) == 1:
         return ALONE
@@ -165,7 +171,8 @@ def listen(address: str) -> socket.socket:
     try:
         return socket.create_server(("", port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise SettingsError(f"TF_CONFIG: port {port} of {address} can't be used here ({error.strerror})") from None
+        reason = os.strerror(error.errno)
+        raise SettingsError(f"TF_CONFIG: port {port} of {address} can't be used here ({reason})") from None
 
 
 def answers(address: str) -> bool:
@@ -186,10 +193,17 @@ def join(addresses: Sequence[str], index: int) -> tf.distribute.Strategy:
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
         rpc_layer="grpc",
     )
-    with default_signals(), quiet_start():
-        faulthandler.dump_traceback_later(60, exit=True)  # for one that died just now: no Python runs in this wait
+    with default_signals(), time_limit(60), quiet_start():  # for one that has died since it answered
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """End the process, with a traceback and exit code 1, if the block takes longer, even if no Python runs in it."""
+    with os.fdopen(os.dup(2), "w") as screen:  # as it is now, since quiet_start replaces it
+        faulthandler.dump_traceback_later(seconds, exit=True, file=screen)
         try:
-            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+            yield
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -295,7 +309,7 @@ def own_share(tensor: tf.Tensor | None, shares: int, axis: int = 0) -> tf.Tensor
 
 
 def mean_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Float32 tensors of the replica that calls -> their means over all replicas, sent in one piece."""
+    """Float32 tensors of this replica -> their means over all replicas, sent in one piece."""
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return list(tensors)
@@ -305,7 +319,7 @@ def mean_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 # --- the loss of a worker ---------------------------------------------------------------------------------------------
-LOSSES = (  # what TensorFlow raises in what all take part in, a second after one has died, ten after one has frozen
+LOSSES = (  # what TensorFlow raises when a worker has died, 1 to 12 seconds ago, or is frozen, since 8 to 13 seconds
     tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.CancelledError,
     tf.errors.FailedPreconditionError,
 )  # fmt: skip
@@ -321,6 +335,8 @@ def losses_told(workers: Workers) -> Iterator[None]:
             raise
         lost = lost_worker(error.message, workers.index)
         what = "did not answer for too long" if lost == workers.index else "does not answer any more"
+        if workers.count > 2:
+            time.sleep(LINGER)
         way_out = "start all workers again, with --resume, to go on from the last checkpoint"
         raise WorkerLost(f"{name(workers.addresses, lost)} {what}; {way_out}") from None
 
