@@ -33,8 +33,6 @@ if __name__ == "__main__":
 
 # Spares XLA on a CPU a copy of nearly all weights in every step, 6 percent of its time. A user's own flags win.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_copy_insertion_use_region_analysis=true")
-if os.environ.get("TF_CONFIG"):  # several machines: what TensorFlow writes in many lines of a lost one is told in one
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever a user's keras.json names; its floatx is set below
 with quiet_start():
     import keras

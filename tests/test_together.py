@@ -1,0 +1,161 @@
+"""python main.py in two processes on loopback: what one process learns, and what is left when one of them dies.
+
+The images are drawn faces in CelebA's layout, streamed, and the networks are convolutional: in graph mode, as one
+process has them too, random numbers are the same.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import draw_faces
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {  # 160 images to train on, 10 steps an epoch
+    "dataset": "celeba", "image-size": 16, "binarize": "none", "architecture": "conv", "channels": 4,
+    "encoder-layers": 8, "decoder-layers": 8, "activation": "silu", "latent-dim": 3, "noise-dim": 0,
+    "loss": "logistic", "decoder-scale": "learned", "kl-schedule": "linear", "kl-steps": 20, "batch-size": 16,
+    "epochs": 40, "learning-rate": 0.01, "gradient-clip": 100, "lr-schedule": "cosine", "seed": 5, "run-name": "r",
+    "log-every": 5, "checkpoint-every": 15, "images-every": 100, "nll-samples": 2,
+}  # fmt: skip
+WORDS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+TIMINGS = {"images_per_second": 0, "waiting": 0}
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """Drawn faces: 160 to train on."""
+    folder = tmp_path_factory.mktemp("faces")
+    draw_faces.draw(folder, 200)
+    return folder
+
+
+def start(words, place, faces, addresses=(), index=0):
+    """A process of main.py that writes its console to `place`.txt and its runs into the folder `place`."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("TF_CONFIG", "TQDM_DISABLE")}
+    if addresses:
+        task = {"type": "worker", "index": index}
+        environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    command = [sys.executable, "main.py", "--data-dir", str(faces), "--output-dir", str(place), *words]
+    with open(f"{place}.txt", "ab") as console:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=console, stderr=subprocess.STDOUT)
+
+
+def start_two(words, place, faces):
+    """Two workers on free ports of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        addresses = [f"127.0.0.1:{held.getsockname()[1]}" for held in (one, other)]
+    return [start(words, place.with_name(f"{place.name}{index}"), faces, addresses, index) for index in (0, 1)]
+
+
+def history(folder):
+    """The lines of a run's history, all that is in them but timings."""
+    return [json.loads(line) | TIMINGS for line in (folder / "r" / "history.jsonl").read_text().splitlines()]
+
+
+def numbers(lines):
+    return np.array([[line[name] for name in ("objective", "reconstruction", "kl", "kl_weight")] for line in lines])
+
+
+@pytest.fixture(scope="module")
+def unbroken(faces, tmp_path_factory):
+    """The place of a run by two workers that nothing happened to, whose chief's folder is place0."""
+    place = tmp_path_factory.mktemp("unbroken") / "worker"
+    assert [process.wait(240) for process in start_two(WORDS, place, faces)] == [0, 0]
+    return place
+
+
+def test_two_workers_learn_what_one_process_learns_and_the_chief_alone_writes(faces, unbroken, tmp_path):
+    alone = start(WORDS, tmp_path / "alone", faces)
+    assert alone.wait(240) == 0
+    one, two = history(tmp_path / "alone"), history(unbroken.with_name("worker0"))
+    assert [(line["split"], line["step"]) for line in two] == [(line["split"], line["step"]) for line in one]
+    assert len(one) == 400 // 5 + 40
+    np.testing.assert_allclose(numbers(two)[:12], numbers(one)[:12], rtol=1e-5, atol=1e-4)  # one epoch, and on
+    np.testing.assert_allclose(numbers(two)[:, 0], numbers(one)[:, 0], rtol=1e-3)  # rounding errors grow with steps
+    assert numbers(one)[-1, 0] < 0.95 * numbers(one)[0, 0]  # it did learn
+    places = (tmp_path / "alone", unbroken.with_name("worker0"))
+    nll = [json.loads((place / "r" / "report.json").read_text())["test_nll"] for place in places]
+    assert nll[1] == pytest.approx(nll[0], rel=1e-3)
+    assert not unbroken.with_name("worker1").exists()
+    told = unbroken.with_name("worker1.txt").read_text()
+    assert told.startswith("worker     1 of 1; the chief, 127.0.0.1:")
+    assert told.count("\n") == 1
+
+
+def deadly_wound(how, victim, faces, tmp_path):
+    """Start two workers, send a signal to one as soon as there is a checkpoint, and wait for the other.
+
+    Returns the other's exit code, the seconds it took to leave, and the lines of its console.
+    """
+    processes = start_two(WORDS, tmp_path / "worker", faces)
+    checkpoints, deadline = tmp_path / "worker0" / "r" / "checkpoints", time.monotonic() + 120
+    while not list(checkpoints.glob("step-*.index")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes[victim].send_signal(how)
+    begun = time.monotonic()
+    code = processes[1 - victim].wait(90)
+    seconds = time.monotonic() - begun
+    processes[victim].kill()
+    processes[victim].wait(10)
+    console = (tmp_path / f"worker{1 - victim}.txt").read_text().replace("\r", "\n").splitlines()
+    return code, seconds, [line for line in console if line.strip()]
+
+
+def check_loss_is_told(victim, code, seconds, console):
+    assert code == 1
+    assert seconds < 60
+    assert console[-1].startswith(f"main.py: error: worker {victim} (")
+    way_out = "does not answer any more; start all workers again, with --resume, to go on from the last checkpoint"
+    assert console[-1].endswith(way_out)
+    assert not [line for line in console[:-1] if "rror" in line]  # neither TensorFlow's lines nor a traceback
+
+
+def test_when_a_worker_is_killed_the_chief_stops_and_both_go_on_as_if_nothing_had_been(faces, unbroken, tmp_path):
+    check_loss_is_told(1, *(found := deadly_wound(signal.SIGKILL, 1, faces, tmp_path)))
+    run = tmp_path / "worker0" / "r"
+    assert f"stopped    go on, on all workers, with: python main.py --resume {run}" in found[2]
+    assert history(tmp_path / "worker0")[-1]["step"] < 400
+    resumed = start_two(["--resume", "r"], tmp_path / "worker", faces)
+    assert [process.wait(120) for process in resumed] == [0, 0]
+    assert history(tmp_path / "worker0") == history(unbroken.with_name("worker0"))
+
+
+@pytest.mark.parametrize(("how", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+def test_when_the_chief_is_killed_or_a_worker_freezes_the_other_stops_with_a_line(how, victim, faces, tmp_path):
+    check_loss_is_told(victim, *deadly_wound(how, victim, faces, tmp_path))
+
+
+def test_a_worker_that_is_told_to_stop_takes_the_chief_along_which_saves(faces, tmp_path):
+    code, _, console = deadly_wound(signal.SIGTERM, 1, faces, tmp_path)
+    assert code == 128 + signal.SIGTERM
+    assert console[-1].startswith("stopped    go on, on all workers, with: ") or "stopped    go on" in console[-2]
+    last = history(tmp_path / "worker0")[-1]["step"]
+    saved = max(int(path.stem[5:]) for path in (tmp_path / "worker0" / "r" / "checkpoints").glob("step-*.index"))
+    assert last <= saved < 400
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--seed", "6"], "main.py: error: seed: 6 here, but 5 on the chief; all workers train with the same"),
+        (["--data-dir", "nowhere"], "main.py: error: nowhere"),
+    ],
+)
+def test_a_worker_with_other_settings_or_without_the_data_ends_in_a_line(words, told, faces, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        addresses = [f"127.0.0.1:{held.getsockname()[1]}" for held in (one, other)]
+    chief = start(WORDS, tmp_path / "worker0", faces, addresses, 0)
+    worker = start([*WORDS, *words], tmp_path / "worker1", faces, addresses, 1)
+    assert worker.wait(60) in (1, 2)
+    assert chief.wait(60) == 1
+    assert told in (tmp_path / "worker1.txt").read_text()
+    assert "main.py: error: worker 1 (" in (tmp_path / "worker0.txt").read_text()
