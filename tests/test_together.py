@@ -73,22 +73,49 @@ def unbroken(faces, tmp_path_factory):
     return place
 
 
-def test_two_workers_learn_what_one_process_learns_and_the_chief_alone_writes(faces, unbroken, tmp_path):
-    alone = start(WORDS, tmp_path / "alone", faces)
-    assert alone.wait(240) == 0
-    one, two = history(tmp_path / "alone"), history(unbroken.with_name("worker0"))
+@pytest.fixture(scope="module")
+def alone(faces, tmp_path_factory):
+    """The place of the same run by one process on one device."""
+    place = tmp_path_factory.mktemp("alone") / "worker"
+    assert start(WORDS, place, faces).wait(240) == 0
+    return place
+
+
+def check_same_learning(place, alone):
+    """Whether the run in a place is that of one process, but for rounding."""
+    one, two = history(alone), history(place)
     assert [(line["split"], line["step"]) for line in two] == [(line["split"], line["step"]) for line in one]
     assert len(one) == 400 // 5 + 40
     np.testing.assert_allclose(numbers(two)[:12], numbers(one)[:12], rtol=1e-5, atol=1e-4)  # one epoch, and on
     np.testing.assert_allclose(numbers(two)[:, 0], numbers(one)[:, 0], rtol=1e-3)  # rounding errors grow with steps
     assert numbers(one)[-1, 0] < 0.95 * numbers(one)[0, 0]  # it did learn
-    places = (tmp_path / "alone", unbroken.with_name("worker0"))
-    nll = [json.loads((place / "r" / "report.json").read_text())["test_nll"] for place in places]
+    nll = [json.loads((each / "r" / "report.json").read_text())["test_nll"] for each in (alone, place)]
     assert nll[1] == pytest.approx(nll[0], rel=1e-3)
+
+
+def test_two_workers_learn_what_one_process_learns_and_the_chief_alone_writes(unbroken, alone):
+    check_same_learning(unbroken.with_name("worker0"), alone)
     assert not unbroken.with_name("worker1").exists()
     told = unbroken.with_name("worker1.txt").read_text()
     assert told.startswith("worker     1 of 1; the chief, 127.0.0.1:")
     assert told.count("\n") == 1
+
+
+def test_two_devices_of_one_process_learn_what_one_device_learns(faces, alone, tmp_path):
+    code = """if True:
+        import sys
+        from utils.settings import read_command_line
+        command = read_command_line(sys.argv[1:])
+        import main
+        (processor,) = main.tf.config.list_physical_devices("CPU")
+        halves = [main.tf.config.LogicalDeviceConfiguration()] * 2
+        main.tf.config.set_logical_device_configuration(processor, halves)
+        sys.exit(main.main(command))"""
+    words = ["--data-dir", str(faces), "--output-dir", str(tmp_path), *WORDS]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 x CPU without XLA" in done.stdout
+    check_same_learning(tmp_path, alone)
 
 
 def deadly_wound(how, victim, faces, tmp_path):
