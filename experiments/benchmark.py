@@ -2,13 +2,16 @@
 
     python -m pip install -r requirements-benchmark.txt
     python -m experiments.benchmark                      images per second
+    python -m experiments.benchmark --architecture conv  the same with convolutions
     python -m experiments.benchmark --time-to-quality    seconds until the digits of MNIST are learned so well
     python -m experiments.benchmark --profile            where the time of a step of this project's loop goes
 
 All contenders do identical work on the CPU: the VAE 784-500-500-20 on 60,000 images of MNIST's shape, shuffled anew
 each epoch, gathered, scaled, binarised with fresh draws whenever an image is used, Bernoulli cross-entropy + KL, Adam,
 float32. That they learn the same shows in the column `objective`: the mean of the last epoch in nats, after equally
-many steps in all of them.
+many steps in all of them. With `--architecture conv` the VAE has two stages of convolutions and a dense layer, or from
+the latents on a dense layer and two stages, as main.py builds it, and the rest is as it was; JAX is left out, and so is
+the machine's limit, which is one of matrix products.
 
 Each contender has a process of its own, for the thread pools of two libraries in one process get in each other's way.
 They take turns of one epoch, while the others sleep, and a ratio is formed within a round, so that a machine that is
@@ -31,6 +34,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -53,6 +57,7 @@ OUTPUT = ROOT / "predictions"
 IMAGES, PIXELS, HIDDEN, LATENTS = 60_000, 784, (500, 500), 20
 ENCODER_SIZES = (PIXELS, *HIDDEN, 2 * LATENTS)  # z_mean and z_log_std are the two halves of one output
 DECODER_SIZES = (LATENTS, *HIDDEN, PIXELS)
+CHANNELS, UNITS = (32, 64), 256  # of the convolutions, each of which halves the image; of the dense layers
 LEARNING_RATE = 1e-3
 OBJECTIVE_TOLERANCE = 5.0  # nats; seeds alone make a fraction of one, another objective makes tens
 MARKS = (-100.0, -95.0)  # test ELBOs in nats, in the order in which they are reached
@@ -60,6 +65,7 @@ SPEED_ACTIVATION = "relu"
 QUALITY_ACTIVATION = "silu"  # came to -95 on images held out in 35 epochs; "relu", at -97.3 after 29, hardly would
 HELD_OUT = 5_000  # training images
 ROUNDS, MOST_EPOCHS = 20, 60  # unless --rounds says otherwise
+STEPS = {"mlp": 468, "conv": 117}  # by architecture, unless --steps says otherwise: an epoch; a quarter of one
 NOISE_KEY = 0  # of the noise under which the ELBO is judged; any number would do
 
 
@@ -86,29 +92,31 @@ def mnist(held_out):
 
 
 # --- the contenders ---------------------------------------------------------------------------------------------------
-# Each takes the images, uint8 (N, 784) with N a multiple of the batch size, and the name of the activation. It returns
-# two functions. train(epochs) trains on from where it was and, when all is computed, returns the mean objective of its
-# last epoch in nats. weights() returns those of the encoder and of the decoder as NumPy arrays, a kernel
-# (inputs, outputs) and a bias (outputs,) for each layer, from the input on.
+# Each takes the images, uint8 (N, 784) with N a multiple of the batch size, the name of the activation and that of the
+# architecture. It returns two functions. train(epochs) trains on from where it was and, when all is computed, returns
+# the mean objective of its last epoch in nats. weights() returns those of the encoder and of the decoder as NumPy
+# arrays, a kernel (inputs, outputs) and a bias (outputs,) for each layer of an MLP, from the input on.
 
 
-def our_settings(batch_size, activation):
+def our_settings(batch_size, activation, architecture="mlp"):
     """The settings with which main.py does the contenders' work."""
+    hidden = {"mlp": HIDDEN, "conv": (UNITS,)}[architecture]
     return from_params(
-        binarize="dynamic", encoder_layers=HIDDEN, decoder_layers=HIDDEN, activation=activation, latent_dim=LATENTS,
-        noise_dim=0, prior="standard", autoencoder=False, loss="ce", reconstruction_reduction="sum",
-        bound="elbo", bound_samples=1, kl_schedule="constant", kl_weight_end=1.0, decoder_scale="fixed", free_bits=0.0,
+        binarize="dynamic", architecture=architecture, encoder_layers=hidden, decoder_layers=hidden, channels=CHANNELS,
+        activation=activation, latent_dim=LATENTS, noise_dim=0, mixed_precision=False, prior="standard",
+        autoencoder=False, loss="ce", reconstruction_reduction="sum", bound="elbo", bound_samples=1,
+        kl_schedule="constant", kl_weight_end=1.0, decoder_scale="fixed", free_bits=0.0,
         batch_size=batch_size, learning_rate=LEARNING_RATE, gradient_clip=0.0, lr_schedule="constant",
     )  # fmt: skip
 
 
-def ours(images, batch_size, activation):
+def ours(images, batch_size, activation, architecture):
     """This project's loop, main.py as it is: an epoch is drawn, put on the device and trained on in one call."""
     import tensorflow as tf
 
     import main as project
 
-    settings = our_settings(batch_size, activation)
+    settings = our_settings(batch_size, activation, architecture)
     images = images.reshape(-1, 28, 28, 1)
     vae = project.build_vae(settings, images.shape[1:])
     optimizer = project.build_optimizer(vae, settings, horizon=1)
@@ -125,14 +133,44 @@ def ours(images, batch_size, activation):
     return train, lambda: (vae.encoder.get_weights(), vae.decoder.get_weights())
 
 
-def keras_fit(images, batch_size, activation):
+def keras_networks(activation, architecture):
+    """The encoder and the decoder: images (B, 784) -> (B, 2 * 20), latents (B, 20) -> logits (B, 784)."""
+    from keras import Input, Sequential, layers
+
+    def mlp(sizes):
+        hidden = [layers.Dense(size, activation=activation) for size in sizes[1:-1]]
+        return Sequential([Input(sizes[:1]), *hidden, layers.Dense(sizes[-1])])
+
+    def convolution(kind, channels):
+        return kind(channels, kernel_size=4, strides=2, padding="same", activation=activation)
+
+    if architecture == "mlp":
+        return mlp(ENCODER_SIZES), mlp(DECODER_SIZES)
+    encoder = [
+        Input((PIXELS,)),
+        layers.Reshape((28, 28, 1)),
+        *(convolution(layers.Conv2D, channels) for channels in CHANNELS),
+        layers.Flatten(),
+        layers.Dense(UNITS, activation=activation),
+        layers.Dense(2 * LATENTS),
+    ]
+    decoder = [
+        Input((LATENTS,)),
+        layers.Dense(UNITS, activation=activation),
+        layers.Dense(7 * 7 * CHANNELS[-1], activation=activation),
+        layers.Reshape((7, 7, CHANNELS[-1])),
+        convolution(layers.Conv2DTranspose, CHANNELS[0]),
+        convolution(layers.Conv2DTranspose, CHANNELS[0]),
+        layers.Conv2D(1, kernel_size=3, padding="same"),
+        layers.Flatten(),
+    ]
+    return Sequential(encoder), Sequential(decoder)
+
+
+def keras_fit(images, batch_size, activation, architecture):
     """Keras: a model with its own train_step and `fit` with its defaults, given the array."""
     import keras
     import tensorflow as tf
-
-    def mlp(sizes):
-        hidden = [keras.layers.Dense(size, activation=activation) for size in sizes[1:-1]]
-        return keras.Sequential([keras.Input(sizes[:1]), *hidden, keras.layers.Dense(sizes[-1])])
 
     def negative_elbo(encoder, decoder, x, noise):
         z_mean, z_log_std = tf.split(encoder(x), 2, axis=1)
@@ -144,7 +182,7 @@ def keras_fit(images, batch_size, activation):
     class VAE(keras.Model):
         def __init__(self):
             super().__init__()
-            self.encoder, self.decoder = mlp(ENCODER_SIZES), mlp(DECODER_SIZES)
+            self.encoder, self.decoder = keras_networks(activation, architecture)
             self.loss_tracker = keras.metrics.Mean(name="loss")
 
         def train_step(self, data):
@@ -167,23 +205,51 @@ def keras_fit(images, batch_size, activation):
     return train, lambda: (model.encoder.get_weights(), model.decoder.get_weights())
 
 
-def torch_eager(images, batch_size, activation):
+def torch_networks(activation, architecture):
+    """The same as keras_networks, with the start that Keras gives its layers."""
+    from torch import nn
+
+    activate = {"relu": nn.ReLU, "silu": nn.SiLU}[activation]
+
+    def mlp(sizes):
+        layers = [layer for size in pairwise(sizes) for layer in (nn.Linear(*size), activate())]
+        return nn.Sequential(*layers[:-1])
+
+    if architecture == "mlp":
+        encoder, decoder = mlp(ENCODER_SIZES), mlp(DECODER_SIZES)
+    else:
+        maps = (CHANNELS[-1], 7, 7)
+        encoder = nn.Sequential(
+            nn.Unflatten(1, (1, 28, 28)),
+            *(nn.Conv2d(1, CHANNELS[0], 4, stride=2, padding=1), activate()),
+            *(nn.Conv2d(*CHANNELS, 4, stride=2, padding=1), activate()),
+            nn.Flatten(),
+            *(nn.Linear(math.prod(maps), UNITS), activate()),
+            nn.Linear(UNITS, 2 * LATENTS),
+        )
+        decoder = nn.Sequential(
+            *(nn.Linear(LATENTS, UNITS), activate()),
+            *(nn.Linear(UNITS, math.prod(maps)), activate()),
+            nn.Unflatten(1, maps),
+            *(nn.ConvTranspose2d(*CHANNELS[::-1], 4, stride=2, padding=1), activate()),
+            *(nn.ConvTranspose2d(CHANNELS[0], CHANNELS[0], 4, stride=2, padding=1), activate()),
+            nn.Conv2d(CHANNELS[0], 1, 3, padding=1),
+            nn.Flatten(),
+        )
+    for layer in [*encoder, *decoder]:
+        if hasattr(layer, "weight"):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return encoder, decoder
+
+
+def torch_eager(images, batch_size, activation, architecture):
     """PyTorch: eager, its default Adam, the data a tensor that is indexed by a random permutation."""
     import torch
-    from torch import nn
     from torch.nn import functional
 
     torch.set_num_threads(len(usable_cores()))
-
-    def mlp(sizes):
-        layers = []
-        for inputs, outputs in pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), {"relu": nn.ReLU, "silu": nn.SiLU}[activation]()]
-            nn.init.xavier_uniform_(layers[-2].weight)  # the start that Keras gives its layers
-            nn.init.zeros_(layers[-2].bias)
-        return nn.Sequential(*layers[:-1])
-
-    encoder, decoder = mlp(ENCODER_SIZES), mlp(DECODER_SIZES)
+    encoder, decoder = torch_networks(activation, architecture)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=LEARNING_RATE)
     data, steps_per_epoch = torch.from_numpy(images), len(images) // batch_size
 
@@ -210,8 +276,8 @@ def torch_eager(images, batch_size, activation):
     return train, weights
 
 
-def jax_scan(images, batch_size, activation):
-    """JAX: `lax.scan` over the steps of an epoch, jitted, with Adam written out."""
+def jax_scan(images, batch_size, activation, architecture):
+    """JAX: `lax.scan` over the steps of an epoch, jitted, with Adam written out. Of the MLP only."""
     import jax
     import jax.numpy as jnp
 
@@ -273,6 +339,7 @@ CONTENDERS = {
     "torch": (torch_eager, "torch", "PyTorch eager"),
     "jax": (jax_scan, "jax", "JAX lax.scan"),
 }
+CONVOLUTIONAL = ("ours", "keras", "torch")  # those that can do --architecture conv
 
 
 # --- parts of our step, each alone ------------------------------------------------------------------------------------
@@ -453,7 +520,7 @@ def serve(args):
                 run()
             print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
         return
-    train, weights = CONTENDERS[args.worker][0](images, args.batch_size, activation)
+    train, weights = CONTENDERS[args.worker][0](images, args.batch_size, activation, args.architecture)
     for _ in sys.stdin:
         start = time.perf_counter()
         objective = train(epochs)
@@ -478,6 +545,7 @@ def worker(name, args):
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
     command = [sys.executable, "-m", "experiments.benchmark", "--worker", name, "--steps", str(args.steps)]
     command += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]
+    command += ["--architecture", args.architecture]
     command += ["--time-to-quality"] * args.time_to_quality + ["--held-out"] * args.held_out
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
@@ -614,12 +682,14 @@ def parse(argv):
     """The command line, checked."""
     cores = len(usable_cores())
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument("--architecture", choices=STEPS, default="mlp", help="conv: without JAX and the limit")
     parser.add_argument("--time-to-quality", action="store_true", help="seconds until MNIST is learned, not images/s")
     parser.add_argument("--held-out", action="store_true", help=f"judge that by {HELD_OUT:,} training images, left out")
     parser.add_argument("--profile", action="store_true", help="time of the parts of our step, not of the contenders")
     parser.add_argument("--rounds", type=count, help=f"rounds in which all take their turn ({ROUNDS}); with "
                         f"--time-to-quality at most so many epochs ({MOST_EPOCHS})")  # fmt: skip
-    parser.add_argument("--steps", type=count, default=468, help="steps of a turn, in whole epochs (%(default)s)")
+    parser.add_argument("--steps", type=count, help="steps of a turn, in whole epochs "
+                        f"({STEPS['mlp']}; conv: {STEPS['conv']})")  # fmt: skip
     parser.add_argument("--batch-size", type=count, default=128, help="images a step (%(default)s)")
     parser.add_argument("--threads", type=count, default=cores, help="cores that each may use (all: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=["gemm", *CONTENDERS], help="leave out all but these")
@@ -634,10 +704,15 @@ def parse(argv):
         parser.error("--held-out: goes with --time-to-quality only")
     if args.profile and (args.time_to_quality or args.only):
         parser.error("--profile: goes with neither --time-to-quality nor --only")
+    if args.architecture == "conv" and (args.time_to_quality or args.profile):
+        parser.error("--architecture: conv goes with neither --time-to-quality nor --profile")
+    if args.architecture == "conv" and not set(args.only or ()) <= set(CONVOLUTIONAL):
+        parser.error(f"--only: with --architecture conv there are {', '.join(CONVOLUTIONAL)}")
     if args.time_to_quality and "gemm" in (args.only or ()):
         parser.error("--only: gemm is not a contender, and learns nothing")
     if args.quick:
         args.rounds, args.steps = 2, 20
+    args.steps = args.steps or STEPS[args.architecture]
     args.rounds = args.rounds or (MOST_EPOCHS if args.time_to_quality else ROUNDS)
     if args.time_to_quality and args.rounds < 2:
         parser.error("--rounds: the time to quality takes at least 2, as the first compiles")
@@ -679,6 +754,8 @@ def main(argv=None):
     wanted = args.only or [*([] if args.time_to_quality else ["gemm"]), *CONTENDERS]
     if args.profile:
         wanted = ["gemm", "ours", *PARTS]
+    elif args.architecture == "conv":
+        wanted = args.only or CONVOLUTIONAL
     missing = [n for n in wanted if n in CONTENDERS and not importlib.util.find_spec(CONTENDERS[n][1])]
     turns = [n for n in ("gemm", *CONTENDERS, *PARTS) if n in wanted and n not in missing]
     facts = machine()
@@ -692,7 +769,7 @@ def main(argv=None):
         except (data.DataError, SettingsError) as error:
             sys.exit(f"benchmark: error: {error}")
     rounds = take_rounds(turns, args)
-    name, results = "benchmark", {}
+    name, results = {"mlp": "benchmark", "conv": "benchmark_conv"}[args.architecture], {}
     if args.time_to_quality:
         name, results = "time_to_quality", {"activation": QUALITY_ACTIVATION, "times": quality(rounds)}
         print(*quality_table(rounds), sep="\n")

@@ -1,6 +1,7 @@
 """The benchmark: what it measures is checked, its speed is not."""
 
 import argparse
+import importlib.util
 import json
 import math
 from itertools import pairwise
@@ -58,8 +59,83 @@ def test_contenders_run_and_learn_the_same(tmp_path, monkeypatch, capsys):
     assert all(results["ours"]["objective"] < 28 * 28 * math.log(2) / 2 for results in written["rounds"])
 
 
+def test_contenders_with_convolutions_learn_the_same(tmp_path, monkeypatch, capsys):
+    """By the 30th step the objective has more than halved."""
+    monkeypatch.setattr(benchmark, "OUTPUT", tmp_path)
+    names = [name for name in benchmark.CONVOLUTIONAL if importlib.util.find_spec(benchmark.CONTENDERS[name][1])]
+    benchmark.main(["--architecture", "conv", "--rounds", "2", "--steps", "10"])
+    assert "not identical work" not in capsys.readouterr().out
+    written = json.loads((tmp_path / "benchmark_conv.json").read_text())
+    assert [set(results) for results in written["rounds"]] == 2 * [set(names)]
+    assert written["rounds"][-1]["ours"]["objective"] < 28 * 28 * math.log(2) / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--time-to-quality"], "--architecture: conv goes with neither --time-to-quality nor --profile"),
+        (["--profile"], "--architecture: conv goes with neither --time-to-quality nor --profile"),
+        (["--only", "ours", "jax"], "--only: with --architecture conv there are ours, keras, torch"),
+        (["--only", "gemm"], "--only: with --architecture conv there are ours, keras, torch"),
+    ],
+)
+def test_what_convolutions_are_not_measured_by_is_refused(options, line, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--architecture", "conv", *options])
+    assert capsys.readouterr().err.splitlines()[-1] == f"python -m experiments.benchmark: error: {line}"
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "conv"])
+@pytest.mark.parametrize("contender", ["keras", "torch"])
+def test_the_networks_of_all_contenders_are_the_same(contender, architecture):
+    """Given the weights of ours they answer as ours, and they have no others."""
+    pytest.importorskip(benchmark.CONTENDERS[contender][1])
+    vae = main.build_vae(benchmark.our_settings(1, "silu", architecture), (28, 28, 1))
+    rng = np.random.default_rng(0)
+    for weight in vae.weights:
+        weight.assign(weight + rng.normal(size=weight.shape, scale=0.01))  # no bias stays 0
+    x, z = rng.random((3, 784), np.float32), rng.normal(size=(3, 20)).astype("f")
+    expected = tf.concat(vae.encoder(x.reshape(3, 28, 28, 1)), axis=1), tf.reshape(vae.decoder(z), (3, 784))
+    answers = {"keras": keras_answers, "torch": torch_answers}[contender](architecture, vae, x, z)
+    for answer, other in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer, other, rtol=1e-4, atol=1e-5)
+
+
+def keras_answers(architecture, vae, x, z):
+    networks = benchmark.keras_networks("silu", architecture)
+    for network, other in zip(networks, (vae.encoder, vae.decoder), strict=True):
+        network.set_weights(other.get_weights())
+    return [network(values) for network, values in zip(networks, (x, z), strict=True)]
+
+
+def torch_answers(architecture, vae, x, z):
+    """PyTorch has the channels in front, in its maps and in their flattened features, and a kernel's inputs last."""
+    import torch
+
+    def flattened(kernel):  # of a dense layer whose inputs are maps
+        return kernel.reshape(7, 7, -1, kernel.shape[1]).transpose(2, 0, 1, 3).reshape(kernel.shape)
+
+    networks = benchmark.torch_networks("silu", architecture)
+    for network, other in zip(networks, (vae.encoder, vae.decoder), strict=True):
+        weights, features = other.get_weights(), 7 * 7 * benchmark.CHANNELS[-1]
+        for number, weight in enumerate(weights):
+            if architecture == "conv" and weight.shape == (features, benchmark.UNITS):
+                weights[number] = flattened(weight)
+            if architecture == "conv" and weight.shape[-1] == features:
+                weights[number] = flattened(np.atleast_2d(weight).T).T.reshape(weight.shape)
+        with torch.no_grad():
+            for parameter, weight in zip(network.parameters(), weights, strict=True):
+                axes = (3, 2, 0, 1) if weight.ndim == 4 else None
+                parameter[...] = torch.from_numpy(np.ascontiguousarray(weight.transpose(axes)))
+    return [
+        network(torch.from_numpy(values)).detach().numpy() for network, values in zip(networks, (x, z), strict=True)
+    ]
+
+
 def test_a_failing_contender_tells_why():
-    args = argparse.Namespace(steps=1, batch_size=1, threads=1, time_to_quality=False, held_out=False)
+    args = argparse.Namespace(
+        architecture="mlp", steps=1, batch_size=1, threads=1, time_to_quality=False, held_out=False
+    )
     failure = pytest.raises(SystemExit, match=r"nobody failed with exit code 2(.|\n)*invalid choice: 'nobody'")
     with failure, benchmark.worker("nobody", args):
         pass
