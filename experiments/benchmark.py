@@ -207,6 +207,7 @@ def keras_fit(images, batch_size, activation, architecture):
 
 def torch_networks(activation, architecture):
     """The same as keras_networks, with the start that Keras gives its layers."""
+    import torch
     from torch import nn
 
     activate = {"relu": nn.ReLU, "silu": nn.SiLU}[activation]
@@ -236,6 +237,8 @@ def torch_networks(activation, architecture):
             nn.Conv2d(CHANNELS[0], 1, 3, padding=1),
             nn.Flatten(),
         )
+        for network in (encoder, decoder):  # trains a fifth faster than with the default, channels in front
+            network.to(memory_format=torch.channels_last)
     for layer in [*encoder, *decoder]:
         if hasattr(layer, "weight"):
             nn.init.xavier_uniform_(layer.weight)
