@@ -297,7 +297,7 @@ def evaluate_samples(
     rng = np.random.default_rng((s.seed, MIXTURE))
     train = dataset.train_images
     if s.binarize == "dynamic":
-        train = data.binarize(train, (s.seed, REAL_IMAGES))
+        train = data.binarize_any(train, (s.seed, REAL_IMAGES))
     say(f"fitting    a mixture of {components} Gaussians to the latents of {len(train):,} training images")
     mixture = latent.fit_mixture(draw_latents(vae, s, train, rng), components, s.seed)
     z = draw_latents(vae, s, dataset.test_images, rng)  # which the mixture has not been fitted to
@@ -312,7 +312,11 @@ def evaluate_samples(
     }
     count = min(len(train), len(z))  # as many of each, since the distance depends on how many there are
     chosen = np.random.default_rng(CHOICE).permutation(len(train))[:count]  # whatever the seed: the floor is the same
-    sets = {"reconstructions": data.in_batches(lambda x, start: (vae_main.reconstruct(vae, x),), train[chosen])[0]}
+    sets = {
+        "reconstructions": data.in_batches(
+            lambda x, start: (vae_main.reconstruct(vae, x),), data.rows_of(train, chosen)
+        )[0]
+    }
     if not s.autoencoder:
         prior_latents = vae_main.sample_prior(vae, count, vae_main.random_key(s.seed, vae_main.GRID_LATENTS, 1))
         sets["samples from the prior"] = decode(vae, prior_latents.numpy(), rng)
@@ -351,7 +355,8 @@ def test_set(settings: Settings, count: int) -> str:
     """Which images the numbers are of, in words."""
     name = "held-out training" if settings.held_out else "test"
     drawn = "binarised once by a fixed draw, the same for every run"
-    return f"{count:,} {name} images, {drawn if settings.binarize == 'dynamic' else 'grey as they are'}"
+    grey = "grey as they are" if settings.dataset in data.TITLES else "as they are"
+    return f"{count:,} {name} images, {drawn if settings.binarize == 'dynamic' else grey}"
 
 
 def table(numbers: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ SMALL = {  # 160 images to train on, 10 steps an epoch
     "log-every": 5, "checkpoint-every": 15, "images-every": 100, "nll-samples": 2,
 }  # fmt: skip
 WORDS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+OURS = ("TF_CONFIG", "TQDM_DISABLE", "TF_CPP_MIN_LOG_LEVEL")  # which other tests have set in this process
 TIMINGS = {"images_per_second": 0, "waiting": 0}
 
 
@@ -40,7 +41,7 @@ def faces(tmp_path_factory):
 
 def start(words, place, faces, addresses=(), index=0):
     """A process of main.py that writes its console to `place`.txt and its runs into the folder `place`."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("TF_CONFIG", "TQDM_DISABLE")}
+    environment = {name: value for name, value in os.environ.items() if name not in OURS}
     if addresses:
         task = {"type": "worker", "index": index}
         environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})

@@ -164,7 +164,7 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Dataset:
     if s.batch_size > (count := len(dataset.train_images)):
         raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
     if s.binarize == "dynamic":
-        dataset = dataset._replace(test_images=binarize_once(dataset.test_images))
+        dataset = dataset._replace(test_images=binarize_any(dataset.test_images, TEST_BINARIZATION_KEY))
     return dataset
 
 
@@ -258,13 +258,13 @@ def binarize(images: np.ndarray, key: Sequence[int]) -> np.ndarray:
     return (draws.reshape(images.shape) < images).view(np.uint8) * np.uint8(255)
 
 
-def binarize_once(images: Images) -> Images:
-    """The test images, drawn by TEST_BINARIZATION_KEY; those that have not been read, each by its own number too."""
+def binarize_any(images: Images, key: Sequence[int]) -> Images:
+    """The images drawn by `key`; those that have not been read, when they are, each by its own number too."""
     if isinstance(images, np.ndarray):
-        return binarize(images, TEST_BINARIZATION_KEY)
+        return binarize(images, key)
     from utils.streams import binarized  # here, as it brings TensorFlow along
 
-    return binarized(images, TEST_BINARIZATION_KEY)
+    return binarized(images, key)
 
 
 def epoch_order(count: int, key: Sequence[int]) -> np.ndarray:
