@@ -82,8 +82,8 @@ def read_tf_config(environ: Mapping[str, str]) -> tuple[tuple[str, ...], int] | 
     try:
         config = json.loads(text)
         jobs, task = config["cluster"], config["task"]
-        job, index = task["type"], task["index"]
-        cluster = [(name, address) for name in sorted(jobs) for address in jobs[name]]  # "chief" sorts before "worker"
+        job, index = str(task["type"]), task["index"]
+        cluster = [(name, address) for name in sorted(jobs) for address in jobs[name]]  # "chief" before "worker"
     except ValueError as error:
         raise SettingsError(f"TF_CONFIG is not JSON ({error}); what is has the form {FORM}") from None
     except (KeyError, TypeError) as error:
@@ -91,6 +91,9 @@ def read_tf_config(environ: Mapping[str, str]) -> tuple[tuple[str, ...], int] | 
 
     if others := sorted({*jobs, job} - {"chief", "worker"}):
         raise SettingsError(f"TF_CONFIG: job {others[0]!r} is not allowed; 'worker' is, and 'chief' for the first one")
+    for name, addresses in jobs.items():
+        if not isinstance(addresses, list):
+            raise SettingsError(f"TF_CONFIG: the addresses of job {name!r} are {addresses!r}; a list is allowed")
     if len(jobs.get("chief", [])) > 1:
         raise SettingsError(f"TF_CONFIG: {len(jobs['chief'])} chiefs are not allowed; one is")
     addresses = [address for _, address in cluster]
@@ -133,7 +136,8 @@ def start(cluster: tuple[tuple[str, ...], int] | None, say: Callable[[str], None
         workers = Workers(tf.distribute.get_strategy(), *cluster)
         with losses_told(workers):
             return workers._replace(strategy=join(*cluster))
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    with quiet_start():
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if len(devices) == 1:
         return ALONE
     return Workers(tf.distribute.MirroredStrategy([device.name for device in devices]), (), 0)
