@@ -60,10 +60,10 @@ def test_contenders_run_and_learn_the_same(tmp_path, monkeypatch, capsys):
 
 
 def test_contenders_with_convolutions_learn_the_same(tmp_path, monkeypatch, capsys):
-    """By the 20th step the objective has more than halved."""
+    """By the 40th step the objective has more than halved."""
     monkeypatch.setattr(benchmark, "OUTPUT", tmp_path)
     names = [name for name in benchmark.CONVOLUTIONAL if importlib.util.find_spec(benchmark.CONTENDERS[name][1])]
-    benchmark.main(["--architecture", "conv", "--rounds", "1", "--steps", "10"])
+    benchmark.main(["--architecture", "conv", "--rounds", "1", "--steps", "20", "--batch-size", "32"])
     assert "not identical work" not in capsys.readouterr().out
     written = json.loads((tmp_path / "benchmark_conv.json").read_text())
     assert [set(results) for results in written["rounds"]] == [set(names)]
