@@ -1,13 +1,19 @@
 """utils/streams.py: images that are read on demand are those of an array, in order, whatever fails on the way."""
 
 import gc
+import json
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import main
+from experiments import draw_faces
+from utils import data, runs
 from utils.data import DataError, binarize
+from utils.settings import from_params
 from utils.streams import BadImage, LazyImages, binarized, chunk_steps, stream
 
 SHAPE = (4, 5, 3)
@@ -142,3 +148,50 @@ def test_a_stream_that_is_left_early_reads_little_more_and_keeps_nothing():
     del images, left
     gc.collect()
     assert alive() is None
+
+
+# --- runs that train on a stream --------------------------------------------------------------------------------------
+SMALL = {
+    "dataset": "celeba", "image_size": 16, "binarize": "dynamic", "architecture": "resnet", "channels": (3,),
+    "encoder_layers": (6,), "decoder_layers": (6,), "latent_dim": 2, "noise_dim": 0, "batch_size": 16, "epochs": 2,
+    "log_every": 3, "checkpoint_every": 100, "images_every": 100, "nll_samples": 2, "kl_steps": 10, "run_name": "r",
+}  # fmt: skip
+
+
+def trained(folder, **changes):
+    """What a run on the images below a folder says, and the lines of its history but for timings."""
+    said, place = [], Path(changes["output_dir"], "r")
+    settings = from_params(**SMALL | {"data_dir": str(folder)} | changes)
+    try:
+        main.train(settings, place if place.exists() else None, said.append)
+    finally:
+        lines = [line | {"images_per_second": 0, "waiting": 0} for line in runs.read_history(place)]
+    return said, lines
+
+
+def test_a_bad_image_ends_a_run_which_goes_on_with_the_next_one_as_if_it_had_always_been_skipped(tmp_path, monkeypatch):
+    faces = tmp_path / "faces"
+    draw_faces.draw(faces, 100)
+    monkeypatch.setattr(main, "steps_at_once", lambda images, settings: 1)  # so that the pieces are many
+    order = data.epoch_order(80, (from_params().seed, main.SHUFFLE, 1))
+    bad = faces / "img_align_celeba" / f"{order[3 * 16 + 5] + 1:06}.jpg"  # of the fourth step
+    whole = bad.read_bytes()
+    never = trained(faces, output_dir=str(tmp_path / "never"))[1]
+    bad.write_bytes(whole[: len(whole) // 2])
+    always, expected = trained(faces, output_dir=str(tmp_path / "always"), skip_bad_images=True)
+    assert expected != never
+    counted = [line for line in always if line.startswith("skipped")]
+    assert len(counted) == 1
+    assert counted[0].startswith(
+        f"skipped    1 image that could not be read, with the next ones in their place: {bad}: "
+    )
+    report = json.loads((tmp_path / "always" / "r" / "report.json").read_text())
+    assert [text.partition(": ")[0] for text in report["skipped_images"]] == [str(bad)]
+
+    go_on = f"python main.py --resume {tmp_path}/later/r --skip-bad-images"
+    with pytest.raises(data.DataError, match=rf"^{bad}: .*truncated.*; with the next image in its place: {go_on}$"):
+        trained(faces, output_dir=str(tmp_path / "later"))
+    assert runs.saved_steps(tmp_path / "later" / "r") == [3]
+    said, lines = trained(faces, output_dir=str(tmp_path / "later"), skip_bad_images=True)
+    assert lines == expected
+    assert counted in said
