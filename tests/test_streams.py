@@ -180,11 +180,8 @@ def test_a_bad_image_ends_a_run_which_goes_on_with_the_next_one_as_if_it_had_alw
     bad.write_bytes(whole[: len(whole) // 2])
     always, expected = trained(faces, output_dir=str(tmp_path / "always"), skip_bad_images=True)
     assert expected != never
-    counted = [line for line in always if line.startswith("skipped")]
-    assert len(counted) == 1
-    assert counted[0].startswith(
-        f"skipped    1 image that could not be read, with the next ones in their place: {bad}: "
-    )
+    (counted,) = (line for line in always if line.startswith("skipped"))
+    assert counted.startswith(f"skipped    1 image that could not be read, with the next ones in their place: {bad}: ")
     report = json.loads((tmp_path / "always" / "r" / "report.json").read_text())
     assert [text.partition(": ")[0] for text in report["skipped_images"]] == [str(bad)]
 
