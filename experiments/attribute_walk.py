@@ -26,20 +26,18 @@ All numbers are in attribute_walk.json. They are the same from call to call.
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
 
-import argparse
 import math
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.settings import Settings, SettingsError, from_params, refuse
+from utils.settings import Settings, SettingsError, experiment_parser, read_run
 
 
 class Asked(NamedTuple):
@@ -52,25 +50,11 @@ class Asked(NamedTuple):
 
 def read_command_line(argv: Sequence[str] | None = None) -> Asked:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.attribute_walk",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = partial(refuse, "attribute_walk")
-    parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
+    parser = experiment_parser("attribute_walk", __doc__)
     names = "attributes or labels, upper or lower case [default: the three that the latents tell best]"
     parser.add_argument("--attribute", nargs="+", default=(), metavar="NAME", help=names)
-    parser.add_argument(
-        "--output-dir", metavar="DIR", help="folder that holds the runs [default OUTPUT_DIR of params.py]"
-    )
-    asked = parser.parse_args(argv)
-    try:
-        output_dir = asked.output_dir or from_params().output_dir
-    except SettingsError as error:
-        parser.error(str(error))
-    return Asked(asked.run, tuple(asked.attribute), output_dir)
+    asked = read_run(parser, argv)
+    return Asked(asked.run, tuple(asked.attribute), asked.output_dir)
 
 
 if __name__ == "__main__":

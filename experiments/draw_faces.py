@@ -15,7 +15,6 @@ one colour, only men have beards, and a hat hides bangs and bald heads. Image 7 
 The lists are written last. Stopped with Ctrl-C, the same command goes on with the images that are missing.
 """
 
-import argparse
 import io
 import os
 import signal
@@ -34,7 +33,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from utils.files import write_whole
-from utils.settings import refuse, whole
+from utils.settings import experiment_parser, refuse, whole
 
 Colour = tuple[int, int, int]
 
@@ -453,13 +452,7 @@ class Asked(NamedTuple):
 
 def read_command_line(argv: Sequence[str] | None = None) -> Asked:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.draw_faces",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = partial(refuse, "draw_faces")
+    parser = experiment_parser("draw_faces", __doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder to draw into")
     parser.add_argument("--images", type=whole(3, 999_999), required=True, metavar="N", help="images to draw")
     seed = "from which all faces follow [default 0]"

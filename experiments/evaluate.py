@@ -28,7 +28,6 @@ code, is only shown again.
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
 
-import argparse
 import io
 import json
 import math
@@ -39,13 +38,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.settings import Settings, SettingsError, from_params, load_saved, refuse, whole
+from utils.settings import Settings, SettingsError, experiment_parser, load_saved, read_run, whole
 
 
 class Asked(NamedTuple):
@@ -59,26 +57,12 @@ class Asked(NamedTuple):
 
 def read_command_line(argv: Sequence[str] | None = None) -> Asked:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = partial(refuse, "evaluate")
-    parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
+    parser = experiment_parser("evaluate", __doc__)
     samples = "importance samples per test image, as K in papers [default 5000]"
     parser.add_argument("--samples", type=whole(2, 10**6), default=5_000, metavar="K", help=samples)
     components = "Gaussians in the mixture fitted to the latents [default 25]"
     parser.add_argument("--components", type=whole(1, 1_000), default=25, metavar="N", help=components)
-    parser.add_argument(
-        "--output-dir", metavar="DIR", help="folder that holds the runs [default OUTPUT_DIR of params.py]"
-    )
-    asked = parser.parse_args(argv)
-    try:
-        asked.output_dir = asked.output_dir or from_params().output_dir
-    except SettingsError as error:
-        parser.error(str(error))
+    asked = read_run(parser, argv)
     return Asked(**vars(asked))
 
 

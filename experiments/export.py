@@ -20,18 +20,16 @@ replaced; the folder holds the old one or the new one, never parts of both.
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
 
-import argparse
 import json
 import platform
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.settings import Settings, SettingsError, from_params, load_saved, refuse
+from utils.settings import Settings, SettingsError, experiment_parser, load_saved, read_run
 
 
 class Asked(NamedTuple):
@@ -44,23 +42,9 @@ class Asked(NamedTuple):
 
 def read_command_line(argv: Sequence[str] | None = None) -> Asked:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = partial(refuse, "export")
-    parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
-    parser.add_argument(
-        "--output-dir", metavar="DIR", help="folder that holds the runs [default OUTPUT_DIR of params.py]"
-    )
+    parser = experiment_parser("export", __doc__)
     parser.add_argument("--to", metavar="FOLDER", help="folder to write [default export in the run's folder]")
-    asked = parser.parse_args(argv)
-    try:
-        asked.output_dir = asked.output_dir or from_params().output_dir
-    except SettingsError as error:
-        parser.error(str(error))
+    asked = read_run(parser, argv)
     return Asked(**vars(asked))
 
 

@@ -12,19 +12,17 @@ predictions/likelihood/; what is finished is not done again, and Ctrl-C loses no
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
 
-import argparse
 import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.files import write_json, write_whole
-from utils.settings import Settings, SettingsError, from_params, refuse
+from utils.settings import Settings, SettingsError, experiment_parser, from_params
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 5_000
@@ -119,13 +117,7 @@ class Asked(NamedTuple):
 def read_command_line(argv: Sequence[str] | None = None) -> Asked:
     """What the command line asks for."""
     rows = "\n".join(f"  {name:<8} {row.title}{row.aim and f'; aim {row.aim}'}" for name, row in ROWS.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.likelihood",
-        description=f"{__doc__}\nrows:\n{rows}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = partial(refuse, "likelihood")
+    parser = experiment_parser("likelihood", f"{__doc__}\nrows:\n{rows}")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which to make: {', '.join(ROWS)} [default all]")
     parser.add_argument("--held-out", action="store_true", help="train without the last 5,000 training images, and "
                         "evaluate on those instead of on the test images; not for the table")  # fmt: skip

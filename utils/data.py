@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 
@@ -186,33 +186,24 @@ def rows_of(images: Images, index: slice | np.ndarray) -> Images:
     return images[index] if isinstance(images, np.ndarray) else images.rows(index)
 
 
+def moved(dataset: Dataset, index: slice | np.ndarray, source: str, target: str) -> dict[str, Any]:
+    """Some images of `source`, "train" or "test", and what goes with them, by the names of the fields of `target`."""
+    fields = {what: getattr(dataset, f"{source}_{what}") for what in ("images", "labels", "attributes")}
+    return {f"{target}_{what}": None if all_ is None else rows_of(all_, index) for what, all_ in fields.items()}
+
+
 def with_labels(dataset: Dataset, labels: Sequence[int]) -> Dataset:
     """The images that have one of these labels, in their old order."""
     train, test = np.isin(dataset.train_labels, labels), np.isin(dataset.test_labels, labels)
-    has_attributes = bool(dataset.attributes)
-    return dataset._replace(
-        title=f"{dataset.title} ({', '.join(map(str, sorted(set(labels))))} only)",
-        train_images=rows_of(dataset.train_images, train),
-        train_labels=dataset.train_labels[train],
-        test_images=rows_of(dataset.test_images, test),
-        test_labels=dataset.test_labels[test],
-        train_attributes=dataset.train_attributes[train] if has_attributes else None,
-        test_attributes=dataset.test_attributes[test] if has_attributes else None,
-    )
+    title = f"{dataset.title} ({', '.join(map(str, sorted(set(labels))))} only)"
+    kept = moved(dataset, train, "train", "train") | moved(dataset, test, "test", "test")
+    return dataset._replace(title=title, **kept)
 
 
 def with_held_out(dataset: Dataset, count: int) -> Dataset:
     """The last `count` training images take the place of the test images."""
-    kept, held_out = slice(-count), slice(-count, None)
-    has_attributes = bool(dataset.attributes)
-    return dataset._replace(
-        train_images=rows_of(dataset.train_images, kept),
-        train_labels=dataset.train_labels[kept],
-        test_images=rows_of(dataset.train_images, held_out),
-        test_labels=dataset.train_labels[held_out],
-        train_attributes=dataset.train_attributes[kept] if has_attributes else None,
-        test_attributes=dataset.train_attributes[held_out] if has_attributes else None,
-    )
+    held_out = moved(dataset, slice(-count, None), "train", "test")
+    return dataset._replace(**moved(dataset, slice(-count), "train", "train"), **held_out)
 
 
 def too_few_to_show(labels: np.ndarray) -> str:

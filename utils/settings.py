@@ -15,7 +15,7 @@ import tokenize
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, UnionType
@@ -363,6 +363,31 @@ def refuse(prog: str, message: str) -> NoReturn:
     """Tell what is wrong with a program's command line, in one line, and exit with code 2."""
     print(f"{prog}: error: {message}", file=sys.stderr)
     raise SystemExit(2) from None
+
+
+def experiment_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """The command line of experiments/<name>.py, whose docstring --help shows; a mistake is told in one line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.error = partial(refuse, name)
+    return parser
+
+
+def read_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line asks for, with RUN and --output-dir added: an experiment on a run that is finished."""
+    parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
+    folder = "folder that holds the runs [default OUTPUT_DIR of params.py]"
+    parser.add_argument("--output-dir", metavar="DIR", help=folder)
+    asked = parser.parse_args(argv)
+    try:
+        asked.output_dir = asked.output_dir or from_params().output_dir
+    except SettingsError as error:
+        parser.error(str(error))
+    return asked
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
