@@ -60,13 +60,14 @@ def test_contenders_run_and_learn_the_same(tmp_path, monkeypatch, capsys):
 
 
 def test_contenders_with_convolutions_learn_the_same(tmp_path, monkeypatch, capsys):
-    """By the 40th step the objective has more than halved."""
+    """In small batches, as PyTorch is slow beside other load. Over the steps 40 to 60 the means of six runs lay within
+    2.2 nats; over 20 to 40, when much is still being learned, they lay up to 7 apart."""
     monkeypatch.setattr(benchmark, "OUTPUT", tmp_path)
     names = [name for name in benchmark.CONVOLUTIONAL if importlib.util.find_spec(benchmark.CONTENDERS[name][1])]
-    benchmark.main(["--architecture", "conv", "--rounds", "1", "--steps", "20", "--batch-size", "32"])
+    benchmark.main(["--architecture", "conv", "--rounds", "2", "--steps", "20", "--batch-size", "32"])
     assert "not identical work" not in capsys.readouterr().out
     written = json.loads((tmp_path / "benchmark_conv.json").read_text())
-    assert [set(results) for results in written["rounds"]] == [set(names)]
+    assert [set(results) for results in written["rounds"]] == 2 * [set(names)]
     assert written["rounds"][-1]["ours"]["objective"] < 28 * 28 * math.log(2) / 2
 
 
