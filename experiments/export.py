@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
 import main as vae_main
 from experiments.evaluate import load_vae
-from utils import data, runs
+from utils import runs
 from utils.files import write_json
 
 tf, keras = vae_main.tf, vae_main.keras
@@ -116,13 +116,6 @@ def snippet(path: str, settings: Settings, image_shape: tuple[int, ...]) -> list
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
-def image_shape_of(about: dict[str, Any], settings: Settings, say: Callable[[str], None]) -> tuple[int, ...]:
-    """(H, W, C) of a run's images, as its params.json `about` says or, of an older run, as the data are."""
-    if shape := about.get("image_shape"):
-        return tuple(shape)
-    return tuple(data.prepare(settings, say).train_images.shape[1:])
-
-
 def check_replaceable(place: Path, name: str, run: str | None) -> None:
     """Raise RunError unless `place` is free or an export, of `run` if that is given; `name` is what the user calls it.
 
@@ -206,7 +199,7 @@ def description(
 def export(folder: Path, to: str | None = None, say: Callable[[str], None] = print) -> Path:
     """Export a run's newest checkpoint to the folder `to`, or else into its own; return where it is.
 
-    Raises SettingsError, runs.RunError, OSError and, if the data have to be asked for a shape, data.DataError.
+    Raises SettingsError, runs.RunError and OSError.
     """
     about = runs.read_params(folder)
     settings = load_saved(about["settings"])
@@ -215,7 +208,7 @@ def export(folder: Path, to: str | None = None, say: Callable[[str], None] = pri
     place = Path(to).expanduser() if to else folder / "export"
     target = place.resolve()  # where a link leads; the link is left as it is
     check_replaceable(target, f"--to {to}" if to else str(place), folder.name if to else None)
-    image_shape = image_shape_of(about, settings, say)
+    image_shape = tuple(about["image_shape"])
     vae = load_vae(folder, settings, image_shape)
     functions = exported_functions(vae, settings, image_shape)
     lines = snippet("saved_model", settings, image_shape)
@@ -264,9 +257,9 @@ def main(asked: Asked) -> int:
     except (KeyboardInterrupt, runs.Stopped) as stopped:
         print("\nstopped    nothing was exported")
         return 128 + (stopped.args[0] if isinstance(stopped, runs.Stopped) else signal.SIGINT)
-    except (SettingsError, runs.RunError, data.DataError) as error:
+    except (SettingsError, runs.RunError) as error:
         print(f"export: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, data.DataError) else 2
+        return 2
     except OSError as error:
         print(f"export: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ from scipy.special import logit
 
 import main
 from experiments import export
-from utils import data, runs
+from utils import runs
 from utils.settings import from_params
 
 tf = main.tf
@@ -31,6 +31,8 @@ TINY = {
 RUNS = {
     "standard": {"noise_dim": 1}, "mixture": {"prior": "mixture"}, "vampprior": {"prior": "vampprior"},
     "realnvp": {"prior": "realnvp", "decoder_layers": (8,)}, "plain": {"autoencoder": True},
+    "resnet": {"architecture": "resnet", "channels": (3,), "mixed_precision": True, "loss": "logistic",
+               "decoder_scale": "learned", "binarize": "none"},
 }  # fmt: skip
 X = np.random.default_rng(0).random((5, *SHAPE), np.float32)
 DRAWS = 4_000
@@ -83,9 +85,7 @@ def make_run(parent, name="tiny", seed=5, step=7, **overrides):
     rng = np.random.default_rng(seed)
     for weight in vae.weights:
         weight.assign(rng.normal(0, 0.4, weight.shape))
-    folder = runs.create(settings, "CPU")
-    about = json.loads((folder / "params.json").read_text())
-    (folder / "params.json").write_text(json.dumps(about | {"image_shape": SHAPE}))
+    folder = runs.create(settings, "CPU", SHAPE)
     runs.save(runs.checkpoint(**vae.parts), folder, step)
     return folder, vae, settings
 
@@ -272,19 +272,6 @@ def test_an_older_export_is_replaced_whole_and_one_that_fails_leaves_it_alone(tm
     )
     assert list((tmp_path / "models").iterdir()) == [place]
     assert not (folder / "export").exists()
-
-
-def test_a_run_that_has_not_noted_the_shape_of_its_images_asks_the_data(tmp_path, monkeypatch):
-    folder, _, _ = make_run(tmp_path)
-    about = json.loads((folder / "params.json").read_text())
-    monkeypatch.setattr(data, "prepare", lambda *_: pytest.fail("the data were asked for what is known"))
-    assert ask(folder) == 0
-    del about["image_shape"]
-    (folder / "params.json").write_text(json.dumps(about))
-    images, labels = np.zeros((2, *SHAPE), np.uint8), np.zeros(2, np.uint8)
-    monkeypatch.setattr(data, "prepare", lambda *_: data.Dataset("tiny", images, labels, images, labels, "a test"))
-    assert ask(folder) == 0
-    assert json.loads((folder / "export" / "export.json").read_text())["image_shape"] == [4, 3, 2]
 
 
 # --- what it refuses --------------------------------------------------------------------------------------------------
