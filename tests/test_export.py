@@ -31,7 +31,7 @@ TINY = {
 RUNS = {
     "standard": {"noise_dim": 1}, "mixture": {"prior": "mixture"}, "vampprior": {"prior": "vampprior"},
     "realnvp": {"prior": "realnvp", "decoder_layers": (8,)}, "plain": {"autoencoder": True},
-    "resnet": {"architecture": "resnet", "channels": (3,), "mixed_precision": True, "loss": "logistic",
+    "resnet": {"architecture": "resnet", "channels": (3,), "loss": "logistic",
                "decoder_scale": "learned", "binarize": "none"},
 }  # fmt: skip
 X = np.random.default_rng(0).random((5, *SHAPE), np.float32)
