@@ -77,6 +77,8 @@ STEPS = (0.0, 0.5, 1.0, 1.5, 2.0)  # t, in attribute vectors
 SHOWN = 8  # images in each half of the picture
 TRAINING_PIXELS = 103  # what a draw of NumPy's is for, beside a run's seed; evaluate has others
 CLASSIFIER_SEED = 0  # the same for all runs, so that those on the same data have the same judge
+JUDGE_EPOCHS, JUDGE_RATE = 8, 2e-3  # longer and slower than for digits, which fill their images
+BETTER_THAN_GUESS = 0.02  # by so much, in share of images, a classifier has to be that can tell an attribute
 
 
 # --- attributes -------------------------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def train_judge(train: Encoded, number: int) -> Any:
     """
     kept = spread(np.arange(len(train.rows)), MOST_NUMBERS // math.prod(train.grey.shape[1:]))
     has = train.has[kept, number].astype(np.int64)
-    return classifier.train_classifier(train.grey[train.rows[kept]], has, CLASSIFIER_SEED)
+    return classifier.train_classifier(train.grey[train.rows[kept]], has, CLASSIFIER_SEED, JUDGE_EPOCHS, JUDGE_RATE)
 
 
 def accuracy(judge: Any, test: Encoded, number: int) -> float:
@@ -286,6 +288,8 @@ def table(numbers: dict[str, Any]) -> str:
         shares = "".join(f"{step['judged_to_have_it']:>9.1%}" for step in found["walk"])
         more = f"{found['ceiling']:>9.1%} {found['brightness_change']:>10.3f}"
         lines.append(f"  {found['attribute']:<20} {found['auc']:>8.3f} {judge}{shares}{more}")
+        if found["classifier_accuracy"] < found["larger_class"] + BETTER_THAN_GUESS:
+            lines.append(f"  ! of {found['attribute']} the classifier guesses: what it judged says nothing")
     lines.append("  t = 0 is the reconstruction: the floor of images without it, with it the ceiling; change: at t = 1")
     return "\n".join(lines)
 

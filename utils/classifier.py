@@ -34,17 +34,19 @@ def build_classifier(image_shape: tuple[int, ...], classes: int, seed: int) -> k
     return keras.Sequential(layers, name="classifier")
 
 
-def train_classifier(images: np.ndarray, labels: np.ndarray, seed: int, epochs: int = 2) -> keras.Model:
+def train_classifier(
+    images: np.ndarray, labels: np.ndarray, seed: int, epochs: int = 2, rate: float = PEAK_LEARNING_RATE
+) -> keras.Model:
     """Train a classifier on uint8 images (N, H, W, C) with integer labels (N,), of which there are max + 1 classes.
 
     It gives logits (B, classes) for float32 brightness (B, H, W, C) in [0, 1]; see to_brightness and probabilities.
     The same seed gives the same classifier, whatever was drawn before: Keras's global generator is not used. The
-    learning rate falls to zero along a cosine, so that as few as two epochs end well.
+    learning rate falls from `rate` to zero along a cosine, so that as few as two epochs end well.
     """
     classifier = build_classifier(images.shape[1:], int(labels.max()) + 1, seed)
     steps = epochs * -(-len(images) // BATCH_SIZE)
     classifier.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(PEAK_LEARNING_RATE, steps)),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=False,  # convolutions under XLA on a CPU are 50 times slower
     )
