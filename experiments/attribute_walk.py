@@ -77,7 +77,7 @@ STEPS = (0.0, 0.5, 1.0, 1.5, 2.0)  # t, in attribute vectors
 SHOWN = 8  # images in each half of the picture
 TRAINING_PIXELS = 103  # what a draw of NumPy's is for, beside a run's seed; evaluate has others
 CLASSIFIER_SEED = 0  # the same for all runs, so that those on the same data have the same judge
-JUDGE_EPOCHS, JUDGE_RATE = 8, 2e-3  # longer and slower than for digits, which fill their images
+JUDGE_EPOCHS, JUDGE_RATE = 4, 2e-3  # longer and slower than for digits, which fill their images
 BETTER_THAN_GUESS = 0.02  # by so much, in share of images, a classifier has to be that can tell an attribute
 
 
