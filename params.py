@@ -76,10 +76,8 @@ BOUND_CHUNK: Annotated[int, Ge(1)] = 1_024  # with several draws, how many are w
 # memory: a batch is split into equal parts
 
 # --- optimiser --------------------------------------------------------------------------------------------------------
-BATCH_SIZE: Annotated[int, Ge(1)] = (
-    128  # images per step, of all devices together; a larger one makes fewer, less noisy steps
-)
-# an epoch
+BATCH_SIZE: Annotated[int, Ge(1)] = 128  # images per step, on all devices together; a larger one makes fewer, less
+# noisy steps an epoch
 EPOCHS: Annotated[int, Ge(1), Le(10**6)] = 15  # passes over the training images
 LEARNING_RATE: Annotated[float, Gt(0)] = 1e-3  # Adam's step size; lower it when a run diverges
 GRADIENT_CLIP: Annotated[float, Ge(0)] = 0.0  # a gradient, of all weights together, is cut to this length; 0: never

@@ -23,7 +23,7 @@ SMALL = {  # 160 images to train on, 10 steps an epoch
     "dataset": "celeba", "image-size": 16, "binarize": "none", "architecture": "conv", "channels": 4,
     "encoder-layers": 8, "decoder-layers": 8, "activation": "silu", "latent-dim": 3, "noise-dim": 0,
     "loss": "logistic", "decoder-scale": "learned", "kl-schedule": "linear", "kl-steps": 20, "batch-size": 16,
-    "epochs": 40, "learning-rate": 0.01, "gradient-clip": 100, "lr-schedule": "cosine", "seed": 5, "run-name": "r",
+    "epochs": 40, "learning-rate": 0.002, "gradient-clip": 100, "lr-schedule": "cosine", "seed": 5, "run-name": "r",
     "log-every": 5, "checkpoint-every": 15, "images-every": 100, "nll-samples": 2,
 }  # fmt: skip
 WORDS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
