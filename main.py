@@ -630,6 +630,7 @@ def fit(
     s = settings
     seed, steps_per_epoch = tf.constant(s.seed), len(dataset.train_images) // s.batch_size
     last_step = s.epochs * steps_per_epoch
+    is_stream = isinstance(dataset.train_images, streams.LazyImages)
     horizon = runs.read_params(folder)["schedule_epochs"]
     optimizer = build_optimizer(vae, s, horizon * steps_per_epoch)
     sums, start = tf.Variable(tf.zeros(3)), tf.Variable(0)  # of the history's next line
@@ -669,7 +670,8 @@ def fit(
                     with runs.saved_if_unreadable(checkpoint, folder, step):
                         first, batches = next(pieces)
                     first, end = epoch_start + first, epoch_start + first + len(batches)
-                waited += time.perf_counter() - started
+                    if is_stream:
+                        waited += time.perf_counter() - started
                 line_due, save_due = ((step // every + 1) * every for every in (s.log_every, s.checkpoint_every))
                 stop = min(line_due, save_due, end, *(due for due in watch_at if due > step))
                 numbers = (tf.constant(number) for number in (step, stop))
@@ -685,7 +687,7 @@ def fit(
                 if step in (line_due, last_step):
                     line = runs.history_line("train", step, steps_per_epoch, sums / (step - int(start.numpy())), weight)
                     line["images_per_second"] = round(timed * s.batch_size / seconds)
-                    if isinstance(dataset.train_images, streams.LazyImages):
+                    if is_stream:
                         line["waiting"] = round(waited / seconds, 3)
                     runs.write_line(folder, events, line)
                     sums.assign(tf.zeros(3))
