@@ -9,7 +9,7 @@ from scipy.special import expit, logsumexp
 from scipy.stats import bernoulli, norm
 
 import main
-from tests.test_main import SHAPE, TINY, NumpyVAE, float32, random_images, random_vae
+from tests.tiny import SHAPE, TINY, NumpyVAE, float32, random_images, random_vae
 from utils.settings import SettingsError, from_params
 
 ONE_LATENT = TINY | {"latent_dim": 1, "encoder_layers": (), "decoder_layers": (), "prior_components": 3}

@@ -1,4 +1,4 @@
-"""main.py: its formulas against SciPy and closed forms, its training against the same VAE written anew in NumPy."""
+"""main.py: its training against the same VAE written anew in NumPy, its estimates against integrals."""
 
 import json
 import math
@@ -9,43 +9,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from scipy.special import expit, logsumexp
-from scipy.stats import bernoulli, kstest, laplace, logistic, norm
+from scipy.stats import bernoulli, kstest, norm
 
 import main
+from tests.tiny import SHAPE, TINY, NumpyVAE, float32, plain_kl_weight, random_images, random_vae
 from utils import data, runs
 from utils.settings import SettingsError, from_params
-
-few = settings(max_examples=25, deadline=None)
-SHAPE = (4, 2, 2)
-SCHEDULES = ("constant", "linear", "sigmoid", "cosine", "cyclical")
-TINY = {  # all that these tests rely on: params.py is the user's to edit
-    "binarize": "none", "encoder_layers": (3,), "decoder_layers": (3,), "activation": "tanh", "latent_dim": 2,
-    "autoencoder": False, "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
-    "kl_schedule": "linear", "kl_weight_start": 0.25, "kl_weight_end": 1.5, "kl_steps": 4, "kl_cycles": 2,
-    "free_bits": 0.0, "batch_size": 2, "epochs": 2, "learning_rate": 0.02, "lr_schedule": "cosine", "seed": 3,
-    "log_every": 2, "checkpoint_every": 100, "images_every": 1, "nll_samples": 8, "noise_dim": 0, "held_out": 0,
-    "prior": "standard", "bound": "elbo", "bound_samples": 1, "bound_chunk": 5_000, "gradient_clip": 0.0,
-}  # fmt: skip
-
-
-def float32(values):
-    return tf.constant(values, tf.float32)
-
-
-def random_images(count, seed=0):
-    return np.random.default_rng(seed).integers(1, 256, (count, *SHAPE), dtype=np.uint8)
-
-
-def random_vae(chosen, seed=0):
-    """A VAE in which no weight is zero."""
-    vae, rng = main.build_vae(chosen, SHAPE), np.random.default_rng(seed)
-    for weight in vae.weights:
-        weight.assign(rng.normal(0, 0.5, weight.shape))
-    return vae
 
 
 @cache
@@ -58,64 +28,7 @@ def drawn(function, *arguments, compiled=False):
     return graph(function, compiled)(*arguments).numpy()
 
 
-# --- the same VAE in NumPy, float64 -----------------------------------------------------------------------------------
-class NumpyVAE:
-    """A VAE with the weights of another one; its images are (B, D)."""
-
-    def __init__(self, chosen, weights):
-        self.settings, self.log_scale = chosen, weights[-1] if chosen.decoder_scale == "learned" else None
-        pairs = list(zip(weights[::2], weights[1::2], strict=False))  # (kernel, bias)
-        split = len(chosen.encoder_layers) + 1
-        self.encoder_layers, self.decoder_layers = pairs[:split], pairs[split : split + len(chosen.decoder_layers) + 1]
-
-    def hidden(self, values, layers):
-        activation = {"tanh": np.tanh, "elu": lambda a: np.where(a > 0, a, np.expm1(a))}[self.settings.activation]
-        for kernel, bias in layers:
-            values = activation(values @ kernel + bias)
-        return values
-
-    def encode(self, x):
-        *body, (kernel, bias) = self.encoder_layers
-        return np.split(self.hidden(x, body) @ kernel + bias, 2, axis=1)
-
-    def decode(self, z):
-        *body, (kernel, bias) = self.decoder_layers
-        return self.hidden(z, body) @ kernel + bias
-
-    def loss(self, x, logits):
-        p, scale = 1 / (1 + np.exp(-logits)), None if self.log_scale is None else np.exp(self.log_scale)
-        pixels = {
-            "ce": lambda: -x * np.log(p) - (1 - x) * np.log(1 - p),
-            "mse": lambda: (x - p) ** 2 if scale is None else -norm.logpdf(x, p, scale),
-            "ad": lambda: abs(x - p) if scale is None else -laplace.logpdf(x, p, scale),
-        }[self.settings.loss]()
-        return pixels.sum(axis=-1)
-
-    def terms(self, x, noise):
-        """Reconstruction loss (B,) and KL (B, L)."""
-        mean, log_std = self.encode(x)
-        if self.settings.autoencoder:
-            return self.loss(x, self.decode(mean)), np.zeros_like(mean)
-        kl = 0.5 * (mean**2 + np.exp(log_std) ** 2) - 0.5 - log_std
-        return self.loss(x, self.decode(mean + np.exp(log_std) * noise)), kl
-
-
-def plain_kl_weight(name, step, start, end, steps, cycles):
-    t = min(step / steps, 1)
-
-    def logistic(t):
-        return 1 / (1 + math.exp(6 - 12 * t))
-
-    rise = {
-        "constant": 1,
-        "linear": t,
-        "sigmoid": (logistic(t) - logistic(0)) / (logistic(1) - logistic(0)),
-        "cosine": 0.5 - 0.5 * math.cos(math.pi * t),
-        "cyclical": 1 if t == 1 else min(2 * (t * cycles - math.floor(t * cycles)), 1),
-    }[name]
-    return start + rise * (end - start)
-
-
+# --- the same training in NumPy, float64 ------------------------------------------------------------------------------
 def mean_terms(chosen, weights, x, noise, step):
     """What training reports of a step: objective, mean reconstruction loss, mean KL."""
     s = chosen
@@ -254,161 +167,6 @@ def test_a_sample_is_the_mean_plus_noise_times_the_standard_deviation():
     z = main.sample_latent(float32([3, -1]), float32([math.log(0.2), math.log(2)]), noise).numpy()
     for latent, distribution in enumerate([norm(3, 0.2), norm(-1, 2)]):
         assert kstest(z[:, latent], distribution.cdf).pvalue > 1e-4
-
-
-# --- losses -----------------------------------------------------------------------------------------------------------
-SCIPY_LOSSES = {  # by (loss, whether its scale is learned), per pixel, with p = sigmoid(logits)
-    ("ce", False): lambda x, p, scale: -x * bernoulli.logpmf(1, p) - (1 - x) * bernoulli.logpmf(0, p),
-    ("mse", False): lambda x, p, scale: -norm.logpdf(x, p, math.sqrt(1 / 2)) - math.log(math.pi) / 2,
-    ("ad", False): lambda x, p, scale: -laplace.logpdf(x, p, 1) - math.log(2),
-    ("mse", True): lambda x, p, scale: -norm.logpdf(x, p, scale),
-    ("ad", True): lambda x, p, scale: -laplace.logpdf(x, p, scale),
-}
-
-
-@st.composite
-def images_and_logits(draw):
-    shape = draw(hnp.array_shapes(min_dims=4, max_dims=4, max_side=3))
-    return [draw(hnp.arrays(np.float32, shape, elements=st.floats(*ends, width=32))) for ends in ((0, 1), (-12, 12))]
-
-
-@pytest.mark.parametrize(("loss", "learned"), SCIPY_LOSSES)
-@few
-@given(images_and_logits(), st.floats(-3, 3))
-def test_a_loss_is_scipys_minus_log_density_of_each_image(loss, learned, images, log_scale):
-    x, logits = images
-    found = main.reconstruction_loss(float32(x), float32(logits), loss, float32(log_scale) if learned else None)
-    pixels = SCIPY_LOSSES[loss, learned](np.float64(x), expit(np.float64(logits)), math.exp(log_scale))
-    np.testing.assert_allclose(found, pixels.sum(axis=(1, 2, 3)), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("loss", "nats"), [("ce", 784 * math.log(2)), ("mse", 784 / 4), ("ad", 784 / 2)])
-def test_a_loss_at_logit_0_for_a_black_image_is_known(loss, nats):
-    x = tf.zeros((2, 28, 28, 1))
-    np.testing.assert_allclose(main.reconstruction_loss(x, x, loss, None), [nats, nats], rtol=1e-6)
-
-
-@pytest.mark.parametrize(("loss", "wrong"), [("ce", 200), ("mse", 1), ("ad", 1)])
-def test_a_loss_and_its_gradient_are_finite_at_logits_of_200(loss, wrong):
-    x, logits = float32([0, 1, 0, 1]), float32([-200, -200, 200, 200])
-    x, logits = tf.reshape(x, (4, 1, 1, 1)), tf.Variable(tf.reshape(logits, (4, 1, 1, 1)))
-    with tf.GradientTape() as tape:
-        value = main.reconstruction_loss(x, logits, loss, None)
-    np.testing.assert_allclose(value, [0, wrong, wrong, 0], atol=1e-6)
-    slope = [0, -1, 1, 0] if loss == "ce" else 0  # of the others the sigmoid is flat
-    np.testing.assert_allclose(np.ravel(tape.gradient(value, logits)), slope, atol=1e-6)
-
-
-@few
-@given(st.floats(-12, 12), st.floats(-7, 3))
-def test_the_discretised_logistic_is_scipys_and_the_probabilities_of_all_256_values_sum_to_one(logit, log_scale):
-    x = np.arange(256).reshape(256, 1, 1, 1) / 255
-    found = main.reconstruction_loss(float32(x), float32(np.full(x.shape, logit)), "logistic", float32(log_scale))
-    assert np.exp(-np.float64(found)).sum() == pytest.approx(1, abs=2e-4)
-    ends = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 255, [np.inf]])
-    masses = np.diff(logistic.cdf(ends, expit(logit), math.exp(log_scale)))
-    likely = masses > 1e-8  # of the others the difference of two numbers near 1 is no oracle
-    np.testing.assert_allclose(np.float64(found)[likely], -np.log(masses[likely]), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("log_scale", [-30.0, -10.0, 0.0, 30.0])
-def test_the_discretised_logistic_and_its_gradients_are_finite_far_out(log_scale):
-    x, logits = float32([0, 1, 0, 1, 0.2]), float32([-200, -200, 200, 200, 200])
-    x, logits = tf.reshape(x, (5, 1, 1, 1)), tf.Variable(tf.reshape(logits, (5, 1, 1, 1)))
-    scale = tf.Variable(log_scale)
-    with tf.GradientTape() as tape:
-        value = main.reconstruction_loss(x, logits, "logistic", scale)
-    gradients = tape.gradient(value, [logits, scale])
-    assert all(np.isfinite(part).all() for part in (value, *gradients))
-    if log_scale < 30:  # which is so wide that all are alike
-        assert value[0] < value[1]
-        assert value[3] < value[2]
-
-
-@pytest.mark.parametrize("loss", ["mse", "ad"])
-def test_the_learned_scale_is_drawn_to_the_rmse_or_the_mean_absolute_error(loss):
-    rng = np.random.default_rng(0)
-    x, logits = rng.uniform(size=(3, 5, 4, 1)), rng.normal(size=(3, 5, 4, 1))
-    error = x - expit(logits)
-    best = np.log(np.sqrt((error**2).mean()) if loss == "mse" else abs(error).mean())
-    log_scale = tf.Variable([best - 0.1, best, best + 0.1], dtype=tf.float32)
-    with tf.GradientTape() as tape:
-        losses = [main.reconstruction_loss(float32(x), float32(logits), loss, scale) for scale in tf.unstack(log_scale)]
-        total = tf.reduce_sum(losses)
-    below, at, above = tape.gradient(total, log_scale).numpy()
-    assert below < -1 < 1 < above
-    assert at == pytest.approx(0, abs=1e-4)
-    entropy = norm(0, math.exp(best)).entropy() if loss == "mse" else laplace(0, math.exp(best)).entropy()
-    assert np.mean(losses[1]) == pytest.approx(20 * entropy, rel=1e-5)  # per image of 20 pixels
-
-
-# --- KL ---------------------------------------------------------------------------------------------------------------
-def test_the_kl_is_known_for_three_posteriors_latent_by_latent():
-    kl = main.kl_to_standard_normal(float32([[0, 1, 0]]), float32([[0, 0, 1]]))
-    np.testing.assert_allclose(kl, [[0, 0.5, (math.e**2 - 3) / 2]], rtol=1e-6)
-
-
-@few
-@given(st.floats(-5, 5), st.floats(-3, 2.5))
-def test_the_kl_is_the_mean_of_log_q_minus_log_p(mean, log_std):
-    nodes, weights = np.polynomial.hermite_e.hermegauss(8)  # exact, as the integrand is quadratic
-    z, std = mean + math.exp(log_std) * nodes, math.exp(log_std)
-    expected = weights @ (norm.logpdf(z, mean, std) - norm.logpdf(z)) / weights.sum()
-    found = main.kl_to_standard_normal(float32([[mean]]), float32([[log_std]]))
-    np.testing.assert_allclose(found, [[expected]], rtol=1e-5, atol=1e-5)
-
-
-def test_free_bits_clamp_the_batch_mean_of_each_latent_and_below_them_nothing_pulls():
-    kl = tf.Variable([[0.0, 1.0, 0.3], [0.4, 3.0, 0.9]])  # two images; means 0.2, 2.0 and 0.6
-    for free_bits, charged, slopes in ((0.0, 2.8, [0.5, 0.5, 0.5]), (0.3, 2.9, [0, 0.5, 0.5]), (1.0, 4, [0, 0.5, 0])):
-        with tf.GradientTape() as tape:
-            value = main.charged_kl(kl, free_bits)
-        assert value.numpy() == pytest.approx(charged)
-        np.testing.assert_allclose(tape.gradient(value, kl), [slopes, slopes])
-
-
-# --- KL schedule ------------------------------------------------------------------------------------------------------
-kl_weights = st.floats(0, 1e6, width=32, allow_subnormal=False)
-
-
-@few
-@given(st.sampled_from(SCHEDULES), kl_weights, kl_weights, st.integers(1, 10**6), st.data())
-def test_a_schedule_is_exact_at_its_start_at_its_end_and_ever_after(name, start, end, steps, more):
-    cycles = more.draw(st.integers(1, min(steps, 20)), "cycles")
-    at_start, *behind = (
-        main.kl_weight(step, name, start, end, steps, cycles).numpy() for step in (0, steps, steps + 1, 2**31 - 1)
-    )
-    assert at_start == np.float32(end if name == "constant" else start)
-    assert behind == [np.float32(end)] * 3
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("start", "end", "steps", "cycles"), [(0.0, 1.0, 24, 3), (0.2, 4.0, 7, 2), (2.0, 0.5, 10, 1)])
-def test_a_schedule_is_its_formula_in_plain_python_and_monotone_unless_cyclical(name, start, end, steps, cycles):
-    found = [float(main.kl_weight(step, name, start, end, steps, cycles)) for step in range(steps + 3)]
-    expected = [plain_kl_weight(name, step, start, end, steps, cycles) for step in range(steps + 3)]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    if name != "cyclical":
-        assert found == sorted(found, reverse=start > end)
-
-
-def test_the_middle_of_a_schedule_and_the_ramps_of_a_cyclical_one():
-    for name, middle in {"constant": 3, "linear": 2, "sigmoid": 2, "cosine": 2}.items():
-        assert float(main.kl_weight(50, name, 1.0, 3.0, 100, 4)) == pytest.approx(middle, rel=1e-6)
-    ramps = [float(main.kl_weight(step, "cyclical", 0.0, 1.0, 16, 2)) for step in range(18)]
-    np.testing.assert_allclose(ramps, 2 * [0, 0.25, 0.5, 0.75, 1, 1, 1, 1] + [1, 1])
-
-
-def test_a_schedule_is_the_same_for_a_tensor_and_compiled():
-    @tf.function(jit_compile=True)
-    def compiled(step):
-        return tf.stack([main.kl_weight(step, name, 0.0, 2.0, 12, 3) for name in SCHEDULES])
-
-    for step in (0, 5, 6, 11, 12, 13):
-        plain = [main.kl_weight(step, name, 0.0, 2.0, 12, 3).numpy() for name in SCHEDULES]
-        rounding = 0 if step in (0, 12, 13) else 1e-6
-        np.testing.assert_allclose(compiled(tf.constant(step)), plain, rtol=rounding)
-    assert compiled.experimental_get_tracing_count() == 1
 
 
 # --- objective --------------------------------------------------------------------------------------------------------
