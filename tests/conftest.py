@@ -1,14 +1,41 @@
-"""What the tests of the experiments share."""
+"""Slow tests, which are left out unless --slow is given, and what the tests of the experiments share."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-import main
-from experiments.study import make_study
+LEFT_OUT = pytest.StashKey[int]()
 
 
+# --- slow tests -------------------------------------------------------------------------------------------------------
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
+
+
+@pytest.hookimpl(trylast=True)  # of what -k and -m leave
+def pytest_collection_modifyitems(config, items):
+    """Leave out the slow tests, named or not, and remember how many they are."""
+    if config.getoption("--slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    config.stash[LEFT_OUT] = len(slow)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the reporter, whose last line is written when a session ends
+def pytest_sessionfinish(session):
+    """Say in the last line how many slow tests were left out."""
+    result = yield
+    count = session.config.stash.get(LEFT_OUT, 0)
+    if count:
+        told = "1 slow test not run; --slow runs it" if count == 1 else f"{count} slow tests not run; --slow runs them"
+        session.config.get_terminal_writer().line(told)
+    return result
+
+
+# --- experiments ------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
 def quick_trainings(tmp_path_factory):
     """The trainings of all experiments' quick modes: what two of them need is made once."""
@@ -18,6 +45,8 @@ def quick_trainings(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run_quick(tmp_path_factory, quick_trainings):
     """Run an experiment in its quick mode, in this process; return the folder of its figures, and its numbers."""
+    import main
+    from experiments.study import make_study
 
     def run(experiment) -> tuple[Path, dict]:
         name = experiment.__name__.rpartition(".")[2]
