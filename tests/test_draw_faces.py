@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 
 from experiments import draw_faces
 from experiments.draw_faces import attributes, draw, draw_face, factors
-from experiments.study import ROOT
+from tests.shared import REPOSITORY, contents
 
 NAMES = (  # the second line of the published list, with its blank at the end
     "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair "
@@ -56,10 +56,6 @@ def drawn(tmp_path_factory):
     return folder
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def true_names(face) -> set[str]:
     return {name for name, true in attributes(face).items() if true}
 
@@ -85,7 +81,7 @@ def test_the_lists_are_in_the_published_format_to_the_byte(drawn):
 
 def test_the_images_are_those_that_the_lists_name_in_the_size_and_format_of_celeba(drawn):
     expected = {f"img_align_celeba/{number:06}.jpg" for number in range(1, 401)}
-    assert set(files_in(drawn)) == expected | {"list_attr_celeba.txt", "list_eval_partition.txt"}
+    assert set(contents(drawn)) == expected | {"list_attr_celeba.txt", "list_eval_partition.txt"}
     for path in (drawn / "img_align_celeba").iterdir():
         with Image.open(path) as image:
             image.load()
@@ -95,7 +91,7 @@ def test_the_images_are_those_that_the_lists_name_in_the_size_and_format_of_cele
 def test_an_image_is_the_same_bits_in_every_set_of_a_seed_however_many_draw_it(drawn, tmp_path):
     few = tmp_path / "few"
     draw(few, 100, jobs=2)
-    of_400, of_100 = files_in(drawn), files_in(few)
+    of_400, of_100 = contents(drawn), contents(few)
     images = [name for name in of_100 if name.endswith(".jpg")]
     assert len({of_100[name] for name in images}) == 100
     assert all(of_100[name] == of_400[name] for name in images)
@@ -206,21 +202,21 @@ def test_a_set_that_was_interrupted_has_no_lists_and_goes_on_with_what_is_missin
     monkeypatch.setattr(draw_faces, "draw_face", interrupted)
     with pytest.raises(KeyboardInterrupt):
         draw(tmp_path, 400)
-    assert set(files_in(tmp_path)) == {"unfinished.txt"} | {f"img_align_celeba/{n:06}.jpg" for n in range(1, 71)}
+    assert set(contents(tmp_path)) == {"unfinished.txt"} | {f"img_align_celeba/{n:06}.jpg" for n in range(1, 71)}
     (tmp_path / "img_align_celeba" / ".000071.jpg.x1y2").write_bytes(b"killed here")
     with pytest.raises(draw_faces.FolderTaken, match="draw with --images 400 --seed 0 to finish it"):
         draw(tmp_path, 400, seed=1)
     draw(tmp_path, 400)
     assert count == 71 + 330
-    assert files_in(tmp_path) == files_in(drawn)
+    assert contents(tmp_path) == contents(drawn)
 
 
 def test_ctrl_c_ends_all_processes_with_one_line_and_tensorflow_is_not_loaded(tmp_path):
     code = "import sys, experiments.draw_faces; sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras')))"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=120)
     words = [sys.executable, "-m", "experiments.draw_faces", str(tmp_path), "--images", "100000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, **pipes)
+    process = subprocess.Popen(words, cwd=REPOSITORY, start_new_session=True, **pipes)
     try:
         until = time.monotonic() + 120
         while not any(tmp_path.glob("img_align_celeba/0*")) and time.monotonic() < until:

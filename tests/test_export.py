@@ -1,7 +1,6 @@
 """experiments/export.py: what it writes is read in a process that has no code of this repository."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,12 +14,12 @@ from scipy.special import logit
 
 import main
 from experiments import export
+from tests.shared import REPOSITORY, contents, users_environment
 from utils import runs
 from utils.settings import from_params
 
 tf = main.tf
 
-REPOSITORY = Path(main.__file__).parent
 SHAPE = (4, 3, 2)  # all sides differ, so that none is taken for another
 TINY = {
     "architecture": "mlp", "encoder_layers": (8,), "decoder_layers": (), "activation": "silu", "latent_dim": 3,
@@ -94,11 +93,6 @@ def ask(folder, *more):
     return export.main(export.read_command_line([str(folder), *map(str, more)]))
 
 
-def contents(folder):
-    """Every file below the folder, hidden ones too, and what it holds."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 # --- what another program reads ---------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
@@ -123,10 +117,9 @@ def exported(tmp_path_factory):
 
     home = home / "elsewhere"
     home.mkdir()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("TF_", "XLA_", "KERAS_"))}
     places = [run.folder / "export" for run in made.values()]
     command = [sys.executable, "-I", "-c", READER, str(REPOSITORY), str(DRAWS), *map(str, places)]
-    reader = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+    reader = subprocess.run(command, cwd=home, env=users_environment(), capture_output=True, text=True, timeout=300)
     assert reader.returncode == 0, reader.stderr
     for run in made.values():
         run.found = dict(np.load(run.folder / "found.npz"))

@@ -8,15 +8,12 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import laplace, multivariate_normal, norm
 
+from tests.tiny import float32
 from utils.likelihood import add_draws, bounds, estimate, log_add, log_likelihood, log_standard_normal, no_draws
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 numbers = st.floats(-1e4, 1e4, width=32)
-
-
-def float32(values):
-    return tf.constant(values, tf.float32)
 
 
 # --- against NumPy and SciPy, draw by draw ----------------------------------------------------------------------------

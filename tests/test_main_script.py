@@ -27,10 +27,10 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.util.tensor_util import make_ndarray
 
 import main
-from utils import data, plots, quiet, runs
+from tests.shared import REPOSITORY, contents, users_environment
+from utils import data, plots, runs
 from utils.settings import from_params, load_saved, read_command_line
 
-REPOSITORY = Path(main.__file__).parent
 SMALL = shlex.split("--encoder-layers 32 --decoder-layers 32 --latent-dim 2 --kl-steps 200 --nll-samples 2 --epochs 3")
 SMALL += shlex.split("--activation relu --batch-size 500 --log-every 25 --checkpoint-every 40")  # 120 steps an epoch
 SAVED = [280, 320, 360]  # the checkpoints that are left, two of them between two lines of the history
@@ -42,14 +42,11 @@ class Script:
     """main.py in a process of its own, started in the folder `home`."""
 
     def __init__(self, home, *arguments):
-        # Importing main has set variables here that a user's shell has not.
-        own = ("TF_", "XLA_", "KERAS_")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         self.files = [home / f"{time.monotonic_ns()}.{stream}" for stream in ("out", "err")]
         with open(self.files[0], "wb") as out, open(self.files[1], "wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, REPOSITORY / "main.py", *arguments],
-                cwd=home, env=environment | {"PYTHONUNBUFFERED": "1"}, stdout=out, stderr=err,
+                cwd=home, env=users_environment() | {"PYTHONUNBUFFERED": "1"}, stdout=out, stderr=err,
             )  # fmt: skip
         self.home = home
 
@@ -101,11 +98,6 @@ def checkpoint_of(folder, step):
     """The tensors of a checkpoint by their names; TensorFlow compares each with its checksum."""
     reader = tf.train.load_checkpoint(f"{folder}/checkpoints/step-{step}")
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-
-
-def contents(folder):
-    """Every file below the folder and what it holds."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def here(*argv):
@@ -707,26 +699,3 @@ def test_a_full_disk_costs_a_line_and_nothing_that_was_there(owner, name, call, 
     assert {path.name for path in folder.glob("*.json")} == {"params.json", *(["report.json"] * (owner is plots))}
     assert len(runs.saved_steps(folder)) >= 1
     assert all(checkpoint_of(folder, step) for step in runs.saved_steps(folder))
-
-
-# --- chatter ----------------------------------------------------------------------------------------------------------
-CHATTER = (
-    "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
-    "I0000 00:00:1795348089.636801   15772 port.cc:153] oneDNN custom operations are on. You may see slightly ...",
-    "2026-11-22 11:48:15.123456: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on.",
-    "2026-11-22 11:48:15.123456: E external/local_xla/cuda_fft.cc:467] Unable to register cuFFT factory: ...",
-    "2026-11-22 11:48:15.123456: E tensorflow/cuda_diagnostics.cc:1] failed call to cuInit: INTERNAL: CUDA error: ...",
-    "To enable the following instructions: AVX2 AVX512F, in other operations, rebuild TensorFlow with the ...",
-)
-NEWS = ("E0000 00:00:1795348089.636801   1 gpu.cc:1] out of memory", "Traceback (most recent call last):", "In doubt")
-
-
-@pytest.mark.parametrize("error", [None, ImportError])
-def test_chatter_is_dropped_and_all_else_comes_through(error, capfd):
-    lines = [line for pair in zip(CHATTER, NEWS * 2, strict=True) for line in pair]
-    with pytest.raises(error) if error else contextlib.nullcontext(), quiet.quiet_start():
-        os.write(2, "".join(f"{line}\n" for line in lines).encode())  # as C++ does, past sys.stderr
-        if error:
-            raise error
-    os.write(2, b"afterwards I0000 \n")
-    assert capfd.readouterr().err.splitlines() == [*NEWS, *NEWS, "afterwards I0000 "]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logsumexp
 from scipy.stats import chisquare, norm
 
+from tests.tiny import float32
 from utils import priors
 
 few = settings(max_examples=20, deadline=None)
@@ -26,10 +27,6 @@ SHAPES = {  # of the weights with 4 latents, 3 components or layers, and 8 units
 }
 STEP, EDGE, CELL = 0.05, 12.0, 0.5  # of the quadrature, whose points are the centres of squares, and of the histogram
 KEY = tf.constant([3, 2**40], tf.int64)
-
-
-def float32(values):
-    return tf.constant(values, tf.float32)
 
 
 def build_encoder(latent_dim, seed):

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
+from tests.shared import contents
 from utils import runs
 from utils.settings import from_params
 
@@ -27,11 +28,6 @@ def full_disk(*_):
 
 
 SHAPE = (28, 28, 1)
-
-
-def contents(folder):
-    """Every file below the folder and what it holds."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------

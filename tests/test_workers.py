@@ -1,33 +1,25 @@
 """utils/workers.py: TF_CONFIG and its mistakes, the start, and what two processes tell each other until one dies."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import tensorflow as tf
 
+from tests.shared import REPOSITORY, free_addresses, users_environment
 from utils import workers
 from utils.settings import SettingsError
 
-REPOSITORY = Path(workers.__file__).parent.parent
 PAIR = ["one:2222", "two:2222"]
 
 
 def config(cluster, job="worker", index=0):
     return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": job, "index": index}})}
-
-
-def free_addresses(count):
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
 # --- TF_CONFIG --------------------------------------------------------------------------------------------------------
@@ -212,10 +204,8 @@ MEAN_OF_SUMS = (102.0 + 174.0) / 2
 
 
 def python(code, **variables):
-    own = ("TF_", "XLA_", "KERAS_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=environment | variables, **pipes)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=users_environment() | variables, **pipes)
 
 
 def test_two_devices_of_one_process_share_a_batch():

@@ -5,29 +5,27 @@ process has them too, random numbers are the same.
 """
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import draw_faces
+from tests.shared import REPOSITORY, free_addresses, users_environment
 
-ROOT = Path(__file__).resolve().parents[1]
-SMALL = {  # 160 images to train on, 10 steps an epoch
+pytestmark = pytest.mark.slow
+SMALL = {  # 160 images to train on, 10 steps an epoch, 160 in all
     "dataset": "celeba", "image-size": 16, "binarize": "none", "architecture": "conv", "channels": 4,
     "encoder-layers": 8, "decoder-layers": 8, "activation": "silu", "latent-dim": 3, "noise-dim": 0,
     "loss": "logistic", "decoder-scale": "learned", "kl-schedule": "linear", "kl-steps": 20, "batch-size": 16,
-    "epochs": 40, "learning-rate": 0.002, "gradient-clip": 100, "lr-schedule": "cosine", "seed": 5, "run-name": "r",
+    "epochs": 16, "learning-rate": 0.002, "gradient-clip": 100, "lr-schedule": "cosine", "seed": 5, "run-name": "r",
     "log-every": 5, "checkpoint-every": 15, "images-every": 100, "nll-samples": 2,
 }  # fmt: skip
 WORDS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
-OURS = ("TF_CONFIG", "TQDM_DISABLE", "TF_CPP_MIN_LOG_LEVEL")  # which other tests have set in this process
+STEPS = 160
 TIMINGS = {"images_per_second": 0, "waiting": 0}
 
 
@@ -41,19 +39,18 @@ def faces(tmp_path_factory):
 
 def start(words, place, faces, addresses=(), index=0):
     """A process of main.py that writes its console to `place`.txt and its runs into the folder `place`."""
-    environment = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment = users_environment()
     if addresses:
         task = {"type": "worker", "index": index}
         environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
     command = [sys.executable, "main.py", "--data-dir", str(faces), "--output-dir", str(place), *words]
     with open(f"{place}.txt", "ab") as console:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=console, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=console, stderr=subprocess.STDOUT)
 
 
 def start_two(words, place, faces):
     """Two workers on free ports of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        addresses = [f"127.0.0.1:{held.getsockname()[1]}" for held in (one, other)]
+    addresses = free_addresses(2)
     return [start(words, place.with_name(f"{place.name}{index}"), faces, addresses, index) for index in (0, 1)]
 
 
@@ -86,7 +83,7 @@ def check_same_learning(place, alone):
     """Whether the run in a place is that of one process, but for rounding."""
     one, two = history(alone), history(place)
     assert [(line["split"], line["step"]) for line in two] == [(line["split"], line["step"]) for line in one]
-    assert len(one) == 400 // 5 + 40
+    assert len(one) == STEPS // 5 + 16
     np.testing.assert_allclose(numbers(two)[:12], numbers(one)[:12], rtol=1e-5, atol=1e-4)  # one epoch, and on
     np.testing.assert_allclose(numbers(two)[:, 0], numbers(one)[:, 0], rtol=1e-3)  # rounding errors grow with steps
     assert numbers(one)[-1, 0] < 0.95 * numbers(one)[0, 0]  # it did learn
@@ -113,7 +110,8 @@ def test_two_devices_of_one_process_learn_what_one_device_learns(faces, alone, t
         main.tf.config.set_logical_device_configuration(processor, halves)
         sys.exit(main.main(command))"""
     words = ["--data-dir", str(faces), "--output-dir", str(tmp_path), *WORDS]
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=REPOSITORY, env=users_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "2 x CPU without XLA" in done.stdout
     check_same_learning(tmp_path, alone)
@@ -151,7 +149,7 @@ def test_when_a_worker_is_killed_the_chief_stops_and_both_go_on_as_if_nothing_ha
     check_loss_is_told(1, *(found := deadly_wound(signal.SIGKILL, 1, faces, tmp_path)))
     run = tmp_path / "worker0" / "r"
     assert f"stopped    go on, on all workers, with: python main.py --resume {run}" in found[2]
-    assert history(tmp_path / "worker0")[-1]["step"] < 400
+    assert history(tmp_path / "worker0")[-1]["step"] < STEPS
     resumed = start_two(["--resume", "r"], tmp_path / "worker", faces)
     assert [process.wait(120) for process in resumed] == [0, 0]
     assert history(tmp_path / "worker0") == history(unbroken.with_name("worker0"))
@@ -168,7 +166,7 @@ def test_a_worker_that_is_told_to_stop_takes_the_chief_along_which_saves(faces, 
     assert console[-1].startswith("stopped    go on, on all workers, with: ") or "stopped    go on" in console[-2]
     last = history(tmp_path / "worker0")[-1]["step"]
     saved = max(int(path.stem[5:]) for path in (tmp_path / "worker0" / "r" / "checkpoints").glob("step-*.index"))
-    assert last <= saved < 400
+    assert last <= saved < STEPS
 
 
 @pytest.mark.parametrize(
@@ -179,8 +177,7 @@ def test_a_worker_that_is_told_to_stop_takes_the_chief_along_which_saves(faces, 
     ],
 )
 def test_a_worker_with_other_settings_or_without_the_data_ends_in_a_line(words, told, faces, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        addresses = [f"127.0.0.1:{held.getsockname()[1]}" for held in (one, other)]
+    addresses = free_addresses(2)
     chief = start(WORDS, tmp_path / "worker0", faces, addresses, 0)
     worker = start([*WORDS, *words], tmp_path / "worker1", faces, addresses, 1)
     assert worker.wait(60) in (1, 2)

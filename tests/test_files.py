@@ -1,0 +1,52 @@
+"""utils/files.py: files are whole or not there."""
+
+import errno
+import json
+import math
+import resource
+
+import pytest
+
+from utils import files
+
+
+def disk_full(path, monkeypatch):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # Python ignores the signal of it
+
+
+def killed(path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", interrupt)
+
+
+@pytest.mark.parametrize(("trouble", "error"), [(disk_full, OSError), (killed, KeyboardInterrupt)])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(trouble, error, tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    files.write_whole(path, b"old")
+    try:
+        trouble(path, monkeypatch)
+        with pytest.raises(error) as raised:
+            files.write_whole(path, b"new" * 1_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert error is not OSError or raised.value.errno == errno.EFBIG
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_replaced_whole_while_others_read_it(tmp_path):
+    path = tmp_path / "report.json"
+    files.write_json(path, {"elbo": -97.25})
+    with open(path) as reader:
+        files.write_json(path, {})
+        assert json.load(reader) == {"elbo": -97.25}  # it still sees all of the old one
+    assert json.loads(path.read_text()) == {}
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_numbers_that_are_none_in_json_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "report.json", {"elbo": math.nan})
+    assert list(tmp_path.iterdir()) == []
