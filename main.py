@@ -418,13 +418,15 @@ def places_of_worker(settings: Settings, crew: workers.Workers) -> np.ndarray:
 
 
 def epoch_batches(
-    images: np.ndarray | streams.LazyImages, settings: Settings, epoch: int, done: int,
-    crew: workers.Workers = workers.ALONE,
-) -> Iterator[tuple[int, tf.Tensor]]:  # fmt: skip
+    images: np.ndarray | streams.LazyImages, settings: Settings, epoch: int, done: int, crew: workers.Workers
+) -> Iterator[tuple[int, tf.Tensor]]:
     """What an epoch trains on after `done` steps of it: uint8 batches (n, B, H, W, C) and the number of the first one.
 
     Of images in memory that is the whole epoch at once; of a stream it comes piece by piece, the next ones being read
     while one is trained on. One of several workers gets its share of each batch, (n, B / workers, H, W, C).
+
+    All pieces of a stream have one shape, so that what trains on them is compiled once: the last is filled up with
+    black images, which no step asks for.
     """
     s, places = settings, places_of_worker(settings, crew)
     if isinstance(images, np.ndarray):
@@ -440,9 +442,21 @@ def epoch_batches(
     rows, prepare = order[: steps * s.batch_size].reshape(steps, s.batch_size)[:, places], None
     if s.binarize == "dynamic":
         prepare = black_and_white
-    for batches in streams.stream(images, rows, prepare, first=done, chunk=steps_at_once(images, s)):
-        yield done, batches
+    chunk = steps_at_once(images, s)
+    for batches in streams.stream(images, rows, prepare, first=done, chunk=chunk):
+        yield done, tf.pad(batches, [[0, chunk - len(batches)], *[[0, 0]] * 4])
         done += len(batches)
+
+
+def run_batches(
+    images: np.ndarray | streams.LazyImages, settings: Settings, step: int, crew: workers.Workers = workers.ALONE
+) -> Iterator[tuple[int, tf.Tensor]]:
+    """What a run trains on from `step` on: for all its epochs, epoch_batches and the step that the first one is for."""
+    steps_per_epoch = len(images) // settings.batch_size
+    for epoch in range(step // steps_per_epoch, settings.epochs):
+        start = epoch * steps_per_epoch
+        for first, batches in epoch_batches(images, settings, epoch + 1, max(step - start, 0), crew):
+            yield start + first, batches
 
 
 def draw_noise(settings: Settings, images: int, key: tf.Tensor) -> tf.Tensor | None:
@@ -513,11 +527,12 @@ def compile_train_steps(
         optimizer.apply(gradients, weights)
         return terms
 
-    @tf.function(jit_compile=xla_pays(vae), reduce_retracing=True)  # a stream's pieces are not all of one length
+    @tf.function(jit_compile=xla_pays(vae))
     def train_steps(batches, step, stop, seed, sums, first=0):
         terms = tf.zeros(3)
         while step < stop and tf.reduce_all(tf.math.is_finite(terms)):
-            batch, weight = batches[(step - first) % len(batches)], scheduled_weight(s, step)
+            # XLA would compile a slice, batches[...], once more for each new value of `first` (TensorFlow issue 76070).
+            batch, weight = tf.gather(batches, (step - first) % len(batches)), scheduled_weight(s, step)
             terms = workers.on_replicas(crew, train_step, batch, step, seed, weight)
             sums += terms
             step += 1
@@ -542,13 +557,15 @@ def compile_evaluation(vae: VAE, settings: Settings) -> Callable:
         reconstruction, kl = loss_terms(vae, x, noise, s.loss)
         return reconstruction, kl, vae.encoder(x)[0]
 
-    return partial(data.in_batches, evaluate_batch)
+    return partial(data.in_equal_batches, evaluate_batch)
 
 
-def compile_test(vae: VAE, settings: Settings) -> Callable:
-    """A function: uint8 images (N, H, W, C), KL weight -> mean_terms (3,) with the objective that is trained on."""
+def compile_test(vae: VAE, settings: Settings, evaluate: Callable) -> Callable:
+    """A function: uint8 images (N, H, W, C), KL weight -> mean_terms (3,) with the objective that is trained on.
+
+    `evaluate` is from compile_evaluation.
+    """
     s = settings
-    evaluate = compile_evaluation(vae, s)
     at_once = max(1, min(1_000, s.bound_chunk // s.bound_samples))
 
     @tf.function(jit_compile=xla_pays(vae))
@@ -563,7 +580,7 @@ def compile_test(vae: VAE, settings: Settings) -> Callable:
             divisor = loss_divisor(s.reconstruction_reduction, images.shape[1:])
             minimised = objective(reconstruction, kl, weight, s.free_bits, divisor)
         else:
-            minimised = -data.in_batches(partial(bound, weight=weight), images, at_once)[0].mean()
+            minimised = -data.in_equal_batches(partial(bound, weight=weight), images, at_once)[0].mean()
         return mean_terms(minimised, reconstruction, kl)
 
     return test
@@ -597,7 +614,7 @@ def estimate_log_likelihood(vae: VAE, settings: Settings, images: np.ndarray) ->
 
         return log_likelihood(x, z_mean, z_log_std, *log_densities(vae, s), noise_of_draw, s.nll_samples)
 
-    return data.in_batches(estimate, images)
+    return data.in_equal_batches(estimate, images)
 
 
 # --- loop -------------------------------------------------------------------------------------------------------------
@@ -615,6 +632,7 @@ def fit(
     vae: VAE,
     settings: Settings,
     dataset: data.Dataset,
+    evaluate: Callable,
     folder: Path,
     say: Callable[[str], None],
     watch: Callable[[VAE, int], None] | None = None,
@@ -623,7 +641,9 @@ def fit(
 ) -> None:
     """Train to the last epoch, from the newest checkpoint in `folder` or from the start.
 
-    `watch` is called with the VAE after each number of steps in `watch_at`, which changes nothing in what is learned.
+    `evaluate`, from compile_evaluation, is what the test of each epoch rests on. `watch` is called with the VAE after
+    each number of steps in `watch_at`, which changes nothing in what is learned. A line of the history has the images
+    per second by the clock since the line before: drawing, testing, pictures and checkpoints count, compiling doesn't.
     Of several workers only the chief tests, draws and saves; the others get their state from it.
     Raises runs.Diverged, runs.Stopped (Ctrl-C or SIGTERM; a checkpoint has been written) and OSError (a full disk).
     """
@@ -644,7 +664,7 @@ def fit(
         say(f"note       the learning rate's cosine ends with epoch {horizon}, as saved; later it stays a hundredth")
 
     train_steps = compile_train_steps(vae, optimizer, s, crew)
-    test = compile_test(vae, s)
+    test = compile_test(vae, s, evaluate)
     with (
         runs.event_writer(folder) as events,
         runs.deferred_signals() as signals,
@@ -658,26 +678,25 @@ def fit(
             steps = steps_at_once(dataset.train_images, s)
             unused = tf.zeros((steps, s.batch_size // crew.count, *dataset.train_images.shape[1:]), tf.uint8)
             train_steps(unused, tf.constant(0), tf.constant(0), seed, sums.value(), tf.constant(0))
-        timed, seconds, waited = 0, 0.0, 0.0  # steps of the next line and how long they took, and waited for their data
+        last_line, clock, waited = step, time.perf_counter(), 0.0  # when the last line was told; seconds without data
+        pieces, end = run_batches(dataset.train_images, s, step, crew), step
+        if not is_stream:  # which reads ahead by itself
+            pieces = streams.one_ahead(pieces)
         for epoch in range(step // steps_per_epoch + 1, s.epochs + 1):
-            epoch_start, epoch_end = (epoch - 1) * steps_per_epoch, epoch * steps_per_epoch
-            batches, first, end = None, step, step
-            pieces = epoch_batches(dataset.train_images, s, epoch, step - epoch_start, crew)
+            epoch_end = epoch * steps_per_epoch
             while step < epoch_end:
                 # 1. Train up to the next line of the history, the next checkpoint, a watched step or the epoch's end.
-                started = time.perf_counter()
                 if step == end:
+                    asked = time.perf_counter()
                     with runs.saved_if_unreadable(checkpoint, folder, step):
                         first, batches = next(pieces)
-                    first, end = epoch_start + first, epoch_start + first + len(batches)
-                    if is_stream:
-                        waited += time.perf_counter() - started
+                    end = min(first + len(batches), epoch_end)
+                    waited += time.perf_counter() - asked
                 line_due, save_due = ((step // every + 1) * every for every in (s.log_every, s.checkpoint_every))
                 stop = min(line_due, save_due, end, *(due for due in watch_at if due > step))
                 numbers = (tf.constant(number) for number in (step, stop))
                 total, terms, reached = train_steps(batches, *numbers, seed, sums.value(), tf.constant(first))
-                timed, step = timed + int(reached) - step, int(reached)  # here, once for many steps, the host waits
-                seconds += time.perf_counter() - started
+                step = int(reached)  # here, once for many steps, the host waits
                 sums.assign(total)
                 runs.check_terms(terms, step, folder)
                 weight = None if s.autoencoder else scheduled_weight(s, step - 1)  # of the last of these steps
@@ -686,13 +705,14 @@ def fit(
                 line = None
                 if step in (line_due, last_step):
                     line = runs.history_line("train", step, steps_per_epoch, sums / (step - int(start.numpy())), weight)
-                    line["images_per_second"] = round(timed * s.batch_size / seconds)
+                    now = time.perf_counter()
+                    line["images_per_second"] = round((step - last_line) * s.batch_size / (now - clock))
                     if is_stream:
-                        line["waiting"] = round(waited / seconds, 3)
+                        line["waiting"] = round(waited / (now - clock), 3)
                     runs.write_line(folder, events, line)
                     sums.assign(tf.zeros(3))
                     start.assign(step)
-                    timed, seconds, waited = 0, 0.0, 0.0
+                    last_line, clock, waited = step, now, 0.0
                 report.show_progress(bar, step, epoch, s.epochs, line)
                 if step == epoch_end and crew.is_chief:
                     terms = test(dataset.test_images, scheduled_weight(s, step - 1))
@@ -743,10 +763,15 @@ def write_grids(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Pat
 
 
 # --- main -------------------------------------------------------------------------------------------------------------
-def judge(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path) -> dict[str, Any]:
-    """Write the trained model's report and pictures into its folder; return the report."""
+def judge(
+    vae: VAE, settings: Settings, dataset: data.Dataset, evaluate: Callable, folder: Path
+) -> dict[str, Any]:  # fmt: skip
+    """Write the trained model's report and pictures into its folder; return the report.
+
+    `evaluate` is from compile_evaluation.
+    """
     s = settings
-    reconstruction, kl, z_mean = compile_evaluation(vae, s)(dataset.test_images)
+    reconstruction, kl, z_mean = evaluate(dataset.test_images)
     estimates = None
     if s.nll_samples and report.kind(s) != "none":
         estimates = estimate_log_likelihood(vae, s, dataset.test_images)
@@ -794,14 +819,15 @@ def train(
     steps, channels = s.epochs * (len(dataset.train_images) // s.batch_size), dataset.train_images.shape[-1]
     for doubt in report.doubts(s, steps, channels):
         say(f"note       {doubt}")
+    evaluate = compile_evaluation(vae, s)  # once, for the tests of all epochs and for the report
     go_on = f"python main.py --resume {shlex.quote(str(folder))}"
     with runs.locked(folder):
         try:
             with workers.losses_told(crew):
-                fit(vae, s, dataset, folder, say, watch, watch_at, crew)
+                fit(vae, s, dataset, evaluate, folder, say, watch, watch_at, crew)
                 if crew.is_chief:
                     say(f"testing    {len(dataset.test_images):,} images that it has not been trained on")
-                    say(report.table(judge(vae, s, dataset, folder)))
+                    say(report.table(judge(vae, s, dataset, evaluate, folder)))
                     if skipped := report.skipped(dataset):
                         say(skipped)
                 workers.agree(crew, True)  # one that ended early would be taken for lost

@@ -1,6 +1,5 @@
 """utils/images.py: every pixel where it belongs, and a caption that covers none."""
 
-
 import numpy as np
 import pytest
 

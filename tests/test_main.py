@@ -408,7 +408,8 @@ def test_the_history_of_a_run_is_that_of_numpy(changed, monkeypatch, tmp_path):
     (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {"epochs": 2}}')
     vae = random_vae(chosen)
     start = [weight.numpy() for weight in vae.weights]
-    main.fit(vae, chosen, data.Dataset("tiny", train, labels, test, labels[:3], ""), tmp_path, say=print)
+    dataset = data.Dataset("tiny", train, labels, test, labels[:3], "")
+    main.fit(vae, chosen, dataset, main.compile_evaluation(vae, chosen), tmp_path, say=print)
 
     orders = [np.random.default_rng((chosen.seed, main.SHUFFLE, epoch)).permutation(7)[:6] for epoch in (1, 2)]
     epochs = train[np.stack(orders)].reshape(2, 3, 2, *SHAPE)
@@ -439,7 +440,11 @@ def fit(monkeypatch, tmp_path):
     monkeypatch.setattr(main, "write_grids", lambda *_, **__: {})
     (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {"epochs": 2}}')
     dataset = data.Dataset("tiny", random_images(7), np.zeros(7), random_images(3), np.zeros(3), "")
-    return lambda vae, chosen, *watch: main.fit(vae, chosen, dataset, tmp_path, print, *watch)
+
+    def fit_it(vae, chosen, *watch):
+        main.fit(vae, chosen, dataset, main.compile_evaluation(vae, chosen), tmp_path, print, *watch)
+
+    return fit_it
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import io
-import itertools
 import json
 import os
 import re
@@ -448,25 +447,44 @@ def test_a_line_of_the_history_is_the_mean_of_its_steps(done):
     np.testing.assert_allclose(*[numbers(test, "objective", "kl") for test in tests], rtol=1e-4)
 
 
-def test_speed_is_of_the_seconds_spent_on_training(small, monkeypatch):
-    monkeypatch.setattr(main, "time", SimpleNamespace(perf_counter=itertools.count().__next__))  # a call takes a second
+def test_speed_is_by_the_clock_with_all_that_lies_between_two_lines(small, monkeypatch):
+    clock = [0.0]  # stands still, but for compiling, training and the tests: a second for a step, 2 for a test
+
+    def tick(compiles, seconds):
+        def compile_slowly(*arguments):
+            function = compiles(*arguments)
+
+            def run(*values):
+                clock[0] += seconds(*values)
+                return function(*values)
+
+            return run
+
+        return compile_slowly
+
+    def seconds_of_steps(batches, step, stop, *_):
+        return int(stop - step) or 1_000  # a call for no steps compiles
+
+    monkeypatch.setattr(main, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(main, "compile_train_steps", tick(main.compile_train_steps, seconds_of_steps))
+    monkeypatch.setattr(main, "compile_test", tick(main.compile_test, lambda *_: 2))
     assert here(*FEW, "--run-name", "clock") == 0
-    # A line has four steps of 100 images, the last one two; those from 4 to 8 take two calls, as an epoch ends at 6.
+    # A line has four steps of 100 images, the last one two; a test, at the end of an epoch of six, lies in the next.
     speeds = [line["images_per_second"] for line in history(small / "predictions" / "clock", "train")]
-    assert speeds == [400, 200, 400, 400, 200]
+    assert speeds == [100, round(400 / 6), 100, round(400 / 6), 100]
 
 
 def test_a_run_that_logs_and_saves_rarely_stops_soon_and_goes_on_as_if_it_never_had(small, monkeypatch):
     rarely = ("--log-every", "100000", "--checkpoint-every", "100000", "--run-name")
     assert here(*FEW, *rarely, "unbroken") == 0
 
-    def interrupt(images, settings, epoch, real=main.draw_epoch):
-        if epoch == 2:
+    def interrupt(bar, step, *more, real=main.report.show_progress):
+        if step == 12:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(images, settings, epoch)
+        real(bar, step, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(main, "draw_epoch", interrupt)
+        patch.setattr(main.report, "show_progress", interrupt)
         assert here(*FEW, *rarely, "broken") == 130
     folders = [small / "predictions" / name for name in ("unbroken", "broken")]
     assert runs.saved_steps(folders[1]) == [2 * 6]

@@ -273,6 +273,20 @@ def in_batches(compute: Callable, images: Images, size: int | None = None) -> li
     return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
 
+def in_equal_batches(compute: Callable, images: Images, size: int | None = None) -> list[np.ndarray]:
+    """The same, for a `compute` that is compiled, and so once only: the last batch is as large as the others.
+
+    It is filled up with copies of its last image. What is computed of these is dropped.
+    """
+    size = min(size or evaluated_at_once(images.shape), len(images))
+
+    def compute_full(batch, start):
+        full = batch[np.minimum(np.arange(size), len(batch) - 1)]
+        return [output[: len(batch)] for output in compute(full, start)]
+
+    return in_batches(compute_full, images, size)
+
+
 def evaluated_at_once(shape: tuple[int, ...]) -> int:
     """How many images (N, H, W, C) have together as many numbers as 1,000 of 28 x 28 x 1; at most 1,000."""
     return max(1, min(1_000, 784_000 // math.prod(shape[1:]))) if len(shape) == 4 else 1_000

@@ -130,3 +130,12 @@ def stream(
     finally:
         tasks.clear()
         failures.clear()
+
+
+def one_ahead(items: Iterator) -> Iterator:
+    """The same items, each made in a thread of its own while the one before it is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
