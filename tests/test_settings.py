@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import StringConstraints, ValidationError
 
 from utils.settings import (
+    BEFORE,
     NAMES,
     PARAMS,
     TFDS_NAME,
@@ -388,6 +389,11 @@ def through_json(made: Settings) -> dict[str, Any]:
 def test_settings_survive_json():
     made = from_params(encoder_layers=(7, 8, 9), decoder_layers=(), learning_rate=1 / 3, run_name="x", autoencoder=True)
     assert load_saved(through_json(made)) == made
+
+
+def test_constants_that_were_added_have_values_from_before_that_are_allowed():
+    assert {name.upper() for name in BEFORE} <= set(NAMES)
+    assert from_params(**BEFORE).model_dump(include=BEFORE.keys()) == BEFORE
 
 
 def test_saved_settings_that_no_longer_fit_are_told():

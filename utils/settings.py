@@ -39,6 +39,13 @@ NAMES = (
     "SEED", "RUN_NAME", "START_FROM", "OUTPUT_DIR", "LOG_EVERY", "IMAGES_EVERY", "CHECKPOINT_EVERY", "NLL_SAMPLES",
 )  # fmt: skip
 
+# The constants that were added since commit 803fe99, each with the value that does what the code did without it. A run
+# from before there was a constant is a run with this value. Whoever adds a constant adds it here too.
+BEFORE: dict[str, Any] = {
+    "image_size": 64, "image_crop": 0, "skip_bad_images": False,
+    "architecture": "mlp", "channels": (32, 64, 128), "residual_blocks": 1, "mixed_precision": False,
+}  # fmt: skip
+
 
 class SettingsError(ValueError):
     """What is wrong with a constant, in one line: its name, its value and what is allowed."""
