@@ -73,7 +73,7 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 import main as vae_main
-from experiments.study import ROOT, fingerprint
+from experiments.fingerprint import code_of, fingerprint
 from utils import classifier, data, latent, likelihood, plots, report, runs
 from utils.files import write_json, write_whole
 
@@ -84,10 +84,6 @@ PARTS_AT_ONCE = 2  # so that a core has work while the other does the small piec
 DRAWS_A_CALL = 100  # between which the progress is shown and Ctrl-C is heard
 SHOWN = 100  # images in each part of samples_mixture.png
 CLASSIFIER_SEED = 0  # the same for all runs, so that the distances of those on the same data can be compared
-CODE = (  # on which what is kept of an evaluation depends
-    "main.py", "utils/likelihood.py", "utils/priors.py", "utils/data.py", "utils/latent.py", "utils/classifier.py",
-    "utils/report.py", "experiments/evaluate.py",
-)  # fmt: skip
 MIXTURE, REAL_IMAGES, CHOICE = 100, 101, 102  # what a draw of NumPy's is for, beside a run's seed
 
 
@@ -418,7 +414,7 @@ def load_vae(folder: Path, settings: Settings, image_shape: tuple[int, ...]) -> 
 def unfinished(folder: Path, samples: int) -> Path:
     """The folder for what is finished of an evaluation, of its own for each code, checkpoint and number of samples."""
     texts = [(folder / "params.json").read_text(), str(runs.saved_steps(folder)[-1]), str(samples)]
-    return folder / f".evaluation-{fingerprint([*texts, *((ROOT / name).read_text() for name in CODE)])}"
+    return folder / f".evaluation-{fingerprint([*texts, code_of('experiments.evaluate')])}"
 
 
 def evaluated(folder: Path, identity: str) -> dict[str, Any] | None:

@@ -138,7 +138,8 @@ from matplotlib.figure import Figure
 
 import main as vae_main
 from experiments import evaluate
-from experiments.study import fingerprint, table, with_tables
+from experiments.fingerprint import fingerprint, settings_that_count
+from experiments.study import table, with_tables
 from utils import data, plots, runs
 
 
@@ -153,12 +154,13 @@ def stages_of(name: str, asked: Asked) -> list[Settings]:
         values = COMMON | stage | {"held_out": HELD_OUT if asked.held_out else 0}
         if asked.quick:
             values |= QUICK | {"epochs": 1, "bound_samples": min(2, values["bound_samples"])}
-        history.append(json.dumps(values, sort_keys=True))
-        if found:
-            values["start_from"] = str(parent / found[-1].run_name)
         settings = from_params(**values, output_dir=str(parent))
-        run_name = f"{runs.derived_name(settings)}-{fingerprint(history)}"
-        found.append(settings.model_copy(update={"run_name": run_name}))
+        history.append(settings_that_count(settings))
+        names = {
+            "start_from": str(parent / found[-1].run_name) if found else "",
+            "run_name": f"{runs.derived_name(settings)}-{fingerprint(history)}",
+        }
+        found.append(settings.model_copy(update=names))
     return found
 
 

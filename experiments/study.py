@@ -12,8 +12,6 @@ No TensorFlow is imported before it is needed, so that --help and a typo are ans
 
 import argparse
 import contextlib
-import hashlib
-import inspect
 import json
 import multiprocessing
 import os
@@ -30,11 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from experiments.fingerprint import ROOT, code_of, fingerprint, settings_that_count, sources
 from utils.files import write_json, write_whole
 from utils.settings import Settings, from_params
 
-ROOT = Path(__file__).resolve().parents[1]
-CODE_OF_TRAININGS = ("main.py", "utils/data.py", "utils/likelihood.py", "utils/priors.py", "utils/report.py")
 PROCESSES_LOG = "processes.log"  # TensorFlow's chatter in the processes that train, and why one of them died
 SEEDS = 3  # trainings behind a claim that rests on a difference between trainings
 
@@ -168,7 +165,7 @@ def run_study(study: Study, experiment: Callable[[Study], None]) -> None:
     """Run an experiment, and leave the mark that it is finished."""
     from utils import data, runs
 
-    started, code = time.perf_counter(), code_of(study.name)
+    started, code = time.perf_counter(), code_of(f"experiments.{study.name}")
     print(f"{study.name}: figures and numbers go to {study.images}", flush=True)
     for folder in (study.images, study.trainings):
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,23 +192,12 @@ def is_finished(study: Study) -> bool:
     if not mark(study).exists() or not (study.images / f"{study.name}.json").exists():
         return False
     marked = json.loads(mark(study).read_text())
-    return marked["code"] == code_of(study.name) and marked["numbers"] == numbers_of(study)
+    return marked["code"] == code_of(f"experiments.{study.name}") and marked["numbers"] == numbers_of(study)
 
 
 def numbers_of(study: Study) -> str:
     """A fingerprint of the numbers that a study has written."""
     return fingerprint([(study.images / f"{study.name}.json").read_text()])
-
-
-def code_of(name: str) -> str:
-    """A fingerprint of all code that has a part in an experiment's results."""
-    files = [ROOT / "main.py", ROOT / "experiments" / "study.py", ROOT / "experiments" / f"{name}.py"]
-    return fingerprint(path.read_text() for path in (*files, *sorted((ROOT / "utils").glob("*.py"))))
-
-
-def fingerprint(texts: Iterable[str]) -> str:
-    """Eight characters that differ where the texts do."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
 
 
 # --- trainings --------------------------------------------------------------------------------------------------------
@@ -230,29 +216,12 @@ def training_name(training: Training) -> str:
     """The name of a training's folder: the same for the same settings, watch and code."""
     from utils.runs import derived_name
 
-    settings = training.settings.model_dump(mode="json", exclude={"output_dir", "data_dir", "run_name"})
-    texts = [json.dumps(settings, sort_keys=True)]
+    texts, used = [settings_that_count(training.settings)], sources(train_one, {})
     if training.watch:
         parts = training.watch if isinstance(training.watch, partial) else partial(training.watch)
-        texts += [repr((parts.args, parts.keywords, training.watch_at)), *sources(parts.func, {}).values()]
-    texts += [(ROOT / name).read_text() for name in CODE_OF_TRAININGS]
-    return f"{derived_name(training.settings)}-{fingerprint(texts)}"
-
-
-def sources(function: Callable, found: dict[str, str]) -> dict[str, str]:
-    """Add to `found` the source of a function and of the functions and constants of experiments/ that it uses."""
-    found[function.__qualname__] = inspect.getsource(function)
-    codes = [function.__code__]
-    for code in codes:
-        codes += [inner for inner in code.co_consts if inspect.iscode(inner)]  # of functions within it
-        for name in code.co_names:
-            used = inspect.unwrap(function.__globals__.get(name))
-            if inspect.isfunction(used) and "experiments" in Path(inspect.getsourcefile(used)).parts:
-                if used.__qualname__ not in found:
-                    sources(used, found)
-            elif isinstance(used, int | float | str | tuple | dict):
-                found[name] = repr(used)
-    return found
+        texts += [repr((parts.args, parts.keywords, training.watch_at))]
+        sources(parts.func, used)
+    return f"{derived_name(training.settings)}-{fingerprint([*texts, *used.values()])}"
 
 
 def steps_of(settings: Settings) -> int:

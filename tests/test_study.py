@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 import main
 from experiments import all as everything
-from experiments import losses, new_label
+from experiments import fingerprint
 from experiments import study as studies
 from experiments.study import BASE, Training, make_study, settings_of, train_all, training_name
 from utils import data, runs
@@ -37,14 +38,6 @@ def first_code(vae, settings, dataset, count=1):
 def second_code(vae, settings, dataset):
     """Another watch."""
     return first_code(vae, settings, dataset, count=2)
-
-
-def test_a_watch_is_known_by_all_that_it_uses():
-    found = studies.sources(new_label.embed, {})
-    assert {"embed", "held_out", "HELD_OUT"} <= set(found)
-    assert "data.binarize" in found["held_out"]
-    assert found["HELD_OUT"] == "300"
-    assert {"prior_samples", "JUDGED", "one_of_each"} <= set(studies.sources(losses.progress, {}))
 
 
 def test_the_base_names_every_constant_that_has_a_part_in_a_result():
@@ -98,11 +91,20 @@ def test_a_training_is_known_by_its_settings_what_is_watched_and_the_code(study,
     assert len(set(names)) == len(names)
     moved = Training(settings.model_copy(update={"output_dir": "elsewhere", "data_dir": "far"}))
     assert training_name(moved) == names[0]
-    for path in studies.CODE_OF_TRAININGS:
-        (tmp_path / "code" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "code" / path).write_text("changed")
-    monkeypatch.setattr(studies, "ROOT", tmp_path / "code")
-    assert training_name(trainings[0]) != names[0]
+    for source in (studies.ROOT / "main.py", *(studies.ROOT / "utils").glob("*.py")):
+        copy = tmp_path / source.relative_to(studies.ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(source, copy)
+    monkeypatch.setattr(fingerprint, "code_of", partial(fingerprint.code_of, root=tmp_path))
+    assert training_name(trainings[0]) == names[0]
+    for name in ("networks", "workers"):
+        path = tmp_path / "utils" / f"{name}.py"
+        text = path.read_text()
+        path.write_text(f"# A comment.\n{text}")
+        assert training_name(trainings[0]) == names[0]
+        path.write_text(f"{text}\nADDED = 1\n")
+        assert training_name(trainings[0]) != names[0]
+        path.write_text(text)
 
 
 def test_a_summary_is_a_mean_with_its_spread():
@@ -156,6 +158,7 @@ def test_all_runs_what_is_not_finished_and_goes_on_behind_what_is(study, monkeyp
     (study.images / "new_label.json").unlink()
     (study.images / "kl_weight.json").write_text('{"of": "somebody else"}')
     mark = studies.mark(study._replace(name="losses"))
+    assert json.loads(mark.read_text())["code"] == fingerprint.code_of("experiments.losses")
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {"code": "of yesterday"}))
     assert everything.main(study) == 0
     assert ran[-3:] == ["losses", "kl_weight", "new_label"]  # ... but what is gone, or not what this code made
