@@ -131,7 +131,7 @@ def weigh_part(
     """Weigh `samples` draws for each of the uint8 images (B, H, W, C), of which the first has the number `start`.
 
     `weigh` is from compile_weighing, `posteriors` are z_mean and z_log_std (B, L + NOISE_DIM). `tell` is told each few
-    draws how many they were, and says whether to go on; None if not.
+    draws how many they were of each image, and says whether to go on; None if not.
     """
     sizes = sizes_up_to(samples)
     sums = likelihood.no_draws(len(images), sizes)
@@ -139,7 +139,7 @@ def weigh_part(
         stop = min(first + DRAWS_A_CALL, samples)
         sums = weigh(images, tf.constant(start), *posteriors, tf.constant(first), tf.constant(stop), sums)
         sums.log_sum.numpy()  # here the host waits
-        if not tell(len(images) * (stop - first)):
+        if not tell(stop - first):
             return None
     values = *likelihood.estimate(sums, samples), likelihood.bounds(sums, samples, sizes)
     return Weighed(*(value.numpy() for value in values))
@@ -152,9 +152,11 @@ def weigh_all(
     """Weigh `samples` draws for each of the uint8 images (N, H, W, C), `posteriors` their z_mean and z_log_std,
     (N, L + NOISE_DIM) each.
 
-    What is finished is kept in the folder `place` under `name`, and taken from there the next time.
+    What is finished is kept in the folder `place` under `name`, and taken from there the next time. The last part is
+    filled up with copies of the last image, so that all parts have one shape and `weigh` is compiled once.
     """
     weigh = compile_weighing(vae, settings, sizes_up_to(samples))
+    at_once = min(IMAGES_AT_ONCE, len(images))
     about = {"unit": " draws", "unit_scale": True, "ncols": 79, "ascii": " #", "smoothing": 0.05}
     line = "{desc}|{bar}| {n_fmt} of {total_fmt} draws, {rate_fmt}{postfix}"
     telling, stopped = threading.Lock(), threading.Event()
@@ -165,18 +167,20 @@ def weigh_all(
         return not stopped.is_set()
 
     def part(start: int) -> Weighed | None:
-        path, rows = place / f"{name}-{start}.npz", slice(start, start + IMAGES_AT_ONCE)
+        path, rows = place / f"{name}-{start}.npz", np.minimum(np.arange(start, start + at_once), len(images) - 1)
         batch, *of_batch = (tf.constant(values[rows]) for values in (images, *posteriors))
+        count = min(at_once, len(images) - start)
         if stopped.is_set():
             return None
         if path.exists():
             with telling:  # that it is there already, which is no speed
-                bar.initial += len(batch) * samples
-                bar.n += len(batch) * samples
-                bar.last_print_n += len(batch) * samples
+                bar.initial += count * samples
+                bar.n += count * samples
+                bar.last_print_n += count * samples
             return Weighed(**np.load(path))
         try:
-            if weighed := weigh_part(weigh, start, batch, of_batch, samples, tell):
+            if weighed := weigh_part(weigh, start, batch, of_batch, samples, lambda draws: tell(draws * count)):
+                weighed = Weighed(*(values[..., :count] for values in weighed))
                 content = io.BytesIO()
                 np.savez(content, **weighed._asdict())
                 write_whole(path, content.getvalue())
@@ -190,7 +194,7 @@ def weigh_all(
         ThreadPoolExecutor(PARTS_AT_ONCE) as threads,
     ):
         try:
-            parts = list(threads.map(part, range(0, len(images), IMAGES_AT_ONCE)))
+            parts = list(threads.map(part, range(0, len(images), at_once)))
         finally:  # after Ctrl-C, the parts that were begun end with the draws they are at
             stopped.set()
     return Weighed(*(np.concatenate(values, axis=-1) for values in zip(*parts, strict=True)))

@@ -52,7 +52,8 @@ def add_draws(
     One draw for the whole batch is worked on at a time, so that memory does not grow with their number.
     """
     sizes = tf.reshape(tf.constant(sizes, tf.int32), (-1, 1))  # (G, 1)
-    for k in tf.range(first, stop):
+    k = tf.convert_to_tensor(first)
+    while k < stop:  # over tf.range(first, stop), XLA would compile the loop once more for each new number of draws
         noise = draw_noise(k)
         z = z_mean + tf.exp(z_log_std) * noise
         log_q = log_standard_normal(noise) - tf.reduce_sum(z_log_std, axis=-1)  # log q(z|x): a change of variables
@@ -64,6 +65,7 @@ def add_draws(
             tf.where(full, tf.cast(-float("inf"), tf.float64), group),
             sums.total + tf.where(full, group, tf.zeros_like(group)),
         )
+        k += 1
     return sums
 
 
