@@ -5,6 +5,7 @@
     python -m experiments.benchmark --architecture conv  the same with convolutions
     python -m experiments.benchmark --time-to-quality    seconds until the digits of MNIST are learned so well
     python -m experiments.benchmark --profile            where the time of a step of this project's loop goes
+    python -m experiments.benchmark --whole-run          what a user waits for: `python main.py` from start to end
 
 All contenders do identical work on the CPU: the VAE 784-500-500-20 on 60,000 images of MNIST's shape, shuffled anew
 each epoch, gathered, scaled, binarised with fresh draws whenever an image is used, Bernoulli cross-entropy + KL, Adam,
@@ -26,6 +27,11 @@ aims, and the network, which is to reach them, was chosen by 5,000 training imag
 
 The profile takes turns too, of this project's loop and of parts of its step on their own: above all its matrix
 products, since small ones like these never reach the speed of large ones, and set a lower limit of their own.
+
+The whole run is the default run of main.py, a process that starts, trains, tests, draws, saves and judges. The same VAE
+in Keras (experiments/keras_vae.py) takes turns with it and, with `--against FOLDER`, main.py of another checkout. The
+clock tells the start-up, the seconds per epoch and the total, and how much longer an epoch takes than in the loop
+alone (experiments/whole_run.py).
 """
 
 import argparse
@@ -64,7 +70,8 @@ MARKS = (-100.0, -95.0)  # test ELBOs in nats, in the order in which they are re
 SPEED_ACTIVATION = "relu"
 QUALITY_ACTIVATION = "silu"  # came to -95 on images held out in 35 epochs; "relu", at -97.3 after 29, hardly would
 HELD_OUT = 5_000  # training images
-ROUNDS, MOST_EPOCHS = 20, 60  # unless --rounds says otherwise
+ROUNDS, MOST_EPOCHS, RUNS = 20, 60, 3  # unless --rounds says otherwise
+RUN_EPOCHS = 15  # of a whole run, as params.py has them, unless --epochs says otherwise
 STEPS = {"mlp": 468, "conv": 117}  # by architecture, unless --steps says otherwise: an epoch; a quarter of one
 NOISE_KEY = 0  # of the noise under which the ELBO is judged; any number would do
 
@@ -111,17 +118,21 @@ def our_settings(batch_size, activation, architecture="mlp"):
 
 
 def ours(images, batch_size, activation, architecture):
-    """This project's loop, main.py as it is: an epoch is drawn, put on the device and trained on in one call."""
+    """This project's loop."""
+    return our_loop(images, our_settings(batch_size, activation, architecture))
+
+
+def our_loop(images, settings):
+    """The loop of main.py as it is: an epoch is drawn, put on the device and trained on in one call."""
     import tensorflow as tf
 
     import main as project
 
-    settings = our_settings(batch_size, activation, architecture)
     images = images.reshape(-1, 28, 28, 1)
     vae = project.build_vae(settings, images.shape[1:])
     optimizer = project.build_optimizer(vae, settings, horizon=1)
     train_steps = project.compile_train_steps(vae, optimizer, settings)
-    steps_per_epoch, seed = len(images) // batch_size, tf.constant(0)
+    steps_per_epoch, seed = len(images) // settings.batch_size, tf.constant(0)
 
     def train(epochs):
         for _ in range(epochs):
@@ -535,6 +546,14 @@ def serve(args):
         print(json.dumps(answer), flush=True)
 
 
+def environment():
+    """The variables of a contender's process."""
+    # These choose kernels and how XLA compiles: whoever has set them for another purpose would tilt the comparison.
+    tilting = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "XLA_FLAGS")
+    kept = {name: value for name, value in os.environ.items() if name not in tilting}
+    return kept | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
+
+
 @contextmanager
 def worker(name, args):
     """A process that serves one contender, as a function that has it take a turn and returns what it measured.
@@ -542,10 +561,6 @@ def worker(name, args):
     With it comes what its first turn measured, which is behind it, and in which it compiled and warmed up caches and
     pools. A failure ends the run and shows why.
     """
-    # These choose kernels and how XLA compiles: whoever has set them for another purpose would tilt the comparison.
-    tilting = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "XLA_FLAGS")
-    environment = {name: value for name, value in os.environ.items() if name not in tilting}
-    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
     command = [sys.executable, "-m", "experiments.benchmark", "--worker", name, "--steps", str(args.steps)]
     command += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]
     command += ["--architecture", args.architecture]
@@ -553,7 +568,7 @@ def worker(name, args):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors, **pipes) as process,
+        subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=errors, **pipes) as process,
     ):
 
         def take_turn():
@@ -689,14 +704,19 @@ def parse(argv):
     parser.add_argument("--time-to-quality", action="store_true", help="seconds until MNIST is learned, not images/s")
     parser.add_argument("--held-out", action="store_true", help=f"judge that by {HELD_OUT:,} training images, left out")
     parser.add_argument("--profile", action="store_true", help="time of the parts of our step, not of the contenders")
-    parser.add_argument("--rounds", type=count, help=f"rounds in which all take their turn ({ROUNDS}); with "
-                        f"--time-to-quality at most so many epochs ({MOST_EPOCHS})")  # fmt: skip
+    parser.add_argument("--whole-run", action="store_true", help="main.py and the same in Keras, from start to end")
+    parser.add_argument("--epochs", type=count, help=f"with --whole-run: epochs of each run ({RUN_EPOCHS})")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="with --whole-run: also main.py of another "
+                        "checkout, e.g. what `git worktree add FOLDER COMMIT` makes")  # fmt: skip
+    parser.add_argument("--rounds", type=count, help=f"rounds in which all take their turn ({ROUNDS}; --whole-run: "
+                        f"{RUNS}); with --time-to-quality at most so many epochs ({MOST_EPOCHS})")  # fmt: skip
     parser.add_argument("--steps", type=count, help="steps of a turn, in whole epochs "
                         f"({STEPS['mlp']}; conv: {STEPS['conv']})")  # fmt: skip
     parser.add_argument("--batch-size", type=count, default=128, help="images a step (%(default)s)")
     parser.add_argument("--threads", type=count, default=cores, help="cores that each may use (all: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=["gemm", *CONTENDERS], help="leave out all but these")
-    parser.add_argument("--quick", action="store_true", help="few rounds of 20 steps, to see that it runs; not kept")
+    parser.add_argument("--quick", action="store_true", help="few rounds of 20 steps, or one whole run of 2 epochs, "
+                        "to see that it works; not kept")  # fmt: skip
     parser.add_argument("--worker", choices=["gemm", *CONTENDERS, *PARTS], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.batch_size > IMAGES - HELD_OUT * args.held_out:
@@ -713,6 +733,11 @@ def parse(argv):
         parser.error(f"--only: with --architecture conv there are {', '.join(CONVOLUTIONAL)}")
     if args.time_to_quality and "gemm" in (args.only or ()):
         parser.error("--only: gemm is not a contender, and learns nothing")
+    if args.whole_run:
+        check_whole_run(parser, args)
+        return args
+    if args.epochs or args.against:
+        parser.error(f"--{'epochs' if args.epochs else 'against'}: goes with --whole-run only")
     if args.quick:
         args.rounds, args.steps = 2, 20
     args.steps = args.steps or STEPS[args.architecture]
@@ -720,6 +745,25 @@ def parse(argv):
     if args.time_to_quality and args.rounds < 2:
         parser.error("--rounds: the time to quality takes at least 2, as the first compiles")
     return args
+
+
+def check_whole_run(parser, args):
+    """Refuse what makes no sense with --whole-run, and fill in what was not asked for."""
+    for name in ("architecture", "time_to_quality", "profile", "steps", "batch_size", "threads"):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')}: does not go with --whole-run")
+    if not set(args.only or ()) <= {"ours", "keras"}:
+        parser.error("--only: with --whole-run there are ours, keras")
+    if args.against and not (args.against / "main.py").is_file():
+        parser.error(f"--against: there is no main.py in {args.against}")
+    if args.against and "ours" not in (args.only or ["ours"]):
+        parser.error("--against: compares with ours, which --only leaves out")
+    if args.epochs == 1:
+        parser.error("--epochs: at least 2, as the first also compiles")
+    if args.quick:
+        args.rounds, args.epochs = 1, 2
+    args.rounds, args.epochs = args.rounds or RUNS, args.epochs or RUN_EPOCHS
+    args.against = args.against and args.against.resolve()
 
 
 def take_rounds(turns, args):
@@ -748,11 +792,27 @@ def take_rounds(turns, args):
     return rounds if args.time_to_quality else rounds[1:]
 
 
+def write_results(name, args, results):
+    """Write what was measured, and how, to a file in predictions/, unless it was only tried out."""
+    if not args.quick:
+        OUTPUT.mkdir(exist_ok=True)
+        arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        write_json(OUTPUT / f"{name}.json", {"arguments": arguments, **results})
+
+
 def main(argv=None):
     """Measure in turns, print the table, and write all rounds to a file in predictions/."""
     args = parse(argv)
     if args.worker:
         serve(args)
+        return
+    facts = machine()
+    print(f"{facts['cpu']}, {args.threads} of {os.cpu_count()} cores")
+    print(", ".join(f"{package} {version}" for package, version in facts["versions"].items()))
+    if args.whole_run:
+        from experiments import whole_run  # here, as it imports this module
+
+        whole_run.measure(args, facts)
         return
     wanted = args.only or [*([] if args.time_to_quality else ["gemm"]), *CONTENDERS]
     if args.profile:
@@ -761,9 +821,6 @@ def main(argv=None):
         wanted = args.only or CONVOLUTIONAL
     missing = [n for n in wanted if n in CONTENDERS and not importlib.util.find_spec(CONTENDERS[n][1])]
     turns = [n for n in ("gemm", *CONTENDERS, *PARTS) if n in wanted and n not in missing]
-    facts = machine()
-    print(f"{facts['cpu']}, {args.threads} of {os.cpu_count()} cores")
-    print(", ".join(f"{package} {version}" for package, version in facts["versions"].items()))
     for name in missing:
         print(f"{CONTENDERS[name][2]}: not installed, skipped; see requirements-benchmark.txt")
     if args.time_to_quality:
@@ -781,9 +838,7 @@ def main(argv=None):
         print(*profile_table(rounds, args.batch_size), sep="\n")
     else:
         print(*table(rounds), sep="\n")
-    if not args.quick:
-        OUTPUT.mkdir(exist_ok=True)
-        write_json(OUTPUT / f"{name}.json", {**facts, "arguments": vars(args), **results, "rounds": rounds})
+    write_results(name, args, {**facts, **results, "rounds": rounds})
 
 
 if __name__ == "__main__":

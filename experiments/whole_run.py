@@ -1,0 +1,254 @@
+"""What a user waits for: `python main.py` from its start to its end, beside the same VAE in Keras.
+
+    python -m experiments.benchmark --whole-run                             three rounds of runs of 15 epochs
+    python -m experiments.benchmark --whole-run --only ours --against OLD   beside main.py of another checkout only
+
+A contender runs as a process of its own, from nothing, and in a round each has one turn. Its times are told from
+outside: each writes samples_000.png before training and one more such file after each epoch has been trained on and
+tested, and the file's date is the time.
+
+    start-up     from the start of the process to samples_000.png
+    first epoch  from there to samples_001.png; this one also compiles
+    epoch        of all later ones the mean, for main.py saves a checkpoint only every other epoch or so
+    end          from the last of these files to the end of the process
+
+At its end main.py saves, judges, draws the film and estimates the log-likelihood, and Keras does nothing. So it is the
+time up to the end, `trained`, in which both do the same work, while `total` is what one waits for. main.py also writes
+TensorBoard's files and checkpoints on the way, which Keras does not. In each round the loop of main.py takes a turn as
+well, without all that surrounds it: it tells how short an epoch could be.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import benchmark
+from utils import data
+from utils.settings import SettingsError, from_params
+
+LOOP_EPOCHS = 5  # of a turn of the loop alone, after one in which it compiles
+ELBO_TOLERANCE = 4.0  # nats; seeds alone make up to three after 2 epochs, and a few tenths of one after 15
+SETTINGS = {  # the default run, named in full since params.py is the user's to edit; keras_vae.py does the same
+    "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0,
+    "architecture": "mlp", "encoder_layers": (512, 512), "decoder_layers": (512, 512), "activation": "silu",
+    "latent_dim": 20, "noise_dim": 0, "autoencoder": False, "prior": "standard",
+    "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
+    "kl_schedule": "linear", "kl_weight_start": 0.0, "kl_weight_end": 1.0, "kl_steps": 2_000, "free_bits": 0.0,
+    "bound": "elbo", "bound_samples": 1,
+    "batch_size": 128, "learning_rate": 1e-3, "gradient_clip": 0.0, "lr_schedule": "cosine", "mixed_precision": False,
+    "seed": 0, "start_from": "", "log_every": 100, "images_every": 1, "checkpoint_every": 1_000, "nll_samples": 128,
+}  # fmt: skip
+
+
+def options(settings):
+    """Settings by name as main.py takes them on the command line."""
+    words = []
+    for name, value in settings.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            values = value or ("none",) if isinstance(value, tuple) else (value,)
+            words += [f"--{option}", *map(str, values)]
+    return words
+
+
+# --- a process --------------------------------------------------------------------------------------------------------
+class Ended(NamedTuple):
+    """A process that came to a good end."""
+
+    started: float  # when, in seconds by the clock that dates files
+    ended: float
+    megabytes: float | None  # of memory, at most; None where the system does not tell
+    output: str
+
+
+def run_process(title, command, home):
+    """Run a command in the folder `home` to its end. A failure ends the benchmark and shows the last that it said."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = time.time()
+        process = subprocess.Popen(command, cwd=home, env=benchmark.environment(), stdout=output, stderr=errors)
+        try:
+            megabytes = wait(process)
+            ended = time.time()
+        finally:
+            if process.returncode is None:  # Ctrl-C
+                process.kill()
+                process.wait()
+        for stream in (output, errors):
+            stream.seek(0)
+        if process.returncode:
+            tail = "\n".join(errors.read().splitlines()[-20:])
+            sys.exit(f"\nbenchmark: error: {title} failed with exit code {process.returncode}\n{tail}")
+        return Ended(started, ended, megabytes, output.read())
+
+
+def wait(process):
+    """Wait for the end of a process; return the most memory that it had, in MB, or None."""
+    if not hasattr(os, "wait4"):
+        process.wait()
+        return None
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+def main_run(title, home, epochs, quick):
+    """A turn of the main.py in the folder `home`."""
+    changed = {"epochs": epochs, "data_dir": data_dir()} | ({"nll_samples": 2} if quick else {})
+    with tempfile.TemporaryDirectory() as scratch:
+        places = {"output_dir": scratch, "run_name": "run"}
+        command = [sys.executable, "main.py", *options(SETTINGS | changed | places)]
+        ended, folder = run_process(title, command, home), Path(scratch, "run")
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        elbo = [line["elbo"] for line in lines if line["split"] == "test"][-1]
+        commit = json.loads((folder / "params.json").read_text())["git_commit"]
+        return times(title, folder, epochs, ended) | {"test_elbo": elbo, "git_commit": commit}
+
+
+def keras_run(title, epochs):
+    """A turn of keras_vae.py."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "experiments.keras_vae", "--epochs", str(epochs), "--output-dir", scratch]
+        ended, folder = run_process(title, command, benchmark.ROOT), Path(scratch)
+        with open(folder / "history.csv", newline="") as file:
+            elbo = -float(list(csv.DictReader(file))[-1]["val_loss"])
+        return times(title, folder, epochs, ended) | {"test_elbo": elbo}
+
+
+def loop_run(title, epochs):
+    """A turn of the loop of main.py alone."""
+    command = [sys.executable, "-m", "experiments.whole_run", str(epochs)]
+    return json.loads(run_process(title, command, benchmark.ROOT).output)
+
+
+def measure_loop(epochs):
+    """The images per second of the loop alone: the same network and images, drawing them included."""
+    settings = from_params(**SETTINGS | {"lr_schedule": "constant"})
+    images, _ = benchmark.mnist(held_out=False)
+    images = images[: len(images) // settings.batch_size * settings.batch_size]
+    train, _ = benchmark.our_loop(images, settings)
+    train(1)  # compiles
+    start = time.perf_counter()
+    train(epochs)
+    return {"images_per_second": epochs * len(images) / (time.perf_counter() - start)}
+
+
+def data_dir():
+    """The folder of the data set, the same for all checkouts."""
+    return str(benchmark.ROOT / Path(from_params().data_dir).expanduser())
+
+
+def times(title, folder, epochs, ended):
+    """The seconds of a run that wrote its grids into `folder`, and its memory."""
+    grids = [folder / f"samples_{epoch:03}.png" for epoch in range(epochs + 1)]
+    if missing := [grid.name for grid in grids if not grid.exists()]:
+        sys.exit(f"\nbenchmark: error: {title} did not write {missing[0]}, by whose date it is timed")
+    dates = [grid.stat().st_mtime for grid in grids]
+    return {
+        "startup": dates[0] - ended.started,
+        "epochs": np.diff(dates).tolist(),
+        "end": ended.ended - dates[-1],
+        "total": ended.ended - ended.started,
+        "megabytes": ended.megabytes,
+    }
+
+
+def take_rounds(args, titles):
+    """Have all take their turns; return the rounds, what each measured by its name in `titles`."""
+    take = {
+        "loop": lambda title: loop_run(title, 1 if args.quick else LOOP_EPOCHS),
+        "ours": lambda title: main_run(title, benchmark.ROOT, args.epochs, args.quick),
+        "keras": lambda title: keras_run(title, args.epochs),
+        "against": lambda title: main_run(title, args.against, args.epochs, args.quick),
+    }
+    rounds = [{} for _ in range(args.rounds)]
+    with tqdm(total=len(rounds) * len(titles), ncols=79, disable=None) as progress:
+        for measured in rounds:
+            for name, title in titles.items():
+                progress.set_description(title)
+                measured[name] = take[name](title)
+                progress.update()
+    return rounds
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+def per_epoch(run):
+    """The mean seconds of an epoch after the first."""
+    return float(np.mean(run["epochs"][1:]))
+
+
+COMPARED = {  # seconds of a run whose ratios are shown
+    "per epoch": per_epoch,
+    "trained": lambda run: run["total"] - run["end"],
+    "total": lambda run: run["total"],
+}
+
+
+def table(rounds, titles):
+    """The lines of the result: the seconds of each contender, their ratios, and what the loop alone would allow."""
+    names = [name for name in titles if name != "loop"]
+    width = 2 + max(map(len, ["it / ours", *titles.values()]))
+    lines = [f"{'seconds':{width}}{'start-up':>8}{'first epoch':>13}  {'per epoch (quartiles)':23}"
+             f"{'end':>6}  {'total (quartiles)':23}{'test ELBO':>9}{'MB':>7}"]  # fmt: skip
+    for name in names:
+        runs = [r[name] for r in rounds]
+        median = {key: np.median([run[key] for run in runs]) for key in ("startup", "end", "test_elbo")}
+        first = np.median([run["epochs"][0] for run in runs])
+        epoch, total = (benchmark.spread([COMPARED[key](run) for run in runs], 2) for key in ("per epoch", "total"))
+        memory = "" if runs[0]["megabytes"] is None else f"{np.median([run['megabytes'] for run in runs]):,.0f}"
+        lines.append(f"{titles[name]:{width}}{median['startup']:8.2f}{first:13.2f}  {epoch:23}"
+                     f"{median['end']:6.2f}  {total:23}{median['test_elbo']:9.2f}{memory:>7}".rstrip())  # fmt: skip
+    elbos = [r[name]["test_elbo"] for r in rounds for name in names]
+    if max(elbos) - min(elbos) > ELBO_TOLERANCE:
+        lines.append(f"The test ELBOs differ by more than {ELBO_TOLERANCE:g} nats: this is not the same work.")
+    if "ours" not in names:
+        return lines
+    if len(names) > 1:
+        lines.append(f"{'it / ours':{width}}" + "".join(f"{key + ' (quartiles)':25}" for key in COMPARED).rstrip())
+    for name in names[1:]:
+        spreads = [benchmark.spread(ratios(rounds, name, "ours", key), 2) for key in COMPARED]
+        lines.append(f"{titles[name]:{width}}" + "".join(f"{text:25}" for text in spreads).rstrip())
+    if "against" in names:
+        epoch, total = (benchmark.spread(ratios(rounds, "ours", "against", key), 2) for key in ("per epoch", "total"))
+        lines.append(f"ours / {titles['against']}: {total} of the total, {epoch} of an epoch")
+    speeds = np.array([r["loop"]["images_per_second"] for r in rounds])
+    share = benchmark.spread([per_epoch(r["ours"]) for r in rounds] * speeds / benchmark.IMAGES, 2)
+    lines.append(f"{titles['loop']}: {benchmark.spread(speeds)} images/s")
+    lines.append(f"An epoch of ours by the clock takes {share} times {benchmark.IMAGES:,} / (its images/s).")
+    return lines
+
+
+def ratios(rounds, name, other, key):
+    """What a run took over what another one took in the same round, of each round."""
+    return [COMPARED[key](r[name]) / COMPARED[key](r[other]) for r in rounds]
+
+
+def measure(args, facts):
+    """Measure in turns, print the table, and write all rounds to predictions/whole_run.json."""
+    wanted = args.only or ["ours", "keras"]
+    titles = {"loop": "the loop alone", "ours": "main.py", "keras": "Keras fit"}
+    titles = {name: title for name, title in titles.items() if name in wanted or (name == "loop" and "ours" in wanted)}
+    if args.against:
+        titles["against"] = args.against.name
+    try:
+        data.load("mnist", data_dir())  # so that it is fetched once, and before all else
+    except (data.DataError, SettingsError) as error:
+        sys.exit(f"benchmark: error: {error}")
+    rounds = take_rounds(args, titles)
+    print(*table(rounds, titles), sep="\n")
+    benchmark.write_results("whole_run", args, {**facts, "titles": titles, "rounds": rounds})
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_loop(int(sys.argv[1]))))
