@@ -796,7 +796,7 @@ def write_results(name, args, results):
     """Write what was measured, and how, to a file in predictions/, unless it was only tried out."""
     if not args.quick:
         OUTPUT.mkdir(exist_ok=True)
-        arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        arguments = {option: str(value) if isinstance(value, Path) else value for option, value in vars(args).items()}
         write_json(OUTPUT / f"{name}.json", {"arguments": arguments, **results})
 
 
