@@ -101,7 +101,7 @@ class Trained(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Time spent in training steps, on one core."""
+        """Time from the first step to the last line, tests of epochs included, on one core."""
         lines = self.history("train")
         steps = np.diff([0, *(line["step"] for line in lines)])
         return float(sum(steps * self.settings.batch_size / [line["images_per_second"] for line in lines]))
