@@ -45,6 +45,7 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios():
     assert any("not identical work" in line for line in benchmark.table(rounds))
 
 
+@pytest.mark.slow
 def test_contenders_run_and_learn_the_same(tmp_path, monkeypatch, capsys):
     """Those that requirements.txt installs; another is named. By the 60th step the objective has more than halved, so
     that contenders which do different work lie further apart than is let pass."""
@@ -59,6 +60,7 @@ def test_contenders_run_and_learn_the_same(tmp_path, monkeypatch, capsys):
     assert all(results["ours"]["objective"] < 28 * 28 * math.log(2) / 2 for results in written["rounds"])
 
 
+@pytest.mark.slow
 def test_contenders_with_convolutions_learn_the_same(tmp_path, monkeypatch, capsys):
     """In small batches, as PyTorch is slow beside other load. Over the steps 40 to 60 the means of six runs lay within
     2.2 nats; over 20 to 40, when much is still being learned, they lay up to 7 apart."""
@@ -196,6 +198,7 @@ def test_seconds_are_those_until_a_mark_is_first_reached(monkeypatch):
     assert lines[6:] == [["ours", "4", "8.0", "16.0"], ["PyTorch", "eager", "not", "within", "5", "epochs"]]
 
 
+@pytest.mark.slow
 def test_all_contenders_at_hand_reach_a_mark(tmp_path, monkeypatch, capsys):
     """Forty steps bring all to some -210 nats, by the judge, whose images they have not seen; to say of
     each pixel how often it is white costs 206, with nothing in the latents. Weights handed over wrongly are far off."""

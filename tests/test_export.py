@@ -126,6 +126,7 @@ def exported(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_the_networks_compute_what_they_did_without_any_code_of_this_repository(exported, name):
     run = exported[name]
@@ -139,6 +140,7 @@ def test_the_networks_compute_what_they_did_without_any_code_of_this_repository(
     np.testing.assert_allclose(found["first"], found["brightness"][:1], atol=1e-6)  # a batch of another size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "plain"])
 def test_samples_are_the_priors_own_draws_and_the_same_for_the_same_seed(exported, name):
     run = exported[name]
@@ -152,6 +154,7 @@ def test_samples_are_the_priors_own_draws_and_the_same_for_the_same_seed(exporte
     np.testing.assert_allclose(found["draws"], drawn, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_of_the_standard_prior_have_its_mean_and_covariance(exported):
     run = exported["standard"]
     kernel, bias = (np.float64(weight) for weight in run.vae.decoder.get_weights())
@@ -163,6 +166,7 @@ def test_samples_of_the_standard_prior_have_its_mean_and_covariance(exported):
     np.testing.assert_allclose(np.cov(z.T), np.eye(4), atol=1.5 * ERRORS)
 
 
+@pytest.mark.slow
 def test_samples_of_a_learned_mixture_come_from_its_components_by_their_shares(exported):
     z = logit(exported["mixture"].found["draws"]).reshape(DRAWS, -1)[:, :3]
     second = z[:, 0] > 0
@@ -172,6 +176,7 @@ def test_samples_of_a_learned_mixture_come_from_its_components_by_their_shares(e
         np.testing.assert_allclose(part.std(axis=0), 0.1, atol=0.1 * 2 * ERRORS)
 
 
+@pytest.mark.slow
 def test_a_plain_autoencoder_has_no_samples_and_says_so(exported):
     assert {name: list(run.found["names"]) for name, run in exported.items()} == {
         name: ["decode", "encode", "sample"][: 3 - (name == "plain")] for name in RUNS
@@ -180,6 +185,7 @@ def test_a_plain_autoencoder_has_no_samples_and_says_so(exported):
     assert {name: note in run.lines for name, run in exported.items()} == {name: name == "plain" for name in RUNS}
 
 
+@pytest.mark.slow
 def test_the_lines_that_load_it_are_shown_and_run_as_they_stand(exported):
     for name, run in exported.items():
         assert run.found["images"].shape == run.found["reconstructions"].shape == (16, *SHAPE)
@@ -193,6 +199,7 @@ def test_the_lines_that_load_it_are_shown_and_run_as_they_stand(exported):
         assert [f"    {line}".replace("'saved_model'", f"'{place}/saved_model'") for line in load] == run.lines[-5:]
 
 
+@pytest.mark.slow
 def test_what_is_in_the_folder_is_told_beside_it_and_on_the_console(exported):
     run = exported["standard"]
     place = run.folder / "export"

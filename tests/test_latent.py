@@ -112,7 +112,10 @@ def test_without_an_arc_a_spherical_walk_is_straight(a, b):
 
 
 # --- project ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+SLOW_UMAP = pytest.param("umap", marks=pytest.mark.slow)  # most of its seconds are numba's compiler's
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne", SLOW_UMAP])
 def test_a_projection_keeps_islands_apart_and_follows_from_its_seed(method):
     z, labels = islands()
     plane = latent.project(z, method, seed=1)
@@ -131,9 +134,12 @@ def test_pca_shows_the_two_directions_of_largest_variance():
     np.testing.assert_allclose(plane.mean(axis=0), 0, atol=1e-3)
 
 
-def test_few_points_can_be_projected_and_an_unknown_method_cannot():
-    for method in ("tsne", "umap"):
-        assert np.isfinite(latent.project(cloud((6, 3)), method, seed=0)).all()
+@pytest.mark.parametrize("method", ["tsne", SLOW_UMAP])
+def test_few_points_can_be_projected(method):
+    assert np.isfinite(latent.project(cloud((6, 3)), method, seed=0)).all()
+
+
+def test_an_unknown_method_is_refused():
     with pytest.raises(KeyError, match="mds"):
         latent.project(cloud((6, 3)), "mds", seed=0)
 

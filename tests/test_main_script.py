@@ -179,6 +179,7 @@ def run(story):
     return story.unbroken.folder
 
 
+@pytest.mark.slow
 def test_the_script_leaves_everything_in_the_folder_of_the_run(run):
     epochs = ("000", "001", "002", "003")
     expected = {"params.json", "history.jsonl", "report.json", "curves.png", "manifold.png", "training.gif"}
@@ -195,6 +196,7 @@ def test_the_script_leaves_everything_in_the_folder_of_the_run(run):
             picture.load()
 
 
+@pytest.mark.slow
 def test_stderr_has_the_progress_bar_and_nothing_else_and_it_fits_80_columns(story):
     scripts = [story.unbroken, *story.stops.values()]
     for script in scripts:
@@ -204,6 +206,7 @@ def test_stderr_has_the_progress_bar_and_nothing_else_and_it_fits_80_columns(sto
     assert sorted(set(re.findall(line, story.unbroken.err))) == ["1", "2", "3"]
 
 
+@pytest.mark.slow
 def test_params_json_has_every_setting_and_what_it_ran_on(run):
     saved = json.loads((run / "params.json").read_text())
     statements = ast.parse((REPOSITORY / "params.py").read_text()).body
@@ -219,6 +222,7 @@ def test_params_json_has_every_setting_and_what_it_ran_on(run):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", saved["started"])
 
 
+@pytest.mark.slow
 def test_the_history_has_a_line_each_log_interval_and_each_epoch(run):
     lines = history(run)
     assert [line["step"] for line in lines if line["split"] == "train"] == [*range(25, 360, 25), 360]
@@ -251,6 +255,7 @@ def events(folder):
     return found
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_history_and_the_grids(run):
     found = events(run)
     numbers = {key: value for key, value in found.items() if np.ndim(value) == 0}
@@ -268,6 +273,7 @@ def test_tensorboard_shows_the_history_and_the_grids(run):
         assert (pixels[2 * len(sheet) :, -6:] == 255).all()  # the caption ends before the edge
 
 
+@pytest.mark.slow
 def test_the_projector_has_ten_thousand_codes_labels_and_thumbnails(run):
     folder = run / "tensorboard"
     config = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig()).embeddings[0]
@@ -279,6 +285,7 @@ def test_the_projector_has_ten_thousand_codes_labels_and_thumbnails(run):
         assert sprite.size == (100 * 28, 100 * 28)
 
 
+@pytest.mark.slow
 def test_report_and_pictures_are_of_the_last_checkpoint(run, mnist):
     """Its networks, worked out in NumPy for the binarised test images, give what was written."""
     binary = data.binarize(mnist.test_images, data.TEST_BINARIZATION_KEY)
@@ -305,6 +312,7 @@ def test_report_and_pictures_are_of_the_last_checkpoint(run, mnist):
         assert np.abs(found - images).max() < 1.01
 
 
+@pytest.mark.slow
 def test_report_history_and_console_tell_the_same(run, story):
     report, test = json.loads((run / "report.json").read_text()), history(run, "test")[-1]
     assert report["test_elbo"] == pytest.approx(-(report["test_reconstruction"] + report["test_kl"]))
@@ -328,10 +336,12 @@ def test_report_history_and_console_tell_the_same(run, story):
 
 
 # --- a run that is broken again and again -----------------------------------------------------------------------------
+@pytest.mark.slow
 def test_two_runs_at_once_have_a_folder_each(story):
     assert {story.unbroken.folder.name, story.broken.name} == {"mnist-ce-z2", "mnist-ce-z2-2"}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_trained_is_not_gone_on_with(story):
     asked = story.asked_twice
     assert asked.code == 2
@@ -339,12 +349,14 @@ def test_a_run_that_is_being_trained_is_not_gone_on_with(story):
     assert asked.after == asked.before
 
 
+@pytest.mark.slow
 def test_a_killed_run_had_gone_beyond_its_checkpoint(story):
     stop = story.stops["killed"]
     assert stop.code == -signal.SIGKILL
     assert 0 < runs.saved_steps(stop.folder)[-1] < last_step(stop.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("interrupted", 130), ("terminated", 143)])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(name, code, story):
     stop = story.stops[name]
@@ -357,6 +369,7 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(name, code, story):
     assert not (stop.folder / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_one_line(story):
     damaged = runs.saved_steps(story.stops["terminated"].folder)[-1]
     lines = [line for line in story.stops["finished"].out.splitlines() if "damaged" in line]
@@ -364,6 +377,7 @@ def test_a_damaged_checkpoint_costs_one_line(story):
     assert f"step {damaged:,} is damaged" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_broken_ends_as_one_that_never_was(run, story):
     assert story.stops["finished"].code == 0
     broken = story.broken

@@ -6,6 +6,7 @@ from PIL import Image
 from experiments import architecture
 
 
+@pytest.mark.slow
 def test_networks_are_measured_and_drawn(run_quick):
     folder, numbers = run_quick(architecture)
     measured = numbers["measured"]

@@ -172,6 +172,7 @@ def test_trainings_are_shared_and_differ_by_what_is_varied_only(tmp_path):
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quick_study(run_quick, capsys):
     folder, numbers = run_quick(kl_weight)
     mean = {  # of all summaries, by part and value

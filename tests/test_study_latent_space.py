@@ -25,6 +25,7 @@ def quick(run_quick):
     return run_quick(latent_space)
 
 
+@pytest.mark.slow
 def test_the_quick_run_draws_every_figure(quick):
     folder, _ = quick
     names = ("sizes", "projections", "walks", "one_image", "vae_ae")
@@ -36,6 +37,7 @@ def test_the_quick_run_draws_every_figure(quick):
         assert film.n_frames == latent_space.QUICK_SIZES.frames
 
 
+@pytest.mark.slow
 def test_the_quick_run_watches_from_the_first_step_to_the_last(quick, quick_trainings):
     _, numbers = quick
     watched = quick_trainings.glob("*/watched/*.npz")  # those of other experiments too
@@ -45,6 +47,7 @@ def test_the_quick_run_watches_from_the_first_step_to_the_last(quick, quick_trai
     assert numbers["training"]["steps"][-1] == lines[-1]["step"]
 
 
+@pytest.mark.slow
 def test_the_quick_run_finds_what_holds_for_any_trained_network(quick):
     _, numbers = quick
     for found in numbers["sizes"]["latents"].values():
@@ -73,6 +76,7 @@ def test_the_quick_run_finds_what_holds_for_any_trained_network(quick):
     assert "prior_sure" not in plain
 
 
+@pytest.mark.slow
 def test_the_table_of_each_part_has_its_numbers(quick, capsys):
     _, numbers = quick
     tables = latent_space.tables_of(numbers)

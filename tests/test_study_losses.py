@@ -20,6 +20,7 @@ def quick(run_quick):
     return run_quick(losses)
 
 
+@pytest.mark.slow
 def test_the_collapse_collapses_and_the_cure_cures(quick):
     _, numbers = quick
     collapsed, between, cured = (numbers["models"][name] for name in ("MSE_0", "AD_1", "MSE sum"))
@@ -46,6 +47,7 @@ def test_in_the_committed_numbers_the_collapsed_models_draw_the_mean_and_the_med
     assert min(distances["CE_0 to median"], distances["MSE_0 to median"], distances["AD_0 to mean"]) > 0.05
 
 
+@pytest.mark.slow
 def test_the_pictures_are_there(quick):
     folder, _ = quick
     names = {path.name for path in folder.glob("*.[jp][pn]g")}

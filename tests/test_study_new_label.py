@@ -95,6 +95,7 @@ def test_the_two_old_digits_serve_as_control_and_have_no_time_constant_in_the_ta
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_quick_run_learns_the_new_digit_and_forgets_the_old_without_them(run_quick):
     folder, numbers = run_quick(new_label)
     ways = numbers["trios"]["1, 7 + 8"]

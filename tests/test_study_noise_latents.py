@@ -64,6 +64,7 @@ def test_every_z_is_decoded_with_noise_of_its_own():
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_quick_run_finds_that_the_noise_is_unlearned(run_quick):
     folder, numbers = run_quick(noise_latents)
     assert list(numbers["cases"]) == [f"{size} latents, {noise} of noise" for size in (1, 2) for noise in (0, 8)]

@@ -20,6 +20,7 @@ def quick(run_quick):
     return run_quick(sample_quality)
 
 
+@pytest.mark.slow
 def test_the_models_are_ranked_and_nothing_beats_real_images(quick):
     _, numbers = quick
     models = numbers["models"]
@@ -36,6 +37,7 @@ def test_the_models_are_ranked_and_nothing_beats_real_images(quick):
     assert models["CE"]["nll"]["mean"] > 0
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_model_in_order_under_that_of_real_images(quick):
     _, numbers = quick
     rows = [
@@ -47,6 +49,7 @@ def test_the_table_has_a_row_for_each_model_in_order_under_that_of_real_images(q
         assert [float(cell) for cell in row[1:4]] == pytest.approx([model[name]["mean"] for name in SETS], abs=0.06)
 
 
+@pytest.mark.slow
 def test_the_picture_is_there(quick):
     folder, _ = quick
     with Image.open(folder / "sample_quality.png") as picture:
