@@ -461,7 +461,9 @@ def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(prior, 
         np.testing.assert_array_equal(weight, same)
 
 
-@pytest.mark.parametrize("prior", ["standard", "vampprior", "mixture", "realnvp"])
+@pytest.mark.parametrize(
+    "prior", ["standard", "vampprior", "mixture", pytest.param("realnvp", marks=pytest.mark.slow)]
+)
 def test_a_run_on_a_bound_that_goes_on_after_a_stop_ends_as_an_unbroken_one(prior, fit, tmp_path):
     bound = {"bound": "dreg", "bound_samples": 4, "bound_chunk": 4, "gradient_clip": 1.0}  # an image at a time
     chosen = from_params(**TINY | bound | {"prior": prior, "checkpoint_every": 4})

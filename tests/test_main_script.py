@@ -517,6 +517,7 @@ def test_the_length_of_the_run_and_the_number_of_pixels_reach_the_report(small, 
     assert "an effective beta of 784" in after
 
 
+@pytest.mark.slow
 def test_keras_computes_with_tensorflow_in_single_precision_whatever_its_configuration(tmp_path):
     (tmp_path / "keras.json").write_text('{"backend": "jax", "floatx": "float64"}')
     environment = os.environ | {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax"}

@@ -169,6 +169,7 @@ def trained(folder, **changes):
     return said, lines
 
 
+@pytest.mark.slow
 def test_a_bad_image_ends_a_run_which_goes_on_with_the_next_one_as_if_it_had_always_been_skipped(tmp_path, monkeypatch):
     faces = tmp_path / "faces"
     draw_faces.draw(faces, 100)

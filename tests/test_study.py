@@ -44,6 +44,7 @@ def test_the_base_names_every_constant_that_has_a_part_in_a_result():
     assert {name.upper() for name in BASE} == set(NAMES) - RUN_ONLY
 
 
+@pytest.mark.slow
 def test_trainings_in_processes_are_those_in_this_one_and_are_made_once(study, tmp_path, monkeypatch):
     small = {"epochs": 1, "encoder_layers": (8,), "decoder_layers": (8,), "latent_dim": 2, "nll_samples": 0}
     wanted = [Training(settings_of(study, **small, seed=seed), first_code, (0, 5)) for seed in (3, 4)]
@@ -63,6 +64,7 @@ def test_trainings_in_processes_are_those_in_this_one_and_are_made_once(study, t
     assert float(-(loaded[0] + loaded[1].sum(axis=1)).mean()) == pytest.approx(here[0].report["test_elbo"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_was(study, monkeypatch):
     training = Training(settings_of(study, epochs=2, nll_samples=0, checkpoint_every=50), first_code, (10, 200))
     write_line, lines = runs.write_line, []

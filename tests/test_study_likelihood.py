@@ -80,6 +80,7 @@ def test_held_out_and_quick_runs_stay_out_of_the_table():
     assert ROOT / "images" not in (asked("--held-out").images, asked("--quick").images)
 
 
+@pytest.mark.slow
 def test_a_toy_row_is_trained_evaluated_and_not_made_twice(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(main, "xla_pays", lambda vae: False)
     monkeypatch.setattr(likelihood, "ROOT", tmp_path)

@@ -208,6 +208,7 @@ def python(code, **variables):
     return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=users_environment() | variables, **pipes)
 
 
+@pytest.mark.slow
 def test_two_devices_of_one_process_share_a_batch():
     process = python(REPLICAS)
     out, err = process.communicate(timeout=120)
@@ -215,6 +216,7 @@ def test_two_devices_of_one_process_share_a_batch():
     assert json.loads(out) == [HALVES, [MEAN, MEAN], [MEAN_OF_SUMS, MEAN_OF_SUMS]]
 
 
+@pytest.mark.slow
 def test_two_processes_share_what_the_chief_has_and_the_end_of_one_ends_the_other():
     addresses = free_addresses(2)
     processes = [python(WORKER, **config({"worker": addresses}, index=index)) for index in (0, 1)]
