@@ -43,16 +43,35 @@ def quick_trainings(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run_quick(tmp_path_factory, quick_trainings):
+def train_judge():
+    """classifier.train_classifier, which trains once on the same images: those that judge quick studies are one."""
+    from utils import classifier
+
+    train, trained = classifier.train_classifier, {}
+
+    def train_once(images, labels, seed):
+        key = images.tobytes(), labels.tobytes(), seed
+        if key not in trained:
+            trained[key] = train(images, labels, seed)
+        return trained[key]
+
+    return train_once
+
+
+@pytest.fixture(scope="session")
+def run_quick(tmp_path_factory, quick_trainings, train_judge):
     """Run an experiment in its quick mode, in this process; return the folder of its figures, and its numbers."""
     import main
     from experiments.study import make_study
+    from utils import classifier, plots
 
     def run(experiment) -> tuple[Path, dict]:
         name = experiment.__name__.rpartition(".")[2]
         folder = tmp_path_factory.mktemp(name)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(main, "xla_pays", lambda vae: False)  # compiling takes longer than trainings this small
+            patch.setattr(classifier, "train_classifier", train_judge)
+            patch.setattr(plots, "save_curves", lambda path, *_, **__: path.touch())  # nobody looks at each training's
             experiment.run(make_study(name, quick=True, images=folder)._replace(trainings=quick_trainings))
         return folder, json.loads((folder / f"{name}.json").read_text(), parse_constant=pytest.fail)  # NaN, infinity
 
