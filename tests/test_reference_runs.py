@@ -2,7 +2,8 @@
 
 On the kind of machine and with the packages that the numbers are of, each term of the first hundred steps has to agree
 within 1e-5, and the report of the default run to both digits that it shows. Another processor rounds otherwise, and
-training lets that grow: there the first twenty steps have to agree within 1e-3, and the reports are not compared.
+training lets that grow: there the first twenty steps have to agree within 1e-4, or 1e-2 where bfloat16 is used, and the
+reports are not compared. (The same processor without AVX-512 came within 2e-6 over a hundred steps in float32.)
 """
 
 import json
@@ -47,7 +48,7 @@ def images(tmp_path_factory):
 def test_a_run_comes_to_what_it_came_to(name, images):
     found, kept = reference_runs.make_run(name, images), KEPT["runs"][name]
     if KEPT["machine"] != reference_runs.machine():
-        assert deviation(found, kept, steps=20) < 1e-3
+        assert deviation(found, kept, steps=20) < (1e-2 if name == "mixed precision" else 1e-4)
         return
     assert deviation(found, kept) < 1e-5
     if name == "default":
