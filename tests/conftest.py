@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import main  # before any test imports TensorFlow, which main.py keeps quiet
+from experiments.study import make_study
+from utils import classifier, plots
+
 LEFT_OUT = pytest.StashKey[int]()
 
 
@@ -45,8 +49,6 @@ def quick_trainings(tmp_path_factory):
 @pytest.fixture(scope="session")
 def train_judge():
     """classifier.train_classifier, which trains once on the same images: those that judge quick studies are one."""
-    from utils import classifier
-
     train, trained = classifier.train_classifier, {}
 
     def train_once(images, labels, seed):
@@ -61,9 +63,6 @@ def train_judge():
 @pytest.fixture(scope="session")
 def run_quick(tmp_path_factory, quick_trainings, train_judge):
     """Run an experiment in its quick mode, in this process; return the folder of its figures, and its numbers."""
-    import main
-    from experiments.study import make_study
-    from utils import classifier, plots
 
     def run(experiment) -> tuple[Path, dict]:
         name = experiment.__name__.rpartition(".")[2]
