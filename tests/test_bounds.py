@@ -182,6 +182,7 @@ def trained(monkeypatch, steps=3, **overrides):
     return [weight.numpy() for weight in vae.weights], sums.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides", [{"bound": "iwae"}, {"bound": "dreg", "prior": "vampprior"}, {"bound": "elbo", "prior": "mixture"}]
 )

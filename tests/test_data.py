@@ -341,6 +341,7 @@ def test_a_second_failure_of_keras_is_the_next_sources_turn(tiny, tmp_path, monk
         data.load("mnist", str(tmp_path / "never"), said.append)
 
 
+@pytest.mark.slow
 def test_what_is_deleted_is_what_keras_reads(tmp_path):
     code = """if True:
         from utils import data

@@ -462,7 +462,7 @@ def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(prior, 
 
 
 @pytest.mark.parametrize(
-    "prior", ["standard", "vampprior", "mixture", pytest.param("realnvp", marks=pytest.mark.slow)]
+    "prior", ["standard", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vampprior", "mixture", "realnvp"))]
 )
 def test_a_run_on_a_bound_that_goes_on_after_a_stop_ends_as_an_unbroken_one(prior, fit, tmp_path):
     bound = {"bound": "dreg", "bound_samples": 4, "bound_chunk": 4, "gradient_clip": 1.0}  # an image at a time
