@@ -8,6 +8,7 @@ References: Kingma & Welling 2013 (arXiv 1312.6114), Doersch 2016 (arXiv 1606.05
 Shapes: B images a batch, (H, W, C) an image, L latents. Losses and KL are in nats.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -404,7 +405,7 @@ def draw_epoch(images: np.ndarray, settings: Settings, epoch: int) -> tf.Tensor:
 
 
 def steps_at_once(images: np.ndarray | streams.LazyImages, settings: Settings) -> int:
-    """How many steps' batches are on the device at once: an epoch's of images in memory, 32 MB of a stream."""
+    """How many steps' batches are trained on in one piece: an epoch's of images in memory, 32 MB of a stream."""
     steps = len(images) // settings.batch_size
     if isinstance(images, np.ndarray):
         return steps
@@ -444,19 +445,27 @@ def epoch_batches(
         prepare = black_and_white
     chunk = steps_at_once(images, s)
     for batches in streams.stream(images, rows, prepare, first=done, chunk=chunk):
-        yield done, tf.pad(batches, [[0, chunk - len(batches)], *[[0, 0]] * 4])
+        missing = chunk - len(batches)
+        yield done, tf.pad(batches, [[0, missing], *[[0, 0]] * 4]) if missing else batches
         done += len(batches)
 
 
 def run_batches(
     images: np.ndarray | streams.LazyImages, settings: Settings, step: int, crew: workers.Workers = workers.ALONE
 ) -> Iterator[tuple[int, tf.Tensor]]:
-    """What a run trains on from `step` on: for all its epochs, epoch_batches and the step that the first one is for."""
+    """What a run trains on from `step` on: for all its epochs, epoch_batches and the step that the first one is for.
+
+    The next epoch of images in memory is drawn while one is trained on; a stream reads ahead by itself.
+    """
     steps_per_epoch = len(images) // settings.batch_size
-    for epoch in range(step // steps_per_epoch, settings.epochs):
-        start = epoch * steps_per_epoch
-        for first, batches in epoch_batches(images, settings, epoch + 1, max(step - start, 0), crew):
-            yield start + first, batches
+
+    def pieces():
+        for epoch in range(step // steps_per_epoch, settings.epochs):
+            start = epoch * steps_per_epoch
+            for first, batches in epoch_batches(images, settings, epoch + 1, max(step - start, 0), crew):
+                yield start + first, batches
+
+    return streams.one_ahead(pieces()) if isinstance(images, np.ndarray) else pieces()
 
 
 def draw_noise(settings: Settings, images: int, key: tf.Tensor) -> tf.Tensor | None:
@@ -527,12 +536,16 @@ def compile_train_steps(
         optimizer.apply(gradients, weights)
         return terms
 
-    @tf.function(jit_compile=xla_pays(vae))
+    compiled = xla_pays(vae)
+
+    @tf.function(jit_compile=compiled)
     def train_steps(batches, step, stop, seed, sums, first=0):
         terms = tf.zeros(3)
         while step < stop and tf.reduce_all(tf.math.is_finite(terms)):
-            # XLA would compile a slice, batches[...], once more for each new value of `first` (TensorFlow issue 76070).
-            batch, weight = tf.gather(batches, (step - first) % len(batches)), scheduled_weight(s, step)
+            # XLA would compile a slice once more for each new value of `first` (TensorFlow issue 76070); without XLA a
+            # GPU cannot gather uint8.
+            place, weight = (step - first) % len(batches), scheduled_weight(s, step)
+            batch = tf.gather(batches, place) if compiled else batches[place]
             terms = workers.on_replicas(crew, train_step, batch, step, seed, weight)
             sums += terms
             step += 1
@@ -643,7 +656,8 @@ def fit(
 
     `evaluate`, from compile_evaluation, is what the test of each epoch rests on. `watch` is called with the VAE after
     each number of steps in `watch_at`, which changes nothing in what is learned. A line of the history has the images
-    per second by the clock since the line before: drawing, testing, pictures and checkpoints count, compiling doesn't.
+    per second by the clock since the line before: testing, pictures and checkpoints count. (The training steps are
+    compiled before the first.)
     Of several workers only the chief tests, draws and saves; the others get their state from it.
     Raises runs.Diverged, runs.Stopped (Ctrl-C or SIGTERM; a checkpoint has been written) and OSError (a full disk).
     """
@@ -669,6 +683,7 @@ def fit(
         runs.event_writer(folder) as events,
         runs.deferred_signals() as signals,
         report.progress_bar(last_step, step, shown=crew.is_chief) as bar,
+        contextlib.closing(run_batches(dataset.train_images, s, step, crew)) as pieces,
     ):
         if step == 0 and crew.is_chief:
             runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch=0))
@@ -676,12 +691,10 @@ def fit(
                 watch(vae, step)
         if step < last_step:  # compile, by a call for no steps, so that the first speed shown is that of training
             steps = steps_at_once(dataset.train_images, s)
-            unused = tf.zeros((steps, s.batch_size // crew.count, *dataset.train_images.shape[1:]), tf.uint8)
-            train_steps(unused, tf.constant(0), tf.constant(0), seed, sums.value(), tf.constant(0))
-        last_line, clock, waited = step, time.perf_counter(), 0.0  # when the last line was told; seconds without data
-        pieces, end = run_batches(dataset.train_images, s, step, crew), step
-        if not is_stream:  # which reads ahead by itself
-            pieces = streams.one_ahead(pieces)
+            shape = steps, s.batch_size // crew.count, *dataset.train_images.shape[1:]
+            train_steps(tf.zeros(shape, tf.uint8), *map(tf.constant, (0, 0)), seed, sums.value(), tf.constant(0))
+        end = last_line = step
+        clock, waited = time.perf_counter(), 0.0  # when the last line was told, and seconds without data since
         for epoch in range(step // steps_per_epoch + 1, s.epochs + 1):
             epoch_end = epoch * steps_per_epoch
             while step < epoch_end:

@@ -123,7 +123,7 @@ def ours(images, batch_size, activation, architecture):
 
 
 def our_loop(images, settings):
-    """The loop of main.py as it is: an epoch is drawn, put on the device and trained on in one call."""
+    """The loop of main.py as it is: an epoch is trained on in one call, while the next one, if any, is drawn."""
     import tensorflow as tf
 
     import main as project
@@ -135,10 +135,11 @@ def our_loop(images, settings):
     steps_per_epoch, seed = len(images) // settings.batch_size, tf.constant(0)
 
     def train(epochs):
-        for _ in range(epochs):
-            first = tf.cast(optimizer.iterations, tf.int32)
-            batches = project.draw_epoch(images, settings, int(first))
-            sums, _, _ = train_steps(batches, first, first + steps_per_epoch, seed, tf.zeros(3))
+        step = int(optimizer.iterations)
+        until = settings.model_copy(update={"epochs": step // steps_per_epoch + epochs})
+        for first, batches in project.run_batches(images, until, step):
+            ends = tf.constant(first), tf.constant(first + steps_per_epoch)
+            sums, _, _ = train_steps(batches, *ends, seed, tf.zeros(3), tf.constant(first))
         return float(sums[0]) / steps_per_epoch
 
     return train, lambda: (vae.encoder.get_weights(), vae.decoder.get_weights())

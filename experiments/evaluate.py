@@ -167,9 +167,7 @@ def weigh_all(
         return not stopped.is_set()
 
     def part(start: int) -> Weighed | None:
-        path, rows = place / f"{name}-{start}.npz", np.minimum(np.arange(start, start + at_once), len(images) - 1)
-        batch, *of_batch = (tf.constant(values[rows]) for values in (images, *posteriors))
-        count = min(at_once, len(images) - start)
+        path, count = place / f"{name}-{start}.npz", min(at_once, len(images) - start)
         if stopped.is_set():
             return None
         if path.exists():
@@ -178,6 +176,8 @@ def weigh_all(
                 bar.n += count * samples
                 bar.last_print_n += count * samples
             return Weighed(**np.load(path))
+        rows = slice(start, start + count)
+        batch, *of_batch = (tf.constant(data.filled_up(part[rows], at_once)) for part in (images, *posteriors))
         try:
             if weighed := weigh_part(weigh, start, batch, of_batch, samples, lambda draws: tell(draws * count)):
                 weighed = Weighed(*(values[..., :count] for values in weighed))

@@ -34,18 +34,18 @@ def settings_that_count(settings: Settings) -> str:
 
 
 # --- code -------------------------------------------------------------------------------------------------------------
-def code_of(*modules: str, root: Path = ROOT) -> str:
-    """A fingerprint of what modules ("main", "utils.data") do, with all that they import from the project."""
-    return fingerprint(files_of(*modules, root=root).values())
+def code_of(module: str, root: Path = ROOT) -> str:
+    """A fingerprint of what a module ("main", "utils.data") does, with all that it imports from the project."""
+    return fingerprint(files_of(module, root).values())
 
 
-def files_of(*modules: str, root: Path = ROOT) -> dict[Path, str]:
-    """The files of modules and of all that they import from the project, each with a fingerprint of what it does.
+def files_of(module: str, root: Path = ROOT) -> dict[Path, str]:
+    """The files of a module and of all that it imports from the project, each with a fingerprint of what it does.
 
     An import counts wherever it stands: in a function too, and under an `if`. One whose name is made at run time is not
     seen. Raises KeyError if there is no such module.
     """
-    known, names, found = modules_of(root), list(modules), {}
+    known, names, found = modules_of(root), [module], {}
     for name in names:  # which grows
         path = known[name]
         found[path], imported = _read(path.read_bytes(), path.relative_to(root).parts[:-1])
@@ -103,11 +103,12 @@ def sources(function: Callable, found: dict[str, str]) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     found[f"{function.__module__}.{function.__qualname__}"] = without_docstrings(tree)
     modules = imports_of(tree)
-    codes = [function.__code__] if inspect.isfunction(function) else []
+    functions = vars(function).values() if inspect.isclass(function) else [function]  # its methods
+    names, codes = vars(inspect.getmodule(function)), [each.__code__ for each in functions if inspect.isfunction(each)]
     for code in codes:
         codes += [inner for inner in code.co_consts if inspect.iscode(inner)]  # of functions within it
         for name in code.co_names:
-            used = inspect.unwrap(function.__globals__.get(name))
+            used = inspect.unwrap(names.get(name))
             if inspect.ismodule(used):
                 modules.add(used.__name__)
             elif inspect.isfunction(used) or inspect.isclass(used):
@@ -115,7 +116,7 @@ def sources(function: Callable, found: dict[str, str]) -> dict[str, str]:
                     modules.add(used.__module__)
                 elif f"{used.__module__}.{used.__qualname__}" not in found:
                     sources(used, found)
-            elif isinstance(used, int | float | str | tuple | dict):
+            elif isinstance(used, int | float | str | tuple | list | dict):
                 found[f"{function.__module__}.{name}"] = repr(used)
     found |= {name: code_of(name) for name in sorted(modules & modules_of().keys())}
     return found

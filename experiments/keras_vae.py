@@ -8,7 +8,6 @@ epoch there is a grid of samples and one of reconstructions, and after each epoc
 training is `fit` with its defaults; the losses are in history.csv, and -val_loss is the test ELBO in nats.
 """
 
-import argparse
 import os
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from PIL import Image
 
 from utils import data
 from utils.quiet import quiet_start
-from utils.settings import from_params
+from utils.settings import SettingsError, experiment_parser, from_params, whole
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 with quiet_start():
@@ -54,7 +53,7 @@ class VAE(keras.Model):
         """What Keras sets back to zero at the start of each epoch and of each test."""
         return [self.loss_tracker]
 
-    def losses(self, x):
+    def terms(self, x):
         """Reconstruction loss and KL of images (B, 784) in [0, 1], each a mean over the batch in nats."""
         z_mean, z_log_std = tf.split(self.encoder(x), 2, axis=1)
         z = z_mean + tf.exp(z_log_std) * tf.random.normal(tf.shape(z_mean))
@@ -68,7 +67,7 @@ class VAE(keras.Model):
         x = tf.cast(tf.random.uniform(tf.shape(x)) < x, tf.float32)
         kl_weight = tf.minimum(tf.cast(self.optimizer.iterations, tf.float32) / KL_STEPS, 1.0)
         with tf.GradientTape() as tape:
-            reconstruction, kl = self.losses(x)
+            reconstruction, kl = self.terms(x)
             loss = reconstruction + kl_weight * kl
         self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
         self.loss_tracker.update_state(loss)
@@ -76,7 +75,7 @@ class VAE(keras.Model):
 
     def test_step(self, images):
         """Judge a batch of black and white images by the ELBO, the loss being -ELBO."""
-        reconstruction, kl = self.losses(brightness(images))
+        reconstruction, kl = self.terms(brightness(images))
         self.loss_tracker.update_state(reconstruction + kl, sample_weight=tf.shape(images)[0])
         return {"loss": self.loss_tracker.result()}
 
@@ -131,12 +130,15 @@ def save_grid(path, images, columns=10):
 
 def main(argv=None):
     """Train, test and draw."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.keras_vae", description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=15, help="passes over the training images (%(default)s)")
+    parser = experiment_parser("keras_vae", __doc__)
+    parser.add_argument("--epochs", type=whole(1, 10**6), default=15, help="passes over the training images [15]")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the grids and of history.csv")
     args = parser.parse_args(argv)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    mnist = data.load("mnist", from_params().data_dir)
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        mnist = data.load("mnist", from_params().data_dir)
+    except (data.DataError, SettingsError, OSError) as error:
+        parser.error(str(error))
     images = mnist.train_images.reshape(-1, PIXELS)
     test_images = data.binarize(mnist.test_images, data.TEST_BINARIZATION_KEY).reshape(-1, PIXELS)
     vae = compiled_vae(steps=args.epochs * -(-len(images) // BATCH_SIZE))

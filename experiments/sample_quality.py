@@ -60,7 +60,8 @@ MODELS = {  # the name in table and figure, and what differs from the VAE of the
 }
 QUICK_MODELS = ("CE", "CE autoencoder", "CE, mixture prior")
 SAMPLES = 10_000  # in a set: as many as there are test images
-FITTED, COMPONENTS = 20_000, 20  # training images whose latents the mixture is fitted to, and its Gaussians
+FITTED, QUICKLY_FITTED = 20_000, 3_000  # training images whose latents the mixture is fitted to
+COMPONENTS = 20  # its Gaussians
 SETS = {"prior": "samples from the prior", "mixture": "from a fitted mixture", "reconstructions": "reconstructions"}
 SHOWN = 64  # samples of each model in the figure
 PIXELS, CHOICE, NOISE = 200, 201, 202  # what a draw of NumPy's is for, beside the seed
@@ -68,8 +69,9 @@ PIXELS, CHOICE, NOISE = 200, 201, 202  # what a draw of NumPy's is for, beside t
 
 def chosen_images(study: Study, grey: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Which training images the mixture is fitted to, and which of them are reconstructed: as many as are tested."""
-    order = np.random.default_rng((study.seed, CHOICE)).permutation(len(grey.train_images))[:FITTED]
-    return order, order[: min(SAMPLES, len(grey.test_images), len(order))]
+    order = np.random.default_rng((study.seed, CHOICE)).permutation(len(grey.train_images))
+    fitted = order[: QUICKLY_FITTED if study.quick else FITTED]
+    return fitted, fitted[: min(SAMPLES, len(grey.test_images))]
 
 
 def decode(vae: main.VAE, z: np.ndarray) -> np.ndarray:
@@ -133,7 +135,7 @@ def run(study: Study) -> None:
     results = {name: [next(done) for _ in study.seeds] for name in names}
 
     grey = data.prepare(settings_of(study, binarize="none"), lambda line: None)
-    _, reconstructed = chosen_images(study, grey)
+    fitted, reconstructed = chosen_images(study, grey)
     judge = digit_classifier(study)
     real = classifier.features(judge, classifier.to_brightness(grey.test_images[: len(reconstructed)]))
     training_images = classifier.to_brightness(grey.train_images[reconstructed])
@@ -155,7 +157,7 @@ def run(study: Study) -> None:
         "models": {name: models[name] for name in order},
         "floor": floor,
         "images_in_a_set": len(reconstructed),
-        "mixture": {"components": COMPONENTS, "images": min(FITTED, len(grey.train_images))},
+        "mixture": {"components": COMPONENTS, "images": len(fitted)},
         "classifier": "trained here; not comparable with an Inception FID",
     }
     publish(study, numbers, {"sample_quality": table_of(models, floor)})

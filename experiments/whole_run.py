@@ -15,7 +15,8 @@ tested, and the file's date is the time.
 At its end main.py saves, judges, draws the film and estimates the log-likelihood, and Keras does nothing. So it is the
 time up to the end, `trained`, in which both do the same work, while `total` is what one waits for. main.py also writes
 TensorBoard's files and checkpoints on the way, which Keras does not. In each round the loop of main.py takes a turn as
-well, without all that surrounds it: it tells how short an epoch could be.
+well, without all that surrounds it: it tells how short an epoch could be. (For that, and for that alone, this file is
+started as a process: python -m experiments.whole_run EPOCHS.)
 """
 
 import csv
@@ -37,7 +38,7 @@ from utils.settings import SettingsError, from_params
 
 LOOP_EPOCHS = 5  # of a turn of the loop alone, after one in which it compiles
 ELBO_TOLERANCE = 5.0  # nats; seeds alone make up to three after 2 epochs, and a few tenths of one after 15
-SETTINGS = {  # the default run, named in full since params.py is the user's to edit; keras_vae.py does the same
+SETTINGS = {  # the default run: all that has a part in it, since params.py is the user's; keras_vae.py does the same
     "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0,
     "architecture": "mlp", "encoder_layers": (512, 512), "decoder_layers": (512, 512), "activation": "silu",
     "latent_dim": 20, "noise_dim": 0, "autoencoder": False, "prior": "standard",

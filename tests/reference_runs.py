@@ -10,7 +10,9 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -133,9 +135,11 @@ def make_run(name, images):
             killed = subprocess.run(process, cwd=Path(main.__file__).parent, capture_output=True, text=True)
             assert killed.returncode < 0, killed.stderr
             words = ["--output-dir", runs, "--resume", next(Path(runs).iterdir()).name]
-        said = io.StringIO()
+        said, handlers = io.StringIO(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             code = main.main(read_command_line(words))
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         assert code == 0, f"{name}: {said.getvalue()}"
         (folder,) = Path(runs).iterdir()
         lines = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
@@ -169,17 +173,24 @@ def machine():
     return {"cpu": about.get("model name"), "instructions": " ".join(wide), "cores": os.cpu_count(), **versions}
 
 
-def deviation(found, expected, steps=100):
+def deviation(found, expected, steps=math.inf):
     """By how much two runs differ at most, in any term of the history up to so many steps: relative, of terms below 1
-    absolute. Infinite if their lines are not of the same steps."""
-    worst = 0.0
+    absolute. Infinite if their lines are not of the same steps, or there are none."""
+    sizes = []
     for split in ("train", "test"):
         lines, others = ([line for line in run[split] if line[0] <= steps] for run in (found, expected))
         if [line[0] for line in lines] != [line[0] for line in others]:
-            return float("inf")
-        pairs = [pair for both in zip(lines, others, strict=True) for pair in zip(*both, strict=True)]
-        worst = max([worst, *(abs(a - b) / max(1, abs(b)) for a, b in pairs if b is not None)])
-    return worst
+            return math.inf
+        sizes += [size_of(*pair) for both in zip(lines, others, strict=True) for pair in zip(*both, strict=True)]
+    return max(sizes, default=math.inf)
+
+
+def size_of(number, expected):
+    """The relative difference of two numbers, of those below 1 the absolute one. Two None are the same."""
+    if number is None or expected is None:
+        return 0.0 if number is expected else math.inf
+    size = abs(number - expected) / max(1, abs(expected))
+    return size if math.isfinite(size) else math.inf
 
 
 def main():
@@ -190,6 +201,8 @@ def main():
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME", help="make these runs")
     parser.add_argument("--write", action="store_true", help=f"write {NUMBERS.name} instead of comparing with it")
     asked = parser.parse_args()
+    if asked.write and asked.only != list(RUNS):
+        parser.error("--write: does not go with --only, since the file has all runs")
     sys.path.insert(0, str(asked.code.resolve()))
     found = make_runs(asked.only)
     if asked.write:
@@ -201,7 +214,7 @@ def main():
         print(f"note: the numbers are of another machine, {kept['machine']}")
     print(f"{'largest deviation in':38}{'100 steps':>11}{'all steps':>11}{'ELBO':>10}")
     for name, run in found.items():
-        sizes = "".join(f"{deviation(run, kept['runs'][name], steps):11.1e}" for steps in (100, 10**9))
+        sizes = "".join(f"{deviation(run, kept['runs'][name], steps):11.1e}" for steps in (100, math.inf))
         same = "  bit for bit" if run == kept["runs"][name] else ""
         print(f"{name:38}{sizes}{run['report'].get('test_elbo', float('nan')):10.2f}{same}")
 

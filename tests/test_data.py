@@ -490,3 +490,18 @@ def test_batches_of_larger_images_are_smaller(shape, sizes):
     [starts] = data.in_batches(lambda batch, start: (seen.append(len(batch)) or np.full(len(batch), start),), images)
     assert seen == sizes
     np.testing.assert_array_equal(starts, np.repeat(np.cumsum([0, *sizes[:-1]]), sizes))
+
+
+@pytest.mark.parametrize(("count", "at_once"), [(1, 1), (5, 5), (6, 6), (11, 6), (12, 6), (13, 6)])
+def test_equal_batches_are_filled_up_and_what_is_computed_of_that_is_dropped(count, at_once):
+    images, seen = np.random.default_rng(0).integers(256, size=(count, 3, 2, 1), dtype=np.uint8), []
+
+    def compute(batch, start):
+        seen.append((batch.shape, int(start)))
+        return batch.sum(axis=(1, 2, 3)), batch + start
+
+    sums, moved = data.in_equal_batches(compute, images, 6)
+    np.testing.assert_array_equal(sums, images.sum(axis=(1, 2, 3)))
+    starts = np.int32(np.arange(count) // at_once * at_once)
+    np.testing.assert_array_equal(moved, images + starts.reshape(-1, 1, 1, 1))
+    assert seen == [((at_once, 3, 2, 1), start) for start in range(0, count, at_once)]

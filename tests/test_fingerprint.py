@@ -53,7 +53,7 @@ def test_a_change_counts_in_any_file_that_is_imported_however_far_away_and_in_no
 def test_the_files_are_those_of_all_modules_asked_for(project):
     found = {path.relative_to(project).as_posix() for path in files_of("main", root=project)}
     assert found == PROJECT.keys() - NOT_IMPORTED
-    more = {path.relative_to(project).as_posix() for path in files_of("utils.typed", "utils.alone", root=project)}
+    more = {path.relative_to(project).as_posix() for path in files_of("utils.alone", root=project)}
     assert more == found | {"utils/alone.py"}
     with pytest.raises(KeyError, match=r"utils\.typo"):
         code_of("utils.typo", root=project)
@@ -140,12 +140,16 @@ from utils.likelihood import LOG_2_PI
 from utils.report import ACTIVE_VARIANCE
 
 SHOWN, WIDTH = 10, 4
+SIZES = [1, 2]
 
 
 class Pair(NamedTuple):
     """Two."""
 
     first: int = 1
+
+    def sizes(self):
+        return SIZES
 
 
 def watch(vae, settings, dataset):
@@ -175,6 +179,7 @@ def draw(x):
         ('"z":', '"y":', True),
         ("row in x", "row in 2 * x", True),
         ("first: int = 1", "first: int = 2", True),
+        ("SIZES = [1, 2]", "SIZES = [1, 3]", True),
         ("    import main", "    import main\n    from utils import classifier", True),
         ("utils.latent import align", "utils.files import write_json as align", True),
     ],

@@ -5,7 +5,6 @@ which is all that graph mode does, TensorFlow tells itself.
 """
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -19,10 +18,10 @@ import tensorflow as tf
 from PIL import Image
 
 import main
+from tests.shared import REPOSITORY, users_environment
 from utils.settings import read_command_line
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(main.__file__).parent
 RAGGED = shlex.split(  # 1,300 images to test on: two unequal batches, or of the bound 350, 350, 350 and 250 images
     "--labels 1 --held-out 1300 --binarize dynamic --encoder-layers 8 --decoder-layers 8 --latent-dim 2 --noise-dim 0 "
     "--bound iwae --bound-samples 2 --bound-chunk 700 --batch-size 200 --epochs 3 --checkpoint-every 20 --log-every 7 "
@@ -66,7 +65,7 @@ def modules(folder, *words):
     dump = folder / f"dump{len(list(folder.glob('dump*')))}"
     flags = f"--xla_cpu_copy_insertion_use_region_analysis=true --xla_dump_to={dump}"  # the first is main.py's own
     process = [sys.executable, *map(str, words), "--output-dir", str(folder)]
-    environment = os.environ | {"XLA_FLAGS": flags, "CUDA_VISIBLE_DEVICES": "-1"}
+    environment = users_environment() | {"XLA_FLAGS": flags, "CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run(process, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     named = r"(module_\d+)\.a_inference_(.+?)_\d+_"
@@ -124,12 +123,14 @@ def test_in_graph_mode_each_function_of_a_run_is_traced_once(pieces, images, tmp
     assert counts == [("evaluate_batch", 1), ("train_steps", 1), ("bound", 0), ("estimate", 1)]
 
 
-def test_with_two_devices_each_function_of_a_run_is_traced_once(images, tmp_path):
-    words = [*STREAMED, "--data-dir", str(images), "--output-dir", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", TRACED, *words], cwd=REPOSITORY, capture_output=True, text=True)
+@pytest.mark.parametrize("arrays", [False, True])
+def test_with_two_devices_each_function_of_a_run_is_traced_once(arrays, images, tmp_path):
+    words = [*(RAGGED if arrays else [*STREAMED, "--data-dir", str(images)]), "--output-dir", str(tmp_path)]
+    process = [sys.executable, "-c", TRACED, *words]
+    done = subprocess.run(process, cwd=REPOSITORY, env=users_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts == [["evaluate_batch", 1], ["train_steps", 1], ["bound", 0], ["estimate", 1]]
+    assert counts == [["evaluate_batch", 1], ["train_steps", 1], ["bound", int(arrays)], ["estimate", 1]]
 
 
 def resident():

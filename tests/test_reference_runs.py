@@ -1,27 +1,27 @@
 """What runs came to at commit f235d13, they come to today: the numbers in reference_runs.json, by reference_runs.py.
 
 On the kind of machine and with the packages that the numbers are of, each term of the first hundred steps has to agree
-within 1e-5, and the report of the default run to both digits that it shows. Another processor rounds otherwise, and
-training lets that grow: there the first twenty steps have to agree within 1e-4, or 1e-2 where bfloat16 is used, and the
-reports are not compared. (The same processor without AVX-512 came within 2e-6 over a hundred steps in float32.)
+within 1e-5, the rest of the history and the report within 1e-3, and the ELBO and the likelihood of the default run to
+two digits. Another processor rounds otherwise, and training lets that grow. There only the first twenty steps are
+compared, or those of the first line: they have to agree within 1e-4, or 1e-2 where bfloat16 is used. (The same
+processor without AVX-512 came within 2e-6 over a hundred steps in float32.)
 """
 
 import json
+import math
 
 import pytest
 
 from tests import reference_runs
-from tests.reference_runs import RUNS, deviation
+from tests.reference_runs import RUNS, deviation, size_of
 from utils.settings import from_params
 
 KEPT = json.loads(reference_runs.NUMBERS.read_text())
-PLACES = {"data_dir", "output_dir", "run_name", "start_from"}
+PLACES = {"data-dir", "output-dir", "run-name", "start-from"}
 
 
 def test_between_them_the_runs_use_two_values_of_every_constant():
-    constants = {name.replace("_", "-") for name in type(from_params()).model_fields} - {
-        name.replace("_", "-") for name in PLACES
-    }
+    constants = {name.replace("_", "-") for name in type(from_params()).model_fields} - PLACES
     assert constants == set(reference_runs.DEFAULT)
     assert {name for name in constants if len({run[name] for run in RUNS.values()}) > 1} == constants
 
@@ -30,10 +30,12 @@ def test_the_deviation_of_two_runs_is_that_of_the_term_that_differs_most():
     kept = {"train": [[50, 200.0, 0.5], [100, 100.0, None], [150, 1.0, 1.0]], "test": [[100, 10.0, 10.0]]}
     found = {"train": [[50, 201.0, 0.5], [100, 100.0, None], [150, 2.0, 1.0]], "test": [[100, 10.0, 10.0]]}
     assert deviation(kept, kept) == 0
-    assert deviation(found, kept) == pytest.approx(1 / 200)
-    assert deviation(found, kept, steps=150) == 1
-    assert deviation(found | {"test": [[100, 10.0, 11.0]]}, kept) == pytest.approx(1 / 10)
-    assert deviation(found | {"test": []}, kept) == float("inf")
+    assert deviation(found, kept, steps=100) == pytest.approx(1 / 200)
+    assert deviation(found, kept) == 1
+    assert deviation(found | {"test": [[100, 10.0, 11.0]]}, kept, steps=100) == pytest.approx(1 / 10)
+    assert deviation(found | {"test": []}, kept) == math.inf
+    assert deviation(kept, kept, steps=49) == math.inf  # nothing is compared
+    assert size_of(0.0, None) == size_of(None, 0.0) == size_of(math.nan, 1.0) == math.inf
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,13 @@ def images(tmp_path_factory):
 def test_a_run_comes_to_what_it_came_to(name, images):
     found, kept = reference_runs.make_run(name, images), KEPT["runs"][name]
     if KEPT["machine"] != reference_runs.machine():
-        assert deviation(found, kept, steps=20) < (1e-2 if name == "mixed precision" else 1e-4)
+        first = max(20, kept["train"][0][0])
+        assert deviation(found, kept, first) < (1e-2 if name == "mixed precision" else 1e-4)
         return
-    assert deviation(found, kept) < 1e-5
+    assert deviation(found, kept, steps=100) < 1e-5
+    assert deviation(found, kept) < 1e-3
+    assert found["report"].keys() == kept["report"].keys()
+    assert max(size_of(found["report"][key], number) for key, number in kept["report"].items()) < 1e-3
     if name == "default":
-        for number in ("test_elbo", "test_nll"):
-            assert round(found["report"][number], 2) == round(kept["report"][number], 2)
+        shown = [round(found["report"][key], 2) for key in ("test_elbo", "test_nll")]
+        assert shown == [-96.30, 92.70]

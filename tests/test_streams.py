@@ -2,6 +2,7 @@
 
 import gc
 import json
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -14,7 +15,7 @@ from experiments import draw_faces
 from utils import data, runs
 from utils.data import DataError, binarize
 from utils.settings import from_params
-from utils.streams import BadImage, LazyImages, binarized, chunk_steps, stream
+from utils.streams import BadImage, LazyImages, binarized, chunk_steps, one_ahead, stream
 
 SHAPE = (4, 5, 3)
 ARRAY = np.random.default_rng(1).integers(256, size=(40, *SHAPE), dtype=np.uint8)
@@ -148,6 +149,37 @@ def test_a_stream_that_is_left_early_reads_little_more_and_keeps_nothing():
     del images, left
     gc.collect()
     assert alive() is None
+
+
+# --- what is made ahead -----------------------------------------------------------------------------------------------
+def test_items_come_in_order_each_made_while_the_one_before_is_in_use():
+    made = [threading.Event() for _ in range(4)]
+
+    def items():
+        for number in range(4):
+            made[number].set()
+            yield number
+
+    received = []
+    for number in one_ahead(items()):
+        received.append(number)
+        assert number == 3 or made[number + 1].wait(10)  # before anybody asked for it
+    assert received == [0, 1, 2, 3]
+
+
+def test_what_making_an_item_raises_comes_out_behind_the_items_before_it_and_leaving_early_ends_the_thread():
+    def items():
+        yield 1
+        raise ZeroDivisionError("the second")
+
+    ahead, threads = one_ahead(items()), threading.active_count()
+    assert next(ahead) == 1
+    with pytest.raises(ZeroDivisionError, match=r"^the second$"):
+        next(ahead)
+    left = one_ahead(iter(range(10)))
+    assert next(left) == 0
+    left.close()
+    assert threading.active_count() == threads
 
 
 # --- runs that train on a stream --------------------------------------------------------------------------------------

@@ -17,9 +17,7 @@ SETS = ("prior", "mixture", "reconstructions")
 @pytest.fixture(scope="module")
 def quick(run_quick):
     """The folder of a quick run, and its numbers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_quality, "FITTED", 3_000)  # of the 13,007 ones and sevens: fitting took half of the time
-        return run_quick(sample_quality)
+    return run_quick(sample_quality)
 
 
 @pytest.mark.slow

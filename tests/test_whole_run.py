@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from experiments import benchmark, whole_run
+from tests import reference_runs
 from utils.settings import from_params, read_command_line
 
 TITLES = {"loop": "the loop alone", "ours": "main.py", "keras": "Keras fit", "against": "old"}
@@ -89,6 +90,9 @@ def test_the_run_is_named_in_full_on_the_command_line():
     """So that an edited params.py changes nothing."""
     command = read_command_line(whole_run.options(whole_run.SETTINGS))
     assert command.given == whole_run.SETTINGS
+    reference = read_command_line(reference_runs.command_line(reference_runs.DEFAULT, None, "predictions"))
+    places = {"output_dir": "predictions", "run_name": ""}
+    assert from_params(**whole_run.SETTINGS, **places, epochs=15) == reference.settings
     command = read_command_line(whole_run.options({"labels": (1, 7), "autoencoder": True}))
     assert command.settings == from_params(labels=(1, 7), autoencoder=True)
 

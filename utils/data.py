@@ -276,15 +276,20 @@ def in_batches(compute: Callable, images: Images, size: int | None = None) -> li
 def in_equal_batches(compute: Callable, images: Images, size: int | None = None) -> list[np.ndarray]:
     """The same, for a `compute` that is compiled, and so once only: the last batch is as large as the others.
 
-    It is filled up with copies of its last image. What is computed of these is dropped.
+    It is filled up with copies of its last image, and what is computed of these is dropped. But with several draws an
+    image, the noise of the last batch follows from its whole size.
     """
     size = min(size or evaluated_at_once(images.shape), len(images))
 
     def compute_full(batch, start):
-        full = batch[np.minimum(np.arange(size), len(batch) - 1)]
-        return [output[: len(batch)] for output in compute(full, start)]
+        return [output[: len(batch)] for output in compute(filled_up(batch, size), start)]
 
     return in_batches(compute_full, images, size)
+
+
+def filled_up(batch: np.ndarray, size: int) -> np.ndarray:
+    """A batch (B, ...) with as many copies of its last element as make it (size, ...)."""
+    return batch[np.minimum(np.arange(size), len(batch) - 1)]
 
 
 def evaluated_at_once(shape: tuple[int, ...]) -> int:
