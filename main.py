@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.files import write_json
-from utils.quiet import quiet_start
+from utils.quiet import quiet_start, uncollected
 from utils.settings import Command, Settings, SettingsError, load_saved, read_command_line, resumed, same_settings
 
 if __name__ == "__main__":
@@ -35,7 +35,7 @@ if __name__ == "__main__":
 # Spares XLA on a CPU a copy of nearly all weights in every step, 6 percent of its time. A user's own flags win.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_copy_insertion_use_region_analysis=true")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever a user's keras.json names; its floatx is set below
-with quiet_start():
+with quiet_start(), uncollected():
     import keras
     import tensorflow as tf
 
