@@ -1,6 +1,7 @@
-"""utils/quiet.py: TensorFlow's chatter at its start is dropped, and all else comes through."""
+"""utils/quiet.py: TensorFlow's chatter at its start is dropped, all else comes through, and no garbage is looked for."""
 
 import contextlib
+import gc
 import os
 
 import pytest
@@ -27,3 +28,13 @@ def test_chatter_is_dropped_and_all_else_comes_through(error, capfd):
             raise error
     os.write(2, b"afterwards I0000 \n")
     assert capfd.readouterr().err.splitlines() == [*NEWS, *NEWS, "afterwards I0000 "]
+
+
+def test_what_is_made_before_the_end_is_never_collected_and_the_rest_is_as_before():
+    before, enabled = gc.get_freeze_count(), gc.isenabled()
+    with quiet.uncollected():
+        assert not gc.isenabled()
+        made = [{} for _ in range(1_000)]
+    assert gc.get_freeze_count() >= before + 1_000
+    assert not any(each is made for each in gc.get_objects())
+    assert gc.isenabled() == enabled
