@@ -1,4 +1,4 @@
-"""utils/quiet.py: TensorFlow's chatter at its start is dropped, all else comes through, and no garbage is looked for."""
+"""utils/quiet.py: TensorFlow's chatter is dropped and all else comes through; no garbage is looked for."""
 
 import contextlib
 import gc
