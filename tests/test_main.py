@@ -1,8 +1,10 @@
 """main.py: its training against the same VAE written anew in NumPy, its estimates against integrals."""
 
+import contextlib
 import json
 import math
 import shutil
+import threading
 from functools import cache
 
 import keras
@@ -127,6 +129,27 @@ def test_a_binarised_epoch_draws_every_image_anew_from_its_grey_values():
     first, same, *others = [main.draw_epoch(alike, s, epoch).numpy().reshape(200, -1) for s, epoch in asked]
     np.testing.assert_array_equal(first, same)
     assert len(np.unique(np.concatenate([first, *others]), axis=0)) == 3 * 200
+
+
+def test_a_run_gets_its_epochs_in_order_and_the_next_is_drawn_while_one_is_in_use(monkeypatch):
+    drawn = [threading.Event() for _ in range(4)]
+
+    def draw(images, chosen, epoch, real=main.draw_epoch):
+        drawn[epoch].set()
+        return real(images, chosen, epoch)
+
+    monkeypatch.setattr(main, "draw_epoch", draw)
+    chosen, images = from_params(**TINY | {"epochs": 3}), random_images(7)  # three steps an epoch
+    with contextlib.closing(main.run_batches(images, chosen, step=4)) as pieces:  # which is in the second epoch
+        first, batches = next(pieces)
+        assert drawn[3].wait(10)
+        assert first == 3
+        np.testing.assert_array_equal(batches, main.draw_epoch(images, chosen, 2))
+        first, batches = next(pieces)
+        assert first == 6
+        np.testing.assert_array_equal(batches, main.draw_epoch(images, chosen, 3))
+        assert not drawn[1].is_set()
+        assert list(pieces) == []
 
 
 # --- networks and sampler ---------------------------------------------------------------------------------------------
