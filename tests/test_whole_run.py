@@ -123,17 +123,16 @@ def test_a_process_is_timed_and_killed_by_ctrl_c(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_whole_runs_are_measured(monkeypatch, capsys):
-    """All contenders, for two epochs; this checkout stands for another one as well, and learns the same in both."""
+    """All contenders, for two epochs."""
     written = {}
     monkeypatch.setattr(benchmark, "write_results", lambda name, args, results: written.update({name: results}))
-    benchmark.main(["--whole-run", "--quick", "--against", str(benchmark.ROOT)])
+    benchmark.main(["--whole-run", "--quick"])
     printed = capsys.readouterr().out
     assert "not the same work" not in printed
     assert "An epoch of ours by the clock takes" in printed
     (results,) = written["whole_run"]["rounds"]
     assert results["loop"]["images_per_second"] > 0
-    assert results["ours"]["test_elbo"] == results["against"]["test_elbo"]
-    for name in ("ours", "keras", "against"):
+    for name in ("ours", "keras"):
         run = results[name]
         assert len(run["epochs"]) == 2
         assert min(run["startup"], *run["epochs"], run["end"]) > 0
