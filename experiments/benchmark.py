@@ -54,13 +54,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from experiments import whole_run
+from experiments.timing import IMAGES, ROOT, environment, our_loop, spread
 from utils import data
 from utils.files import write_json
 from utils.settings import SettingsError, from_params
 
-ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "predictions"
-IMAGES, PIXELS, HIDDEN, LATENTS = 60_000, 784, (500, 500), 20
+PIXELS, HIDDEN, LATENTS = 784, (500, 500), 20
 ENCODER_SIZES = (PIXELS, *HIDDEN, 2 * LATENTS)  # z_mean and z_log_std are the two halves of one output
 DECODER_SIZES = (LATENTS, *HIDDEN, PIXELS)
 CHANNELS, UNITS = (32, 64), 256  # of the convolutions, each of which halves the image; of the dense layers
@@ -120,29 +121,6 @@ def our_settings(batch_size, activation, architecture="mlp"):
 def ours(images, batch_size, activation, architecture):
     """This project's loop."""
     return our_loop(images, our_settings(batch_size, activation, architecture))
-
-
-def our_loop(images, settings):
-    """The loop of main.py as it is: an epoch is trained on in one call, while the next one, if any, is drawn."""
-    import tensorflow as tf
-
-    import main as project
-
-    images = images.reshape(-1, 28, 28, 1)
-    vae = project.build_vae(settings, images.shape[1:])
-    optimizer = project.build_optimizer(vae, settings, horizon=1)
-    train_steps = project.compile_train_steps(vae, optimizer, settings)
-    steps_per_epoch, seed = len(images) // settings.batch_size, tf.constant(0)
-
-    def train(epochs):
-        step = int(optimizer.iterations)
-        until = settings.model_copy(update={"epochs": step // steps_per_epoch + epochs})
-        for first, batches in project.run_batches(images, until, step):
-            ends = tf.constant(first), tf.constant(first + steps_per_epoch)
-            sums, _, _ = train_steps(batches, *ends, seed, tf.zeros(3), tf.constant(first))
-        return float(sums[0]) / steps_per_epoch
-
-    return train, lambda: (vae.encoder.get_weights(), vae.decoder.get_weights())
 
 
 def keras_networks(activation, architecture):
@@ -547,14 +525,6 @@ def serve(args):
         print(json.dumps(answer), flush=True)
 
 
-def environment():
-    """The variables of a contender's process."""
-    # These choose kernels and how XLA compiles: whoever has set them for another purpose would tilt the comparison.
-    tilting = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "XLA_FLAGS")
-    kept = {name: value for name, value in os.environ.items() if name not in tilting}
-    return kept | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
-
-
 @contextmanager
 def worker(name, args):
     """A process that serves one contender, as a function that has it take a turn and returns what it measured.
@@ -598,12 +568,6 @@ def machine():
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
     packages = [p for p in ("tensorflow", "keras", "torch", "jax") if importlib.util.find_spec(p)]
     return {"cpu": cpu, "versions": {p: importlib.metadata.version(p) for p in packages}}
-
-
-def spread(values, digits=0):
-    """The median, and in brackets the quartiles: half of the rounds lie between them."""
-    low, median, high = (f"{quartile:,.{digits}f}" for quartile in np.percentile(values, (25, 50, 75)))
-    return f"{median} ({low}-{high})"
 
 
 def table(rounds):
@@ -811,9 +775,7 @@ def main(argv=None):
     print(f"{facts['cpu']}, {args.threads} of {os.cpu_count()} cores")
     print(", ".join(f"{package} {version}" for package, version in facts["versions"].items()))
     if args.whole_run:
-        from experiments import whole_run  # here, as it imports this module
-
-        whole_run.measure(args, facts)
+        write_results("whole_run", args, {**facts, **whole_run.measure(args)})
         return
     wanted = args.only or [*([] if args.time_to_quality else ["gemm"]), *CONTENDERS]
     if args.profile:

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from experiments import benchmark
+from experiments.timing import IMAGES, ROOT, environment, our_loop, spread
 from utils import data
 from utils.settings import SettingsError, from_params
 
@@ -77,7 +77,7 @@ def run_process(title, command, home):
     """Run a command in the folder `home` to its end. A failure ends the benchmark and shows the last that it said."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.time()
-        process = subprocess.Popen(command, cwd=home, env=benchmark.environment(), stdout=output, stderr=errors)
+        process = subprocess.Popen(command, cwd=home, env=environment(), stdout=output, stderr=errors)
         try:
             megabytes = wait(process)
             ended = time.time()
@@ -121,7 +121,7 @@ def keras_run(title, epochs):
     """A turn of keras_vae.py."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "experiments.keras_vae", "--epochs", str(epochs), "--output-dir", scratch]
-        ended, folder = run_process(title, command, benchmark.ROOT), Path(scratch)
+        ended, folder = run_process(title, command, ROOT), Path(scratch)
         with open(folder / "history.csv", newline="") as file:
             elbo = -float(list(csv.DictReader(file))[-1]["val_loss"])
         return times(title, folder, epochs, ended) | {"test_elbo": elbo}
@@ -130,15 +130,15 @@ def keras_run(title, epochs):
 def loop_run(title, epochs):
     """A turn of the loop of main.py alone."""
     command = [sys.executable, "-m", "experiments.whole_run", str(epochs)]
-    return json.loads(run_process(title, command, benchmark.ROOT).output)
+    return json.loads(run_process(title, command, ROOT).output)
 
 
 def measure_loop(epochs):
     """The images per second of the loop alone: the same network and images, drawing them included."""
     settings = from_params(**SETTINGS | {"lr_schedule": "constant"})
-    images, _ = benchmark.mnist(held_out=False)
+    images = data.load("mnist", data_dir()).train_images
     images = images[: len(images) // settings.batch_size * settings.batch_size]
-    train, _ = benchmark.our_loop(images, settings)
+    train, _ = our_loop(images, settings)
     train(1)  # compiles
     start = time.perf_counter()
     train(epochs)
@@ -147,7 +147,7 @@ def measure_loop(epochs):
 
 def data_dir():
     """The folder of the data set, the same for all checkouts."""
-    return str(benchmark.ROOT / Path(from_params().data_dir).expanduser())
+    return str(ROOT / Path(from_params().data_dir).expanduser())
 
 
 def times(title, folder, epochs, ended):
@@ -169,7 +169,7 @@ def take_rounds(args, titles):
     """Have all take their turns; return the rounds, what each measured by its name in `titles`."""
     take = {
         "loop": lambda title: loop_run(title, 1 if args.quick else LOOP_EPOCHS),
-        "ours": lambda title: main_run(title, benchmark.ROOT, args.epochs, args.quick),
+        "ours": lambda title: main_run(title, ROOT, args.epochs, args.quick),
         "keras": lambda title: keras_run(title, args.epochs),
         "against": lambda title: main_run(title, args.against, args.epochs, args.quick),
     }
@@ -206,7 +206,7 @@ def table(rounds, titles):
         runs = [r[name] for r in rounds]
         median = {key: np.median([run[key] for run in runs]) for key in ("startup", "end", "test_elbo")}
         first = np.median([run["epochs"][0] for run in runs])
-        epoch, total = (benchmark.spread([COMPARED[key](run) for run in runs], 2) for key in ("per epoch", "total"))
+        epoch, total = (spread([COMPARED[key](run) for run in runs], 2) for key in ("per epoch", "total"))
         memory = "" if runs[0]["megabytes"] is None else f"{np.median([run['megabytes'] for run in runs]):,.0f}"
         lines.append(f"{titles[name]:{width}}{median['startup']:8.2f}{first:13.2f}  {epoch:23}"
                      f"{median['end']:6.2f}  {total:23}{median['test_elbo']:9.2f}{memory:>7}".rstrip())  # fmt: skip
@@ -218,15 +218,15 @@ def table(rounds, titles):
     if len(names) > 1:
         lines.append(f"{'it / ours':{width}}" + "".join(f"{key + ' (quartiles)':25}" for key in COMPARED).rstrip())
     for name in names[1:]:
-        spreads = [benchmark.spread(ratios(rounds, name, "ours", key), 2) for key in COMPARED]
+        spreads = [spread(ratios(rounds, name, "ours", key), 2) for key in COMPARED]
         lines.append(f"{titles[name]:{width}}" + "".join(f"{text:25}" for text in spreads).rstrip())
     if "against" in names:
-        epoch, total = (benchmark.spread(ratios(rounds, "ours", "against", key), 2) for key in ("per epoch", "total"))
+        epoch, total = (spread(ratios(rounds, "ours", "against", key), 2) for key in ("per epoch", "total"))
         lines.append(f"ours / {titles['against']}: {total} of the total, {epoch} of an epoch")
     speeds = np.array([r["loop"]["images_per_second"] for r in rounds])
-    share = benchmark.spread([per_epoch(r["ours"]) for r in rounds] * speeds / benchmark.IMAGES, 2)
-    lines.append(f"{titles['loop']}: {benchmark.spread(speeds)} images/s")
-    lines.append(f"An epoch of ours by the clock takes {share} times {benchmark.IMAGES:,} / (its images/s).")
+    share = spread([per_epoch(r["ours"]) for r in rounds] * speeds / IMAGES, 2)
+    lines.append(f"{titles['loop']}: {spread(speeds)} images/s")
+    lines.append(f"An epoch of ours by the clock takes {share} times {IMAGES:,} / (its images/s).")
     return lines
 
 
@@ -235,8 +235,8 @@ def ratios(rounds, name, other, key):
     return [COMPARED[key](r[name]) / COMPARED[key](r[other]) for r in rounds]
 
 
-def measure(args, facts):
-    """Measure in turns, print the table, and write all rounds to predictions/whole_run.json."""
+def measure(args):
+    """Measure in turns, and print the table; return what is to be kept, all rounds and who took part in them."""
     wanted = args.only or ["ours", "keras"]
     titles = {"loop": "the loop alone", "ours": "main.py", "keras": "Keras fit"}
     titles = {name: title for name, title in titles.items() if name in wanted or (name == "loop" and "ours" in wanted)}
@@ -248,7 +248,7 @@ def measure(args, facts):
         sys.exit(f"benchmark: error: {error}")
     rounds = take_rounds(args, titles)
     print(*table(rounds, titles), sep="\n")
-    benchmark.write_results("whole_run", args, {**facts, "titles": titles, "rounds": rounds})
+    return {"titles": titles, "rounds": rounds}
 
 
 if __name__ == "__main__":

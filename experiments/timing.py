@@ -1,0 +1,46 @@
+"""What experiments/benchmark.py and whole_run.py share: the loop that they time, a process's variables, quartiles."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = 60_000  # that an epoch trains on
+
+
+def our_loop(images, settings):
+    """The loop of main.py as it is: an epoch is trained on in one call, while the next one, if any, is drawn."""
+    import tensorflow as tf
+
+    import main as project
+
+    images = images.reshape(-1, 28, 28, 1)
+    vae = project.build_vae(settings, images.shape[1:])
+    optimizer = project.build_optimizer(vae, settings, horizon=1)
+    train_steps = project.compile_train_steps(vae, optimizer, settings)
+    steps_per_epoch, seed = len(images) // settings.batch_size, tf.constant(0)
+
+    def train(epochs):
+        step = int(optimizer.iterations)
+        until = settings.model_copy(update={"epochs": step // steps_per_epoch + epochs})
+        for first, batches in project.run_batches(images, until, step):
+            ends = tf.constant(first), tf.constant(first + steps_per_epoch)
+            sums, _, _ = train_steps(batches, *ends, seed, tf.zeros(3), tf.constant(first))
+        return float(sums[0]) / steps_per_epoch
+
+    return train, lambda: (vae.encoder.get_weights(), vae.decoder.get_weights())
+
+
+def environment():
+    """The variables of a contender's process."""
+    # These choose kernels and how XLA compiles: whoever has set them for another purpose would tilt the comparison.
+    tilting = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "XLA_FLAGS")
+    kept = {name: value for name, value in os.environ.items() if name not in tilting}
+    return kept | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
+
+
+def spread(values, digits=0):
+    """The median, and in brackets the quartiles: half of the rounds lie between them."""
+    low, median, high = (f"{quartile:,.{digits}f}" for quartile in np.percentile(values, (25, 50, 75)))
+    return f"{median} ({low}-{high})"
