@@ -488,6 +488,7 @@ def test_speed_is_by_the_clock_with_all_that_lies_between_two_lines(small, monke
     assert speeds == [100, round(400 / 6), 100, round(400 / 6), 100]
 
 
+@pytest.mark.slow
 def test_a_run_that_logs_and_saves_rarely_stops_soon_and_goes_on_as_if_it_never_had(small, monkeypatch):
     rarely = ("--log-every", "100000", "--checkpoint-every", "100000", "--run-name")
     assert here(*FEW, *rarely, "unbroken") == 0
@@ -567,6 +568,7 @@ def test_a_learned_scale_gives_a_density_and_a_likelihood_of_grey_pixels_is_warn
     assert not re.search(r"test (ELBO|log)|published", after)
 
 
+@pytest.mark.slow
 def test_a_run_on_two_labels_with_noise_latents_is_gone_on_from_with_a_third_label(small, capsys):
     noisy = (*FEW, "--batch-size", "20", "--noise-dim", "2", "--nll-samples", "2")
     assert here(*noisy, "--labels", "1", "7") == 0
