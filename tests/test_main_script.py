@@ -617,6 +617,7 @@ def test_checkpoints_that_are_all_damaged_are_told_and_nothing_is_changed(done, 
 
 
 @pytest.mark.parametrize(("name", "call"), [("write_line", 2), ("write_images", 2)])
+@pytest.mark.slow
 def test_a_run_that_breaks_off_at_the_end_of_an_epoch_lacks_nothing_later(name, call, small, monkeypatch):
     """The checkpoint comes last: what belongs to its step is not written again."""
     calls, real = [], getattr(runs, name)
@@ -659,6 +660,7 @@ def test_a_signal_while_the_run_is_judged_leaves_a_run_to_go_on_with(small, caps
     assert (small / "my runs" / "late" / "curves.png").exists()
 
 
+@pytest.mark.slow
 def test_more_epochs_keep_the_horizon_of_the_learning_rate_and_say_so(done, capsys, monkeypatch):
     built = []
 
