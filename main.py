@@ -39,7 +39,7 @@ with quiet_start(), uncollected():
     import keras
     import tensorflow as tf
 
-from utils import data, pictures, plots, report, runs, streams, workers
+from utils import console, data, pictures, plots, report, runs, streams, workers
 from utils.likelihood import LOG_2_PI, log_likelihood, log_standard_normal
 from utils.networks import FLOAT32, MIXED, Convolutions, initializer
 from utils.priors import Prior, build_prior, standard_normal
@@ -659,7 +659,7 @@ def fit(
     per second by the clock since the line before: testing, pictures and checkpoints count. (The training steps are
     compiled before the first.)
     Of several workers only the chief tests, draws and saves; the others get their state from it.
-    Raises runs.Diverged, runs.Stopped (Ctrl-C or SIGTERM; a checkpoint has been written) and OSError (a full disk).
+    Raises runs.Diverged, console.Stopped (Ctrl-C or SIGTERM; a checkpoint has been written) and OSError (a full disk).
     """
     s = settings
     seed, steps_per_epoch = tf.constant(s.seed), len(dataset.train_images) // s.batch_size
@@ -745,7 +745,7 @@ def fit(
                         runs.save(checkpoint, folder, step)
                 if stopped:
                     workers.agree(crew, True)  # nobody leaves before the chief has saved
-                    raise runs.Stopped(signals[0] if signals else signal.SIGTERM)
+                    raise console.Stopped(signals[0] if signals else signal.SIGTERM)
 
 
 def sample_prior(vae: VAE, count: int, key: tf.Tensor) -> tf.Tensor:
@@ -813,7 +813,7 @@ def train(
 
     `say` is given the lines for the console; `watch` and `watch_at` are fit's, `crew` is who trains it together. Raises
     SettingsError, data.DataError, runs.RunError, runs.Diverged, workers.WorkerLost and OSError and, when interrupted,
-    runs.Stopped or KeyboardInterrupt.
+    console.Stopped or KeyboardInterrupt.
     """
     s = settings
     device = "GPU" if has_gpu() else "CPU"  # asked first of all, where its chatter is caught
@@ -844,7 +844,7 @@ def train(
                     if skipped := report.skipped(dataset):
                         say(skipped)
                 workers.agree(crew, True)  # one that ended early would be taken for lost
-        except (runs.Stopped, KeyboardInterrupt, workers.WorkerLost):
+        except (console.Stopped, KeyboardInterrupt, workers.WorkerLost):
             say(f"\nstopped    go on{', on all workers,' * (crew.count > 1)} with: {go_on}")
             raise
         except streams.BadImage as error:
@@ -897,7 +897,7 @@ def main(command: Command) -> int:
             train(settings, folder, say, crew=crew)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except runs.Stopped as stopped:
+    except console.Stopped as stopped:
         return 128 + stopped.args[0]
     except (SettingsError, runs.RunError, data.DataError, runs.Diverged, workers.WorkerLost) as error:
         print(f"main.py: error: {error}", file=sys.stderr)

@@ -37,7 +37,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.settings import Settings, SettingsError, experiment_parser, read_run
+from utils.console import experiment_parser
+from utils.settings import Settings, SettingsError, read_run
 
 
 class Asked(NamedTuple):
@@ -66,7 +67,7 @@ from sklearn.metrics import roc_auc_score
 
 import main as vae_main
 from experiments import evaluate
-from utils import classifier, data, latent, plots, runs
+from utils import classifier, console, data, latent, plots, runs
 from utils.files import write_json
 
 MOST_TRAINING, MOST_TEST, MOST_WALKED = 20_000, 10_000, 1_000  # images
@@ -388,9 +389,9 @@ def main(asked: Asked) -> int:
     try:
         folder = runs.find(asked.run, asked.output_dir, "RUN")
         numbers = attribute_walk(folder, asked.attribute)
-    except (KeyboardInterrupt, runs.Stopped) as stopped:
+    except (KeyboardInterrupt, console.Stopped) as stopped:
         print("\nstopped    the same command begins anew")
-        return 128 + (stopped.args[0] if isinstance(stopped, runs.Stopped) else signal.SIGINT)
+        return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
     except (SettingsError, runs.RunError, data.DataError) as error:
         print(f"attribute_walk: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, data.DataError) else 2

@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from utils.console import experiment_parser, refuse, whole
 from utils.files import write_whole
-from utils.settings import experiment_parser, refuse, whole
 
 Colour = tuple[int, int, int]
 

@@ -43,7 +43,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.settings import Settings, SettingsError, experiment_parser, load_saved, read_run, whole
+from utils.console import experiment_parser, whole
+from utils.settings import Settings, SettingsError, load_saved, read_run
 
 
 class Asked(NamedTuple):
@@ -74,7 +75,7 @@ from tqdm import tqdm
 
 import main as vae_main
 from experiments.fingerprint import code_of, fingerprint
-from utils import classifier, data, latent, likelihood, plots, report, runs
+from utils import classifier, console, data, latent, likelihood, plots, report, runs
 from utils.files import write_json, write_whole
 
 tf = vae_main.tf
@@ -479,9 +480,9 @@ def main(asked: Asked) -> int:
     try:
         folder = runs.find(asked.run, asked.output_dir, "RUN")
         print(table(evaluate(folder, asked.samples, asked.components)))
-    except (KeyboardInterrupt, runs.Stopped) as stopped:
+    except (KeyboardInterrupt, console.Stopped) as stopped:
         print("\nstopped    the same command goes on from here")
-        return 128 + (stopped.args[0] if isinstance(stopped, runs.Stopped) else signal.SIGINT)
+        return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
     except (SettingsError, runs.RunError, data.DataError) as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, data.DataError) else 2

@@ -29,7 +29,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.settings import Settings, SettingsError, experiment_parser, load_saved, read_run
+from utils.console import experiment_parser
+from utils.settings import Settings, SettingsError, load_saved, read_run
 
 
 class Asked(NamedTuple):
@@ -54,7 +55,7 @@ if __name__ == "__main__":
 
 import main as vae_main
 from experiments.evaluate import load_vae
-from utils import runs
+from utils import console, runs
 from utils.files import write_json
 
 tf, keras = vae_main.tf, vae_main.keras
@@ -254,9 +255,9 @@ def main(asked: Asked) -> int:
     vae_main.has_gpu()  # asked first of all, where its chatter is caught
     try:
         export(runs.find(asked.run, asked.output_dir, "RUN"), asked.to)
-    except (KeyboardInterrupt, runs.Stopped) as stopped:
+    except (KeyboardInterrupt, console.Stopped) as stopped:
         print("\nstopped    nothing was exported")
-        return 128 + (stopped.args[0] if isinstance(stopped, runs.Stopped) else signal.SIGINT)
+        return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
     except (SettingsError, runs.RunError) as error:
         print(f"export: error: {error}", file=sys.stderr)
         return 2

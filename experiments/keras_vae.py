@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from utils import data
+from utils.console import experiment_parser, whole
 from utils.quiet import quiet_start
-from utils.settings import SettingsError, experiment_parser, from_params, whole
+from utils.settings import SettingsError, from_params
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 with quiet_start():

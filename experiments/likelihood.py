@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils.console import experiment_parser
 from utils.files import write_json, write_whole
-from utils.settings import Settings, SettingsError, experiment_parser, from_params
+from utils.settings import Settings, SettingsError, from_params
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 5_000
@@ -140,7 +141,7 @@ import main as vae_main
 from experiments import evaluate
 from experiments.fingerprint import fingerprint, settings_that_count
 from experiments.study import table, with_tables
-from utils import data, plots, runs
+from utils import console, data, plots, runs
 
 
 # --- a row ------------------------------------------------------------------------------------------------------------
@@ -298,9 +299,9 @@ def main(asked: Asked) -> int:
         for name in asked.rows:
             numbers[name] = make_row(name, asked)
             publish(numbers, asked)
-    except (KeyboardInterrupt, runs.Stopped) as stopped:
+    except (KeyboardInterrupt, console.Stopped) as stopped:
         print("\nstopped    the same command goes on from here", file=sys.stderr)
-        return 128 + (stopped.args[0] if isinstance(stopped, runs.Stopped) else signal.SIGINT)
+        return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
     except (SettingsError, runs.RunError, data.DataError, runs.Diverged, OSError) as error:
         print(f"likelihood: error: {error}", file=sys.stderr)
         return 1

@@ -163,7 +163,7 @@ def make_study(name: str, seed: int = 0, quick: bool = False, jobs: int = 0, ima
 
 def run_study(study: Study, experiment: Callable[[Study], None]) -> None:
     """Run an experiment, and leave the mark that it is finished."""
-    from utils import data, runs
+    from utils import console, data, runs
 
     started, code = time.perf_counter(), code_of(f"experiments.{study.name}")
     print(f"{study.name}: figures and numbers go to {study.images}", flush=True)
@@ -171,7 +171,7 @@ def run_study(study: Study, experiment: Callable[[Study], None]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     try:
         experiment(study)
-    except (KeyboardInterrupt, runs.Stopped):
+    except (KeyboardInterrupt, console.Stopped):
         sys.exit("\nstopped; the same command goes on from here")
     except BrokenProcessPool:
         sys.exit(f"{study.name}: error: a training's process died; {study.trainings / PROCESSES_LOG} may say why")

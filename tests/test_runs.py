@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests.shared import contents
-from utils import runs
+from utils import console, runs
 from utils.settings import from_params
 
 
@@ -414,7 +414,7 @@ def test_the_first_signal_is_noted_and_the_second_stops_at_once(number):
     with runs.deferred_signals() as asked:
         os.kill(os.getpid(), number)
         assert asked == [number]
-        with pytest.raises(runs.Stopped) as stopped:
+        with pytest.raises(console.Stopped) as stopped:
             os.kill(os.getpid(), signal.SIGINT)
     assert stopped.value.args == (signal.SIGINT,)
     assert not isinstance(stopped.value, Exception)  # so that `except Exception` lets it pass

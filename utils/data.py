@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 
+from utils.console import Problem
 from utils.settings import Settings, SettingsError
 
 if TYPE_CHECKING:  # it brings TensorFlow along, and the arrays do without
@@ -84,7 +85,7 @@ class Dataset(NamedTuple):
     test_attributes: np.ndarray | None = None
 
 
-class DataError(Exception):
+class DataError(Problem):
     """The data cannot be had; the message is fit to be shown as it is."""
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event
 
+from utils.console import Problem, raise_stopped
 from utils.files import write_json, write_whole
 from utils.settings import Settings, SettingsError, load_saved
 from utils.streams import BadImage
@@ -46,8 +47,10 @@ PRIOR_DEPENDS_ON = {  # ... and these, by their prior
 }  # fmt: skip
 
 
-class RunError(Exception):
-    """Something about a run's folder that the user has to know; its text is fit to be shown as it is."""
+class RunError(Problem):
+    """Something about a run's folder that the user has to know."""
+
+    exit_code = 2
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -342,7 +345,7 @@ def check_weights(weights: Iterable[Any], step: int, folder: Path) -> None:
         raise diverged(step, f"{broken[0]} has weights that are not finite", folder)
 
 
-class Diverged(Exception):
+class Diverged(Problem):
     """Training broke at a step; its text says how, and what is left to go on from."""
 
 
@@ -361,15 +364,6 @@ def one_line(message: str) -> str:
 
 
 # --- interrupts -------------------------------------------------------------------------------------------------------
-class Stopped(BaseException):
-    """Ctrl-C or SIGTERM, whose number is args[0]. Like KeyboardInterrupt it is not an Exception."""
-
-
-def raise_stopped(number: int, _frame: Any) -> None:
-    """A signal handler."""
-    raise Stopped(number)
-
-
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[list[int]]:
     """Within the block a Ctrl-C or SIGTERM only adds its number to the list, for the loop to read where it is safe.

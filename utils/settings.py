@@ -13,16 +13,18 @@ import re
 import sys
 import tokenize
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from utils.console import Problem, refuse
 
 PARAMS = Path(__file__).resolve().parent.parent / "params.py"
 
@@ -47,8 +49,10 @@ BEFORE: dict[str, Any] = {
 }  # fmt: skip
 
 
-class SettingsError(ValueError):
+class SettingsError(Problem, ValueError):
     """What is wrong with a constant, in one line: its name, its value and what is allowed."""
+
+    exit_code = 2
 
     def __init__(self, message: str):
         """Keep to one line, even where a message of Python's own has several."""
@@ -366,24 +370,6 @@ def read_command_line(argv: Sequence[str] | None = None, prog: str = "main.py", 
         refuse(prog, str(error))
 
 
-def refuse(prog: str, message: str) -> NoReturn:
-    """Tell what is wrong with a program's command line, in one line, and exit with code 2."""
-    print(f"{prog}: error: {message}", file=sys.stderr)
-    raise SystemExit(2) from None
-
-
-def experiment_parser(name: str, doc: str) -> argparse.ArgumentParser:
-    """The command line of experiments/<name>.py, whose docstring --help shows; a mistake is told in one line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.{name}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = partial(refuse, name)
-    return parser
-
-
 def read_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """What the command line asks for, with RUN and --output-dir added: an experiment on a run that is finished."""
     parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
@@ -395,17 +381,6 @@ def read_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> arg
     except SettingsError as error:
         parser.error(str(error))
     return asked
-
-
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """What argparse reads a whole number by, `least` to `most`; for the command lines of experiments."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; an integer from {least} to {most:,} is")
-        return int(text)
-
-    return read
 
 
 def _read(argv: Sequence[str], prog: str, params: Path) -> Command:

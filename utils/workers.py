@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from utils.console import Problem
 from utils.quiet import quiet_start
 from utils.settings import SettingsError
 
@@ -32,7 +33,7 @@ LINGER = (
 FORM = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
-class WorkerLost(Exception):
+class WorkerLost(Problem):
     """Another worker is gone, so that no step can be computed any more; its text says which."""
 
 

@@ -1,0 +1,42 @@
+"""TensorFlow and Keras, started quietly and with our flags. Every file takes `tf` and `keras` from here."""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from utils.quiet import quiet_start, uncollected
+
+# Saves XLA on a CPU a copy of nearly all weights in every step, 6 percent of its time. A user's own flags win.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_copy_insertion_use_region_analysis=true")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever a user's keras.json names
+with quiet_start(), uncollected():
+    import keras
+    import tensorflow as tf
+
+keras.config.set_floatx("float32")
+
+CONVOLUTIONS = tuple(kind for name, kind in vars(keras.layers).items() if "Conv" in name)
+
+
+@cache
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU. It is the first call of TensorFlow: messages about a missing GPU end here."""
+    with quiet_start():
+        return bool(tf.config.list_physical_devices("GPU"))
+
+
+def xla_pays(*networks: keras.Model) -> bool:
+    """Whether to compile these networks with XLA: on a GPU always, on a CPU only if none has a convolution (50 times
+    slower there).
+
+    Not where several devices train together: what they exchange cannot be compiled on a CPU.
+    """
+    if tf.distribute.has_strategy():
+        return False
+    return has_gpu() or not any(isinstance(layer, CONVOLUTIONS) for net in networks for layer in layers_of(net))
+
+
+def layers_of(layer: Any) -> Iterator[keras.Layer]:
+    """A layer and all layers within it, however deep: of a model in a model, of a wrapper, of a layer of one's own."""
+    yield from layer._flatten_layers()  # Keras 3 has no public name for it
