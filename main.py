@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,9 @@ with quiet_start(), uncollected():
     import keras
     import tensorflow as tf
 
-from utils import console, data, pictures, plots, report, runs, streams, workers
+from utils import console, data, pictures, plots, report, runs, workers
+from utils.batches import brightness, of_run, parts_of_batch, steps_at_once
+from utils.dataset import BadImage, DataError, Dataset, LazyImages, in_equal_batches
 from utils.likelihood import LOG_2_PI, log_likelihood, log_standard_normal
 from utils.networks import FLOAT32, MIXED, Convolutions, initializer
 from utils.priors import Prior, build_prior, standard_normal
@@ -386,88 +388,6 @@ def xla_pays(vae: VAE) -> bool:
     return has_gpu() or not any("conv" in layer.name for net in (vae.encoder, vae.decoder) for layer in net.layers)
 
 
-def brightness(images: tf.Tensor) -> tf.Tensor:
-    """uint8 images as float32 in [0, 1]."""
-    return tf.cast(images, tf.float32) / 255
-
-
-def draw_epoch(images: np.ndarray, settings: Settings, epoch: int) -> tf.Tensor:
-    """What an epoch trains on, on the device: uint8 batches (steps, B, H, W, C) of the images, in a new order and, if
-    BINARIZE is dynamic, drawn anew. An epoch uses an image once, so every use has black and white of its own.
-    """
-    s = settings
-    steps, order = len(images) // s.batch_size, data.epoch_order(len(images), (s.seed, SHUFFLE, epoch))
-    batches = np.empty((steps, s.batch_size, *images.shape[1:]), np.uint8)
-    for number, rows in enumerate(order[: steps * s.batch_size].reshape(steps, s.batch_size)):
-        batch = images[rows]  # one at a time, since a batch stays in the processor's cache: twice as fast
-        batches[number] = data.binarize(batch, (s.seed, PIXELS, epoch, number)) if s.binarize == "dynamic" else batch
-    return tf.constant(batches)
-
-
-def steps_at_once(images: np.ndarray | streams.LazyImages, settings: Settings) -> int:
-    """How many steps' batches are trained on in one piece: an epoch's of images in memory, 32 MB of a stream."""
-    steps = len(images) // settings.batch_size
-    if isinstance(images, np.ndarray):
-        return steps
-    return min(steps, streams.chunk_steps(images.shape[1:], settings.batch_size))
-
-
-def places_of_worker(settings: Settings, crew: workers.Workers) -> np.ndarray:
-    """Which images of a batch this process trains on, (B / workers,): the same share of each part of the batch."""
-    parts = parts_of_batch(settings, crew.replicas)
-    return np.arange(settings.batch_size).reshape(parts, crew.count, -1)[:, crew.index].ravel()
-
-
-def epoch_batches(
-    images: np.ndarray | streams.LazyImages, settings: Settings, epoch: int, done: int, crew: workers.Workers
-) -> Iterator[tuple[int, tf.Tensor]]:
-    """What an epoch trains on after `done` steps of it: uint8 batches (n, B, H, W, C) and the number of the first one.
-
-    Of images in memory that is the whole epoch at once; of a stream it comes piece by piece, the next ones being read
-    while one is trained on. One of several workers gets its share of each batch, (n, B / workers, H, W, C).
-
-    All pieces of a stream have one shape, so that what trains on them is compiled once: the last is filled up with
-    black images, which no step asks for.
-    """
-    s, places = settings, places_of_worker(settings, crew)
-    if isinstance(images, np.ndarray):
-        batches = draw_epoch(images, s, epoch)
-        yield 0, batches if crew.count == 1 else tf.gather(batches, places, axis=1)
-        return
-    steps, order = len(images) // s.batch_size, data.epoch_order(len(images), (s.seed, SHUFFLE, epoch))
-
-    def black_and_white(batch: np.ndarray, step: int) -> np.ndarray:
-        keys = ((s.seed, PIXELS, epoch, step, place) for place in places)
-        return np.stack([data.binarize(image, key) for image, key in zip(batch, keys, strict=True)])
-
-    rows, prepare = order[: steps * s.batch_size].reshape(steps, s.batch_size)[:, places], None
-    if s.binarize == "dynamic":
-        prepare = black_and_white
-    chunk = steps_at_once(images, s)
-    for batches in streams.stream(images, rows, prepare, first=done, chunk=chunk):
-        missing = chunk - len(batches)
-        yield done, tf.pad(batches, [[0, missing], *[[0, 0]] * 4]) if missing else batches
-        done += len(batches)
-
-
-def run_batches(
-    images: np.ndarray | streams.LazyImages, settings: Settings, step: int, crew: workers.Workers = workers.ALONE
-) -> Iterator[tuple[int, tf.Tensor]]:
-    """What a run trains on from `step` on: for all its epochs, epoch_batches and the step that the first one is for.
-
-    The next epoch of images in memory is drawn while one is trained on; a stream reads ahead by itself.
-    """
-    steps_per_epoch = len(images) // settings.batch_size
-
-    def pieces():
-        for epoch in range(step // steps_per_epoch, settings.epochs):
-            start = epoch * steps_per_epoch
-            for first, batches in epoch_batches(images, settings, epoch + 1, max(step - start, 0), crew):
-                yield start + first, batches
-
-    return streams.one_ahead(pieces()) if isinstance(images, np.ndarray) else pieces()
-
-
 def draw_noise(settings: Settings, images: int, key: tf.Tensor) -> tf.Tensor | None:
     """The noise of a number of images, (B, L + NOISE_DIM) or of K = BOUND_SAMPLES draws (K, B, L + NOISE_DIM)."""
     s = settings
@@ -475,21 +395,6 @@ def draw_noise(settings: Settings, images: int, key: tf.Tensor) -> tf.Tensor | N
         return None
     draws = () if s.bound == "elbo" and s.bound_samples == 1 else (s.bound_samples,)
     return standard_normal((*draws, images, s.latent_dim + s.noise_dim), key)
-
-
-def parts_of_batch(settings: Settings, replicas: int = 1) -> int:
-    """Into how many equal parts a batch is split so that none has more than BOUND_CHUNK draws, as far as images go.
-
-    Of several replicas each has an equal share of each part.
-    """
-    s, images = settings, settings.batch_size // replicas  # of a replica
-    if s.bound_samples == 1:
-        return 1
-
-    def is_small(number: int) -> bool:
-        return number == images or s.batch_size // number * s.bound_samples <= s.bound_chunk
-
-    return next(number for number in range(1, images + 1) if images % number == 0 and is_small(number))
 
 
 def compile_train_steps(
@@ -570,7 +475,7 @@ def compile_evaluation(vae: VAE, settings: Settings) -> Callable:
         reconstruction, kl = loss_terms(vae, x, noise, s.loss)
         return reconstruction, kl, vae.encoder(x)[0]
 
-    return partial(data.in_equal_batches, evaluate_batch)
+    return partial(in_equal_batches, evaluate_batch)
 
 
 def compile_test(vae: VAE, settings: Settings, evaluate: Callable) -> Callable:
@@ -593,7 +498,7 @@ def compile_test(vae: VAE, settings: Settings, evaluate: Callable) -> Callable:
             divisor = loss_divisor(s.reconstruction_reduction, images.shape[1:])
             minimised = objective(reconstruction, kl, weight, s.free_bits, divisor)
         else:
-            minimised = -data.in_equal_batches(partial(bound, weight=weight), images, at_once)[0].mean()
+            minimised = -in_equal_batches(partial(bound, weight=weight), images, at_once)[0].mean()
         return mean_terms(minimised, reconstruction, kl)
 
     return test
@@ -627,7 +532,7 @@ def estimate_log_likelihood(vae: VAE, settings: Settings, images: np.ndarray) ->
 
         return log_likelihood(x, z_mean, z_log_std, *log_densities(vae, s), noise_of_draw, s.nll_samples)
 
-    return data.in_equal_batches(estimate, images)
+    return in_equal_batches(estimate, images)
 
 
 # --- loop -------------------------------------------------------------------------------------------------------------
@@ -644,7 +549,7 @@ def build_optimizer(vae: VAE, settings: Settings, horizon: int) -> keras.Optimiz
 def fit(
     vae: VAE,
     settings: Settings,
-    dataset: data.Dataset,
+    dataset: Dataset,
     evaluate: Callable,
     folder: Path,
     say: Callable[[str], None],
@@ -664,7 +569,7 @@ def fit(
     s = settings
     seed, steps_per_epoch = tf.constant(s.seed), len(dataset.train_images) // s.batch_size
     last_step = s.epochs * steps_per_epoch
-    is_stream = isinstance(dataset.train_images, streams.LazyImages)
+    is_stream = isinstance(dataset.train_images, LazyImages)
     horizon = runs.read_params(folder)["schedule_epochs"]
     optimizer = build_optimizer(vae, s, horizon * steps_per_epoch)
     sums, start = tf.Variable(tf.zeros(3)), tf.Variable(0)  # of the history's next line
@@ -683,7 +588,7 @@ def fit(
         runs.event_writer(folder) as events,
         runs.deferred_signals() as signals,
         report.progress_bar(last_step, step, shown=crew.is_chief) as bar,
-        contextlib.closing(run_batches(dataset.train_images, s, step, crew)) as pieces,
+        contextlib.closing(of_run(dataset.train_images, s, step, crew)) as pieces,
     ):
         if step == 0 and crew.is_chief:
             runs.write_images(folder, events, step, write_grids(vae, s, dataset, folder, epoch=0))
@@ -702,8 +607,7 @@ def fit(
                 if step == end:
                     asked = time.perf_counter()
                     with runs.saved_if_unreadable(checkpoint, folder, step):
-                        first, batches = next(pieces)
-                    end = min(first + len(batches), epoch_end)
+                        first, end, batches = next(pieces)
                     waited += time.perf_counter() - asked
                 line_due, save_due = ((step // every + 1) * every for every in (s.log_every, s.checkpoint_every))
                 stop = min(line_due, save_due, end, *(due for due in watch_at if due > step))
@@ -766,7 +670,7 @@ def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
     return decode(vae, with_noise_latents(vae, vae.encoder(brightness(tf.constant(images)))[0]))
 
 
-def write_grids(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Path, epoch: int) -> dict[str, np.ndarray]:
+def write_grids(vae: VAE, settings: Settings, dataset: Dataset, folder: Path, epoch: int) -> dict[str, np.ndarray]:
     """Write an epoch's grids, of the same draws and test images in all; return them by name, uint8 (H', W', C)."""
     grids = {"reconstructions": pictures.write_reconstructions(folder, epoch, partial(reconstruct, vae), dataset)}
     if not settings.autoencoder:  # which has no prior to sample from
@@ -777,7 +681,7 @@ def write_grids(vae: VAE, settings: Settings, dataset: data.Dataset, folder: Pat
 
 # --- main -------------------------------------------------------------------------------------------------------------
 def judge(
-    vae: VAE, settings: Settings, dataset: data.Dataset, evaluate: Callable, folder: Path
+    vae: VAE, settings: Settings, dataset: Dataset, evaluate: Callable, folder: Path
 ) -> dict[str, Any]:  # fmt: skip
     """Write the trained model's report and pictures into its folder; return the report.
 
@@ -812,7 +716,7 @@ def train(
     """Train a VAE and judge it; return it and its folder, a new one or that of the interrupted run it goes on with.
 
     `say` is given the lines for the console; `watch` and `watch_at` are fit's, `crew` is who trains it together. Raises
-    SettingsError, data.DataError, runs.RunError, runs.Diverged, workers.WorkerLost and OSError and, when interrupted,
+    SettingsError, DataError, runs.RunError, runs.Diverged, workers.WorkerLost and OSError and, when interrupted,
     console.Stopped or KeyboardInterrupt.
     """
     s = settings
@@ -847,8 +751,8 @@ def train(
         except (console.Stopped, KeyboardInterrupt, workers.WorkerLost):
             say(f"\nstopped    go on{', on all workers,' * (crew.count > 1)} with: {go_on}")
             raise
-        except streams.BadImage as error:
-            raise data.DataError(f"{error}; with the next image in its place: {go_on} --skip-bad-images") from None
+        except BadImage as error:
+            raise DataError(f"{error}; with the next image in its place: {go_on} --skip-bad-images") from None
     say(report.look_at(folder))
     return vae, folder
 
@@ -899,7 +803,7 @@ def main(command: Command) -> int:
         return 128 + signal.SIGINT
     except console.Stopped as stopped:
         return 128 + stopped.args[0]
-    except (SettingsError, runs.RunError, data.DataError, runs.Diverged, workers.WorkerLost) as error:
+    except (SettingsError, runs.RunError, DataError, runs.Diverged, workers.WorkerLost) as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError | runs.RunError) else 1
     except OSError as error:

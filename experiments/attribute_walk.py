@@ -68,6 +68,7 @@ from sklearn.metrics import roc_auc_score
 import main as vae_main
 from experiments import evaluate
 from utils import classifier, console, data, latent, plots, runs
+from utils.dataset import DataError, Dataset, binarize, in_batches
 from utils.files import write_json
 
 MOST_TRAINING, MOST_TEST, MOST_WALKED = 20_000, 10_000, 1_000  # images
@@ -91,7 +92,7 @@ class Attributes(NamedTuple):
     test: np.ndarray
 
 
-def find_attributes(dataset: data.Dataset) -> Attributes:
+def find_attributes(dataset: Dataset) -> Attributes:
     """The attributes of a data set; if it has none, of each of its labels whether an image has it.
 
     Raises SettingsError if there is one label only, which tells no images apart.
@@ -140,10 +141,10 @@ def encode_rows(vae: Any, images: np.ndarray, rows: np.ndarray, binarization: Se
     def encode_batch(part, start):
         batch = images[part]
         if binarization is not None:
-            batch = data.binarize(batch, (*binarization, int(start)))
+            batch = binarize(batch, (*binarization, int(start)))
         return latent.encode(vae.encoder, batch)
 
-    return np.float64(data.in_batches(encode_batch, rows)[0])
+    return np.float64(in_batches(encode_batch, rows)[0])
 
 
 class Encoded(NamedTuple):
@@ -159,7 +160,7 @@ class Encoded(NamedTuple):
 def decode(vae: Any, z: np.ndarray) -> np.ndarray:
     """Latents (N, L) -> brightness (N, H, W, C) in [0, 1]; the noise latents, if there are any, stay 0."""
     whole = vae_main.with_noise_latents(vae, np.float32(z)).numpy()
-    return data.in_batches(lambda batch, start: (vae_main.decode(vae, batch),), whole)[0]
+    return in_batches(lambda batch, start: (vae_main.decode(vae, batch),), whole)[0]
 
 
 # --- the vector and the walk ------------------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def accuracy(judge: Any, test: Encoded, number: int) -> float:
     def judge_batch(part, start):
         return (classifier.probabilities(judge, classifier.to_brightness(test.grey[part])).argmax(axis=1),)
 
-    return float((data.in_batches(judge_batch, test.rows)[0] == test.has[:, number]).mean())
+    return float((in_batches(judge_batch, test.rows)[0] == test.has[:, number]).mean())
 
 
 def measure_walk(vae: Any, judge: Any, without: np.ndarray, having: np.ndarray, vector: np.ndarray) -> dict[str, Any]:
@@ -296,8 +297,8 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 # --- main -------------------------------------------------------------------------------------------------------------
-def encode_data(vae: Any, settings: Settings, dataset: data.Dataset, attributes: Attributes) -> tuple[Encoded, Encoded]:
-    """Training and test images, at most MOST_TRAINING and MOST_TEST of them. Raises data.DataError."""
+def encode_data(vae: Any, settings: Settings, dataset: Dataset, attributes: Attributes) -> tuple[Encoded, Encoded]:
+    """Training and test images, at most MOST_TRAINING and MOST_TEST of them. Raises DataError."""
     s = settings
     grey, key = dataset, None
     if s.binarize == "dynamic":
@@ -355,7 +356,7 @@ def walk_along(
 def attribute_walk(folder: Path, asked: Sequence[str], say: Callable[[str], None] = print) -> dict[str, Any]:
     """Walk along attributes of a run's data, `asked` or the best told; write all into its folder, return the numbers.
 
-    Raises SettingsError, runs.RunError, data.DataError and OSError.
+    Raises SettingsError, runs.RunError, DataError and OSError.
     """
     vae, s, dataset = evaluate.load_run(folder)
     attributes, step = find_attributes(dataset), runs.saved_steps(folder)[-1]
@@ -392,9 +393,9 @@ def main(asked: Asked) -> int:
     except (KeyboardInterrupt, console.Stopped) as stopped:
         print("\nstopped    the same command begins anew")
         return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
-    except (SettingsError, runs.RunError, data.DataError) as error:
+    except (SettingsError, runs.RunError, DataError) as error:
         print(f"attribute_walk: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, data.DataError) else 2
+        return 1 if isinstance(error, DataError) else 2
     except OSError as error:
         print(f"attribute_walk: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
         return 1

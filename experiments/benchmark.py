@@ -56,7 +56,8 @@ from tqdm import tqdm
 
 from experiments import whole_run
 from experiments.timing import IMAGES, ROOT, environment, our_loop, spread
-from utils import data
+from utils import mnist
+from utils.dataset import TEST_BINARIZATION_KEY, DataError, binarize
 from utils.files import write_json
 from utils.settings import SettingsError, from_params
 
@@ -86,17 +87,17 @@ def random_images():
     return images
 
 
-def mnist(held_out):
+def mnist_images(held_out):
     """MNIST's training images, uint8 (60000, 784), and its test images, binarised once, uint8 (10000, 784).
 
     With `held_out` the test images are left alone: the last training images, left out in training, take their place.
-    Raises data.DataError.
+    Raises DataError.
     """
-    dataset = data.load("mnist", from_params().data_dir)
+    dataset = mnist.load("mnist", from_params().data_dir)
     train, test = (images.reshape(-1, PIXELS) for images in (dataset.train_images, dataset.test_images))
     if held_out:
         train, test = train[:-HELD_OUT], train[-HELD_OUT:]
-    return train, data.binarize(test, data.TEST_BINARIZATION_KEY)
+    return train, binarize(test, TEST_BINARIZATION_KEY)
 
 
 # --- the contenders ---------------------------------------------------------------------------------------------------
@@ -406,6 +407,7 @@ def pixel_loss(images, batch_size):
     import tensorflow as tf
 
     import main as project
+    from utils.batches import brightness
 
     batches = tf.constant(images.reshape(-1, batch_size, PIXELS))
 
@@ -414,7 +416,7 @@ def pixel_loss(images, batch_size):
         for batch in batches:
             with tf.GradientTape() as tape:
                 tape.watch(logits)
-                loss = tf.reduce_mean(project.cross_entropy(project.brightness(batch), logits))
+                loss = tf.reduce_mean(project.cross_entropy(brightness(batch), logits))
             logits -= tape.gradient(loss, logits)
         return logits
 
@@ -423,10 +425,10 @@ def pixel_loss(images, batch_size):
 
 def epoch_drawing(images, batch_size):
     """Shuffling, gathering and binarising an epoch, which the host does before it, and putting it on the device."""
-    import main as project
+    from utils.batches import draw_epoch
 
     settings, epochs = our_settings(batch_size, SPEED_ACTIVATION), itertools.count()
-    return lambda: project.draw_epoch(images.reshape(-1, 28, 28, 1), settings, next(epochs))
+    return lambda: draw_epoch(images.reshape(-1, 28, 28, 1), settings, next(epochs))
 
 
 PARTS = {  # by their names in the table
@@ -500,7 +502,7 @@ def serve(args):
         for _ in sys.stdin:
             print(json.dumps({"gflops_per_second": gemm_flops_per_second() / 1e9}), flush=True)
         return
-    images, test_images = mnist(args.held_out) if args.time_to_quality else (random_images(), None)
+    images, test_images = mnist_images(args.held_out) if args.time_to_quality else (random_images(), None)
     activation = QUALITY_ACTIVATION if args.time_to_quality else SPEED_ACTIVATION
     steps_per_epoch = min(args.steps, len(images) // args.batch_size)  # a short run gets short epochs
     images = images[: steps_per_epoch * args.batch_size]
@@ -788,8 +790,8 @@ def main(argv=None):
         print(f"{CONTENDERS[name][2]}: not installed, skipped; see requirements-benchmark.txt")
     if args.time_to_quality:
         try:
-            mnist(args.held_out)  # so that it is fetched once, and before all else
-        except (data.DataError, SettingsError) as error:
+            mnist_images(args.held_out)  # so that it is fetched once, and before all else
+        except (DataError, SettingsError) as error:
             sys.exit(f"benchmark: error: {error}")
     rounds = take_rounds(turns, args)
     name, results = {"mlp": "benchmark", "conv": "benchmark_conv"}[args.architecture], {}

@@ -75,7 +75,9 @@ from tqdm import tqdm
 
 import main as vae_main
 from experiments.fingerprint import code_of, fingerprint
-from utils import classifier, console, data, latent, likelihood, plots, report, runs
+from utils import classifier, console, data, latent, likelihood, mnist, plots, report, runs
+from utils.batches import brightness
+from utils.dataset import DataError, Dataset, binarized, filled_up, in_batches, rows_of
 from utils.files import write_json, write_whole
 
 tf = vae_main.tf
@@ -113,7 +115,7 @@ def compile_weighing(vae: Any, settings: Settings, sizes: Sequence[int]) -> Call
 
     @tf.function(jit_compile=vae_main.xla_pays(vae))
     def weigh(images, start, z_mean, z_log_std, first, stop, sums):
-        x = vae_main.brightness(images)
+        x = brightness(images)
 
         def draw_noise(k):
             draw = tf.cast(start, tf.int64) * 2**31 + tf.cast(k, tf.int64)
@@ -178,7 +180,7 @@ def weigh_all(
                 bar.last_print_n += count * samples
             return Weighed(**np.load(path))
         rows = slice(start, start + count)
-        batch, *of_batch = (tf.constant(data.filled_up(part[rows], at_once)) for part in (images, *posteriors))
+        batch, *of_batch = (tf.constant(filled_up(part[rows], at_once)) for part in (images, *posteriors))
         try:
             if weighed := weigh_part(weigh, start, batch, of_batch, samples, lambda draws: tell(draws * count)):
                 weighed = Weighed(*(values[..., :count] for values in weighed))
@@ -267,11 +269,11 @@ def decode(vae: Any, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Latents (N, L) -> brightness (N, H, W, C) in [0, 1], with draws for the noise latents, if there are any."""
     noise = rng.standard_normal((len(z), vae.decoder.input_shape[1] - z.shape[1]), np.float32)
     whole = np.concatenate([np.float32(z), noise], axis=1)
-    return data.in_batches(lambda batch, start: (vae_main.decode(vae, batch),), whole)[0]
+    return in_batches(lambda batch, start: (vae_main.decode(vae, batch),), whole)[0]
 
 
 def evaluate_samples(
-    vae: Any, settings: Settings, dataset: data.Dataset, grey: data.Dataset, components: int, folder: Path,
+    vae: Any, settings: Settings, dataset: Dataset, grey: Dataset, components: int, folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Compare reconstructions, samples from the prior and samples from a mixture fitted to the latents; draw them.
@@ -282,7 +284,7 @@ def evaluate_samples(
     rng = np.random.default_rng((s.seed, MIXTURE))
     train = dataset.train_images
     if s.binarize == "dynamic":
-        train = data.binarize_any(train, (s.seed, REAL_IMAGES))
+        train = binarized(train, (s.seed, REAL_IMAGES))
     say(f"fitting    a mixture of {components} Gaussians to the latents of {len(train):,} training images")
     mixture = latent.fit_mixture(draw_latents(vae, s, train, rng), components, s.seed)
     z = draw_latents(vae, s, dataset.test_images, rng)  # which the mixture has not been fitted to
@@ -297,11 +299,7 @@ def evaluate_samples(
     }
     count = min(len(train), len(z))  # as many of each, since the distance depends on how many there are
     chosen = np.random.default_rng(CHOICE).permutation(len(train))[:count]  # whatever the seed: the floor is the same
-    sets = {
-        "reconstructions": data.in_batches(
-            lambda x, start: (vae_main.reconstruct(vae, x),), data.rows_of(train, chosen)
-        )[0]
-    }
+    sets = {"reconstructions": in_batches(lambda x, start: (vae_main.reconstruct(vae, x),), rows_of(train, chosen))[0]}
     if not s.autoencoder:
         prior_latents = vae_main.sample_prior(vae, count, vae_main.random_key(s.seed, vae_main.GRID_LATENTS, 1))
         sets["samples from the prior"] = decode(vae, prior_latents.numpy(), rng)
@@ -320,9 +318,7 @@ def evaluate_samples(
     return numbers
 
 
-def frechet_distances(
-    sets: dict[str, np.ndarray], grey: data.Dataset, chosen: np.ndarray, count: int
-) -> dict[str, float]:
+def frechet_distances(sets: dict[str, np.ndarray], grey: Dataset, chosen: np.ndarray, count: int) -> dict[str, float]:
     """The distances from `count` grey test images of sets of brightness (count, H, W, C), and of the training images.
 
     Brightness is compared with brightness: what is binary about a model's images is drawn, by their brightness.
@@ -340,7 +336,7 @@ def test_set(settings: Settings, count: int) -> str:
     """Which images the numbers are of, in words."""
     name = "held-out training" if settings.held_out else "test"
     drawn = "binarised once by a fixed draw, the same for every run"
-    grey = "grey as they are" if settings.dataset in data.TITLES else "as they are"
+    grey = "grey as they are" if settings.dataset in mnist.TITLES else "as they are"
     return f"{count:,} {name} images, {drawn if settings.binarize == 'dynamic' else grey}"
 
 
@@ -402,8 +398,8 @@ def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
 
 
 # --- main -------------------------------------------------------------------------------------------------------------
-def load_run(folder: Path) -> tuple[Any, Settings, data.Dataset]:
-    """The trained VAE of a run, its settings and its data. Raises SettingsError, runs.RunError and data.DataError."""
+def load_run(folder: Path) -> tuple[Any, Settings, Dataset]:
+    """The trained VAE of a run, its settings and its data. Raises SettingsError, runs.RunError and DataError."""
     settings = load_saved(runs.read_params(folder)["settings"])
     dataset = data.prepare(settings, print)
     return load_vae(folder, settings, dataset.train_images.shape[1:]), settings, dataset
@@ -432,7 +428,7 @@ def evaluated(folder: Path, identity: str) -> dict[str, Any] | None:
 def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Evaluate a run: write evaluation.json and the pictures into its folder, and return the numbers.
 
-    If this code has done so before, they are read. Raises SettingsError, runs.RunError, data.DataError and OSError.
+    If this code has done so before, they are read. Raises SettingsError, runs.RunError, DataError and OSError.
     """
     vae, s, dataset = load_run(folder)
     place = unfinished(folder, samples)
@@ -483,9 +479,9 @@ def main(asked: Asked) -> int:
     except (KeyboardInterrupt, console.Stopped) as stopped:
         print("\nstopped    the same command goes on from here")
         return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
-    except (SettingsError, runs.RunError, data.DataError) as error:
+    except (SettingsError, runs.RunError, DataError) as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, data.DataError) else 2
+        return 1 if isinstance(error, DataError) else 2
     except OSError as error:
         print(f"evaluate: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils import data
+from utils import mnist
 from utils.console import experiment_parser, whole
+from utils.dataset import TEST_BINARIZATION_KEY, DataError, binarize
 from utils.quiet import quiet_start
 from utils.settings import SettingsError, from_params
 
@@ -137,11 +138,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        mnist = data.load("mnist", from_params().data_dir)
-    except (data.DataError, SettingsError, OSError) as error:
+        dataset = mnist.load("mnist", from_params().data_dir)
+    except (DataError, SettingsError, OSError) as error:
         parser.error(str(error))
-    images = mnist.train_images.reshape(-1, PIXELS)
-    test_images = data.binarize(mnist.test_images, data.TEST_BINARIZATION_KEY).reshape(-1, PIXELS)
+    images = dataset.train_images.reshape(-1, PIXELS)
+    test_images = binarize(dataset.test_images, TEST_BINARIZATION_KEY).reshape(-1, PIXELS)
     vae = compiled_vae(steps=args.epochs * -(-len(images) // BATCH_SIZE))
     vae.fit(
         images,

@@ -44,6 +44,7 @@ from experiments.study import (
     train_all,
 )
 from utils import data, latent
+from utils.batches import brightness
 from utils.classifier import to_brightness
 from utils.plots import draw_images, draw_spread, save_figure
 
@@ -73,7 +74,7 @@ QUICK_SIZES = Sizes(("constant", "linear"), 100, (1, 10), (1, 10), (0.5,), 200, 
 # --- trainings --------------------------------------------------------------------------------------------------------
 def kl_of_latents(vae: main.VAE, settings: Any, dataset: Any, images: int) -> dict[str, np.ndarray]:
     """A watch: the KL of each latent, averaged over the first test images, (L,) nats."""
-    z_mean, z_log_std = vae.encoder(main.brightness(tf.constant(dataset.test_images[:images])))
+    z_mean, z_log_std = vae.encoder(brightness(tf.constant(dataset.test_images[:images])))
     return {"kl": tf.reduce_mean(main.kl_to_standard_normal(z_mean, z_log_std), axis=0).numpy()}
 
 

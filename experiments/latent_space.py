@@ -7,9 +7,9 @@ trained, as it grows, and in the pictures of PCA, t-SNE and UMAP; walks between 
 one image and measures how far all others move; and compares the VAE's space with the autoencoder's: how clear are
 samples from it, how normal is it, what does it know of the digits?
 
-All images are test images, black and white by a fixed draw (utils/data.py), as the networks were trained on black and
-white ones. Where not all 10,000 are used they are taken at even distances, as the second half of MNIST's is the harder
-one. kNN accuracies are 5-fold cross-validated among the test images, with 10 neighbours, so that they can be compared.
+All images are test images, black and white by a fixed draw (utils/dataset.py), as the networks were trained on such
+images. Where not all 10,000 are used they are taken at even distances, as the second half of MNIST's is the harder one.
+kNN accuracies are 5-fold cross-validated among the test images, with 10 neighbours, so that they can be compared.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,8 +51,9 @@ from scipy.stats import spearmanr
 
 import main
 from utils import data, latent
+from utils.batches import brightness
 from utils.classifier import probabilities, sure_share
-from utils.data import Dataset, in_batches
+from utils.dataset import Dataset, in_batches
 from utils.images import save_gif
 from utils.plots import draw_images, draw_spread, save_figure
 
@@ -145,7 +146,7 @@ def frame_steps(last: int, frames: int) -> tuple[int, ...]:
 def watch_codes(vae: main.VAE, settings: Any, dataset: Dataset, count: int) -> dict[str, np.ndarray]:
     """z_mean (count, L) of test images."""
     images = dataset.test_images[evenly(len(dataset.test_images), count)]
-    return {"z_mean": vae.encoder(main.brightness(images))[0].numpy()}
+    return {"z_mean": vae.encoder(brightness(images))[0].numpy()}
 
 
 def open_space(kind: str, trained: Trained, images: np.ndarray) -> Space:
@@ -423,7 +424,7 @@ def movements(vae: main.VAE, images: np.ndarray, probes: np.ndarray, rate: float
     Plain gradient descent on -ELBO (KL weight 1) of that image alone, with noise fixed by the seed. The VAE's weights
     stay as they are: the step is taken on a copy, from the trained weights each time.
     """
-    x = main.brightness(tf.constant(images))
+    x = brightness(tf.constant(images))
     weights = vae.encoder.trainable_variables  # the decoder's move as well, but move no z_mean in a single step
     latents = vae.decoder.input_shape[1]
     noise = np.random.default_rng(seed).standard_normal((len(probes), 1, latents), np.float32)
@@ -545,7 +546,7 @@ def reconstruction_at_mean(space: Space, images: np.ndarray) -> float:
 
     def compare_batch(batch, start):
         logits = space.vae.decoder(space.z_mean[start : start + len(batch)])
-        return (main.reconstruction_loss(main.brightness(batch), logits, "ce", None).numpy(),)
+        return (main.reconstruction_loss(brightness(batch), logits, "ce", None).numpy(),)
 
     return float(in_batches(compare_batch, images)[0].mean())
 

@@ -141,7 +141,8 @@ import main as vae_main
 from experiments import evaluate
 from experiments.fingerprint import fingerprint, settings_that_count
 from experiments.study import table, with_tables
-from utils import console, data, plots, runs
+from utils import console, plots, runs
+from utils.dataset import DataError
 
 
 # --- a row ------------------------------------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ def main(asked: Asked) -> int:
     except (KeyboardInterrupt, console.Stopped) as stopped:
         print("\nstopped    the same command goes on from here", file=sys.stderr)
         return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
-    except (SettingsError, runs.RunError, data.DataError, runs.Diverged, OSError) as error:
+    except (SettingsError, runs.RunError, DataError, runs.Diverged, OSError) as error:
         print(f"likelihood: error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -36,6 +36,8 @@ from matplotlib.figure import Figure
 
 import main
 from utils import classifier, data, plots
+from utils.batches import brightness
+from utils.dataset import Dataset, in_batches
 from utils.report import ACTIVE_VARIANCE
 
 ORIGINAL = {  # grey pixels, the mistake of a mean over them, and a constant learning rate
@@ -89,18 +91,18 @@ JUDGED = 300  # samples of each model that the classifier looks at
 
 
 # --- what is watched while they train ---------------------------------------------------------------------------------
-def progress(vae: main.VAE, settings: main.Settings, dataset: data.Dataset) -> dict[str, np.ndarray]:
+def progress(vae: main.VAE, settings: main.Settings, dataset: Dataset) -> dict[str, np.ndarray]:
     """Means over the test set of CE, MSE and AD of the reconstructions (of posterior means) and of each latent's KL
     (L,), the variance of z_mean (L,), ten reconstructions and JUDGED samples as uint8, the width of the pixel noise."""
 
     def score(images, _start):
-        x = main.brightness(tf.constant(images))
+        x = brightness(tf.constant(images))
         z_mean, z_log_std = vae.encoder(x)
         logits = vae.decoder(z_mean)
         losses = [main.reconstruction_loss(x, logits, loss, None) for loss in ("ce", "mse", "ad")]
         return *losses, main.kl_to_standard_normal(z_mean, z_log_std), z_mean
 
-    *losses, kl, z_mean = data.in_batches(score, dataset.test_images)
+    *losses, kl, z_mean = in_batches(score, dataset.test_images)
     pictures = main.reconstruct(vae, one_of_each(dataset)), prior_samples(vae, JUDGED, settings.seed)
     return {
         "losses": np.array([loss.mean() for loss in losses]),
@@ -112,16 +114,16 @@ def progress(vae: main.VAE, settings: main.Settings, dataset: data.Dataset) -> d
     }
 
 
-def latents(vae: main.VAE, settings: main.Settings, dataset: data.Dataset) -> dict[str, np.ndarray]:
+def latents(vae: main.VAE, settings: main.Settings, dataset: Dataset) -> dict[str, np.ndarray]:
     """Of 2,000 test images: the variance of z_mean and the mean KL of each latent, (L,)."""
-    z_mean, z_log_std = vae.encoder(main.brightness(tf.constant(dataset.test_images[:2_000])))
+    z_mean, z_log_std = vae.encoder(brightness(tf.constant(dataset.test_images[:2_000])))
     return {
         "variance": np.var(z_mean, axis=0),
         "kl": np.mean(main.kl_to_standard_normal(z_mean, z_log_std), axis=0),
     }
 
 
-def one_of_each(dataset: data.Dataset, count: int = 10) -> np.ndarray:
+def one_of_each(dataset: Dataset, count: int = 10) -> np.ndarray:
     """The first test image of each label, then the first ones that are left, `count` in all: uint8 (count, H, W, C)."""
     first = [np.flatnonzero(dataset.test_labels == label)[0] for label in np.unique(dataset.test_labels)]
     rest = np.setdiff1d(np.arange(len(dataset.test_images)), first)
@@ -177,7 +179,7 @@ def score(runs: list[Trained], judge: main.keras.Model) -> dict:
     return numbers | {"reduction": runs[0].settings.reconstruction_reduction, "autoencoder": autoencoder}
 
 
-def fallback(run: Trained, dataset: data.Dataset, judge: main.keras.Model, median: np.ndarray) -> dict:
+def fallback(run: Trained, dataset: Dataset, judge: main.keras.Model, median: np.ndarray) -> dict:
     """Which digit do the failed reconstructions of a trained model show, and are they nearer to the median image?
 
     A reconstruction has failed if the classifier sees another digit in it than the label says. `failed` is their share,
@@ -202,7 +204,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a.astype(float) - b.astype(float)).mean())
 
 
-def collapsed_images(results: dict[str, list[Trained]], dataset: data.Dataset) -> dict[str, np.ndarray]:
+def collapsed_images(results: dict[str, list[Trained]], dataset: Dataset) -> dict[str, np.ndarray]:
     """The one image that each collapsed model draws, and the mean and the median of the training images, in [0, 1]."""
     x = dataset.train_images / 255
     images = {"mean": x.mean(axis=0), "median": np.median(x, axis=0)}
@@ -236,7 +238,7 @@ def draw_rows(figure: Figure, rows: list[tuple[str, np.ndarray, np.ndarray]], sa
     axes[0][1].text(0.02, 0.02, f"below: {samples}", fontsize=8, transform=axes[0][1].transAxes)
 
 
-def draw_along(study: Study, name: str, run: Trained, dataset: data.Dataset) -> None:
+def draw_along(study: Study, name: str, run: Trained, dataset: Dataset) -> None:
     """Write <name>.jpg: test images, and below them their reconstructions and samples along the training."""
     watched = run.watched()
     steps = [step for step in watched if step in ALONG]
@@ -253,7 +255,7 @@ def draw_along(study: Study, name: str, run: Trained, dataset: data.Dataset) -> 
     plots.save_figure(study.images / f"{name}.jpg", figure)
 
 
-def draw_cures(study: Study, results: dict[str, list[Trained]], dataset: data.Dataset) -> None:
+def draw_cures(study: Study, results: dict[str, list[Trained]], dataset: Dataset) -> None:
     """Write losses_cures.png: reconstructions and samples of every model after its last step."""
     rows = [("ten test images", one_of_each(dataset, 10), np.empty(0))]
     for name, runs in results.items():

@@ -49,7 +49,9 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 import main
-from utils import data, images, plots
+from utils import images, mnist, plots
+from utils.batches import brightness
+from utils.dataset import TEST_BINARIZATION_KEY, Dataset, binarize
 from utils.latent import align
 from utils.settings import Settings
 
@@ -109,13 +111,13 @@ def train_trios(study: Study) -> dict[Trio, dict[str, list[Trained]]]:
     return trained
 
 
-def embed(vae: main.VAE, settings: Settings, dataset: data.Dataset, trio: Trio) -> dict[str, np.ndarray]:
+def embed(vae: main.VAE, settings: Settings, dataset: Dataset, trio: Trio) -> dict[str, np.ndarray]:
     """Watch held-out images of all three digits, whatever is trained on: their posteriors (N, L) and ELBO (N,), nats.
 
     The noise behind the ELBO is the same at every step and in every training.
     """
     test_images, labels = held_out(settings.dataset, settings.data_dir, trio)
-    x = main.brightness(test_images)
+    x = brightness(test_images)
     z_mean, z_log_std = vae.encoder(x)
     noise = np.random.default_rng(0).standard_normal(z_mean.shape, np.float32)
     reconstruction, kl = (part.numpy() for part in main.loss_terms(vae, x, noise, settings.loss))
@@ -126,9 +128,9 @@ def embed(vae: main.VAE, settings: Settings, dataset: data.Dataset, trio: Trio) 
 @cache
 def held_out(dataset: str, data_dir: str, trio: Trio) -> tuple[np.ndarray, np.ndarray]:
     """The first HELD_OUT test images of each digit, black and white (N, H, W, C), with labels (N,), digit by digit."""
-    whole = data.load(dataset, data_dir)
+    whole = mnist.load(dataset, data_dir)
     rows = np.concatenate([np.flatnonzero(whole.test_labels == digit)[:HELD_OUT] for digit in trio])
-    return data.binarize(whole.test_images, data.TEST_BINARIZATION_KEY)[rows], whole.test_labels[rows]
+    return binarize(whole.test_images, TEST_BINARIZATION_KEY)[rows], whole.test_labels[rows]
 
 
 # --- measures ---------------------------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ from scipy.special import expit
 
 import main
 from utils import data, plots
+from utils.batches import brightness
+from utils.dataset import Dataset
 from utils.settings import Settings
 
 NOISE = 8  # numbers of noise beside the trained latents
@@ -102,9 +104,9 @@ def logits_under_noise(vae: main.VAE, z: np.ndarray, draws: int, seed: int) -> n
     return vae.decoder(whole.reshape(-1, latents)).numpy().reshape(len(z), draws, -1)
 
 
-def ask_about_noise(vae: main.VAE, settings: Settings, dataset: data.Dataset) -> dict[str, np.ndarray]:
+def ask_about_noise(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict[str, np.ndarray]:
     """Watch what the decoder makes of the noise: the share of the variance, and the mean cost in nats per image, ()."""
-    x = main.brightness(dataset.test_images[:IMAGES])
+    x = brightness(dataset.test_images[:IMAGES])
     z_mean, z_log_std = vae.encoder(x)
     rng = np.random.default_rng(settings.seed)
     z = main.sample_latent(z_mean, z_log_std, rng.standard_normal(z_mean.shape, np.float32)).numpy()

@@ -46,6 +46,7 @@ from matplotlib.figure import Figure
 
 import main
 from utils import classifier, data, latent, plots
+from utils.dataset import Dataset, binarize, in_batches
 
 DENSITY = {"decoder_scale": "learned", "binarize": "none"}
 LEARNED = {"prior_components": 100, "prior_layers": 6, "prior_units": 128}  # of a learned prior, as far as it has them
@@ -67,7 +68,7 @@ SHOWN = 64  # samples of each model in the figure
 PIXELS, CHOICE, NOISE = 200, 201, 202  # what a draw of NumPy's is for, beside the seed
 
 
-def chosen_images(study: Study, grey: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def chosen_images(study: Study, grey: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Which training images the mixture is fitted to, and which of them are reconstructed: as many as are tested."""
     order = np.random.default_rng((study.seed, CHOICE)).permutation(len(grey.train_images))
     fitted = order[: QUICKLY_FITTED if study.quick else FITTED]
@@ -76,16 +77,16 @@ def chosen_images(study: Study, grey: data.Dataset) -> tuple[np.ndarray, np.ndar
 
 def decode(vae: main.VAE, z: np.ndarray) -> np.ndarray:
     """Latents (N, L) -> brightness (N, H, W, C) in [0, 1], a thousand at a time."""
-    return data.in_batches(lambda batch, start: (main.decode(vae, batch),), z)[0]
+    return in_batches(lambda batch, start: (main.decode(vae, batch),), z)[0]
 
 
-def sets_of(study: Study, trained: Trained, grey: data.Dataset) -> dict[str, np.ndarray]:
+def sets_of(study: Study, trained: Trained, grey: Dataset) -> dict[str, np.ndarray]:
     """The three sets of images of a training, brightness (N, H, W, C), N of each; by the keys of SETS."""
     s, vae = trained.settings, trained.load()
     fitted, reconstructed = chosen_images(study, grey)
     images = grey.train_images[fitted]
     if s.binarize == "dynamic":  # as it knows them
-        images = data.binarize(images, (s.seed, PIXELS))
+        images = binarize(images, (s.seed, PIXELS))
     z_mean, z_log_std = latent.encode(vae.encoder, images)
     z = z_mean
     if not s.autoencoder:

@@ -29,6 +29,8 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.fingerprint import ROOT, code_of, fingerprint, settings_that_count, sources
+from utils import console, data, mnist
+from utils.dataset import DataError
 from utils.files import write_json, write_whole
 from utils.settings import Settings, from_params
 
@@ -163,7 +165,7 @@ def make_study(name: str, seed: int = 0, quick: bool = False, jobs: int = 0, ima
 
 def run_study(study: Study, experiment: Callable[[Study], None]) -> None:
     """Run an experiment, and leave the mark that it is finished."""
-    from utils import console, data, runs
+    from utils import runs
 
     started, code = time.perf_counter(), code_of(f"experiments.{study.name}")
     print(f"{study.name}: figures and numbers go to {study.images}", flush=True)
@@ -175,7 +177,7 @@ def run_study(study: Study, experiment: Callable[[Study], None]) -> None:
         sys.exit("\nstopped; the same command goes on from here")
     except BrokenProcessPool:
         sys.exit(f"{study.name}: error: a training's process died; {study.trainings / PROCESSES_LOG} may say why")
-    except (data.DataError, runs.RunError, runs.Diverged, OSError) as error:
+    except (DataError, runs.RunError, runs.Diverged, OSError) as error:
         sys.exit(f"{study.name}: error: {error}")
     seconds = time.perf_counter() - started
     print(f"{study.name}: done in {seconds / 60:.1f} minutes")
@@ -226,17 +228,13 @@ def training_name(training: Training) -> str:
 
 def steps_of(settings: Settings) -> int:
     """How many steps a training has."""
-    from utils import data
-
-    labels = data.load(settings.dataset, settings.data_dir).train_labels
+    labels = mnist.load(settings.dataset, settings.data_dir).train_labels
     images = np.isin(labels, settings.labels).sum() if settings.labels else len(labels)
     return settings.epochs * int(images // settings.batch_size)
 
 
 def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
     """Make the trainings that are not finished, and return all, in the order asked for. Raises what main.train does."""
-    from utils import data
-
     study.trainings.mkdir(parents=True, exist_ok=True)
     results = [Trained(study.trainings / training_name(training)) for training in trainings]
     missing = {
@@ -247,7 +245,7 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
     if not missing:
         return results
     for source in {(training.settings.dataset, training.settings.data_dir) for training in missing.values()}:
-        data.load(*source)  # if it has to be fetched, it is now, once
+        mnist.load(*source)  # if it has to be fetched, it is now, once
     about = {"desc": study.name, "unit": "training", "ncols": 79, "ascii": " #"}
     with tqdm(total=len(missing), disable=False, **about) as bar:
         if study.jobs == 0:
@@ -299,7 +297,6 @@ def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tup
     import tensorflow as tf
 
     import main
-    from utils import data
 
     tf.get_logger().setLevel("ERROR")  # it warns of many functions traced, one for each training
     settings = from_params(**dict(settings) | {"run_name": folder.name, "output_dir": str(folder.parent)})
@@ -319,9 +316,9 @@ def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tup
 # --- samples ----------------------------------------------------------------------------------------------------------
 def digit_classifier(study: Study) -> Any:
     """The classifier (utils/classifier.py) that judges samples, trained on the grey training images in ten seconds."""
-    from utils import classifier, data
+    from utils import classifier
 
-    dataset = data.load(BASE["dataset"], from_params().data_dir)
+    dataset = mnist.load(BASE["dataset"], from_params().data_dir)
     images = 5_000 if study.quick else len(dataset.train_images)
     return classifier.train_classifier(dataset.train_images[:images], dataset.train_labels[:images], study.seed)
 

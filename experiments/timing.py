@@ -14,6 +14,7 @@ def our_loop(images, settings):
     import tensorflow as tf
 
     import main as project
+    from utils.batches import of_run
 
     images = images.reshape(-1, 28, 28, 1)
     vae = project.build_vae(settings, images.shape[1:])
@@ -24,9 +25,9 @@ def our_loop(images, settings):
     def train(epochs):
         step = int(optimizer.iterations)
         until = settings.model_copy(update={"epochs": step // steps_per_epoch + epochs})
-        for first, batches in project.run_batches(images, until, step):
-            ends = tf.constant(first), tf.constant(first + steps_per_epoch)
-            sums, _, _ = train_steps(batches, *ends, seed, tf.zeros(3), tf.constant(first))
+        for first, end, batches in of_run(images, until, step):
+            ends = tf.constant(first), tf.constant(end)
+            sums, _, _ = train_steps(batches, *ends, seed, tf.zeros(3), ends[0])
         return float(sums[0]) / steps_per_epoch
 
     return train, lambda: (vae.encoder.get_weights(), vae.decoder.get_weights())

@@ -33,7 +33,8 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.timing import IMAGES, ROOT, environment, our_loop, spread
-from utils import data
+from utils import mnist
+from utils.dataset import DataError
 from utils.settings import SettingsError, from_params
 
 LOOP_EPOCHS = 5  # of a turn of the loop alone, after one in which it compiles
@@ -136,7 +137,7 @@ def loop_run(title, epochs):
 def measure_loop(epochs):
     """The images per second of the loop alone: the same network and images, drawing them included."""
     settings = from_params(**SETTINGS | {"lr_schedule": "constant"})
-    images = data.load("mnist", data_dir()).train_images
+    images = mnist.load("mnist", data_dir()).train_images
     images = images[: len(images) // settings.batch_size * settings.batch_size]
     train, _ = our_loop(images, settings)
     train(1)  # compiles
@@ -243,8 +244,8 @@ def measure(args):
     if args.against:
         titles["against"] = args.against.name
     try:
-        data.load("mnist", data_dir())  # so that it is fetched once, and before all else
-    except (data.DataError, SettingsError) as error:
+        mnist.load("mnist", data_dir())  # so that it is fetched once, and before all else
+    except (DataError, SettingsError) as error:
         sys.exit(f"benchmark: error: {error}")
     rounds = take_rounds(args, titles)
     print(*table(rounds, titles), sep="\n")

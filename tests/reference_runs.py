@@ -111,10 +111,10 @@ def command_line(constants, images, runs):
 
 def draw_folder(folder):
     """Write 2,000 training and 200 test images of MNIST as PNG files, in a folder for each label."""
-    from utils import data
+    from utils.mnist import load
     from utils.settings import from_params
 
-    dataset = data.load("mnist", from_params().data_dir)
+    dataset = load("mnist", from_params().data_dir)
     for split, count in (("train", 2_000), ("test", 200)):
         images, labels = (getattr(dataset, f"{split}_{what}") for what in ("images", "labels"))
         for number in range(count):

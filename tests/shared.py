@@ -1,14 +1,18 @@
-"""What several test files need: processes of a user's own, what a folder holds, and a picture's pixels."""
+"""What several test files need: processes of a user's own, what a folder holds, a picture's pixels, images to read."""
 
 import os
 import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from utils.dataset import BadImage, LazyImages
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+ARRAY = np.random.default_rng(1).integers(256, size=(40, 4, 5, 3), dtype=np.uint8)
 
 
 def users_environment():
@@ -33,3 +37,17 @@ def opened(path):
     """A picture's pixels, (H, W) or (H, W, 3)."""
     with Image.open(path) as picture:
         return np.asarray(picture)
+
+
+def lazy(numbers=range(40), bad=(), skip=False, seen=None):
+    """LazyImages over ARRAY, of which the `bad` numbers cannot be read; those that were asked for are put in `seen`."""
+
+    def read(number):
+        time.sleep(0.02 if number % 10 == 3 else 0)  # so that threads overtake each other
+        if seen is not None:
+            seen.append(number)
+        if number in bad:
+            raise BadImage(f"{number}.jpg: not an image")
+        return ARRAY[number]
+
+    return LazyImages(read, np.array(numbers, int), ARRAY.shape[1:], skip)

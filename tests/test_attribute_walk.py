@@ -13,6 +13,7 @@ from scipy.special import expit
 import main
 from experiments import attribute_walk
 from utils import classifier, data, plots, runs
+from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.settings import SettingsError, from_params
 
 LINEAR = {
@@ -94,7 +95,7 @@ def make_run(tmp_path, monkeypatch):
         def prepare(settings, say):
             if settings.binarize == "none":
                 return dataset
-            binary = data.binarize(dataset.test_images.images, data.TEST_BINARIZATION_KEY)
+            binary = binarize(dataset.test_images.images, TEST_BINARIZATION_KEY)
             return dataset._replace(test_images=Stored(binary))
 
         monkeypatch.setattr(data, "prepare", prepare)
@@ -166,8 +167,8 @@ def test_vector_auc_and_walks_are_what_numpy_says(shape, binarize, make_run, see
     grey, grey_test = dataset.train_images.images, dataset.test_images.images
     x, x_test = grey, grey_test
     if binarize == "dynamic":
-        x = data.binarize(grey, (3, attribute_walk.TRAINING_PIXELS, 0))
-        x_test = data.binarize(grey_test, data.TEST_BINARIZATION_KEY)
+        x = binarize(grey, (3, attribute_walk.TRAINING_PIXELS, 0))
+        x_test = binarize(grey_test, TEST_BINARIZATION_KEY)
     z, z_test = x.reshape(len(x), -1) / 255, x_test.reshape(len(x_test), -1) / 255
     has, test_has = dataset.train_attributes[:, 1], dataset.test_attributes[:, 1]
     vector = difference(z, has)

@@ -164,12 +164,12 @@ def test_the_judge_computes_the_elbo(activation):
 
 
 def test_what_is_learned_and_what_is_judged_are_apart():
-    train, judged = benchmark.mnist(held_out=False)
+    train, judged = benchmark.mnist_images(held_out=False)
     dataset = data.prepare(from_params(dataset="mnist", binarize="dynamic", labels=(), held_out=0), say=print)
     assert np.array_equal(train.reshape(-1), dataset.train_images.reshape(-1))
     assert np.array_equal(judged.reshape(-1), dataset.test_images.reshape(-1))
 
-    kept, judged = benchmark.mnist(held_out=True)
+    kept, judged = benchmark.mnist_images(held_out=True)
     assert np.array_equal(kept, train[:55_000])
     assert judged.shape == (5_000, 784)
     assert np.all(judged[train[55_000:] == 0] == 0)

@@ -10,6 +10,7 @@ from scipy.stats import bernoulli, norm
 
 import main
 from tests.tiny import SHAPE, TINY, NumpyVAE, float32, random_images, random_vae
+from utils.batches import brightness
 from utils.settings import SettingsError, from_params
 
 ONE_LATENT = TINY | {"latent_dim": 1, "encoder_layers": (), "decoder_layers": (), "prior_components": 3}
@@ -195,12 +196,6 @@ def test_a_batch_in_parts_is_trained_on_as_a_whole_one(overrides, monkeypatch):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_no_part_holds_more_draws_than_the_chunk_as_long_as_an_images_fit_in():
-    for batch, samples, chunk, parts in ((128, 1, 10, 1), (128, 50, 5_000, 2), (100, 50, 5_000, 1), (7, 50, 60, 7)):
-        chosen = from_params(**TINY | {"batch_size": batch, "bound_samples": samples, "bound_chunk": chunk})
-        assert main.parts_of_batch(chosen) == parts
-
-
 def test_parts_and_steps_draw_noise_of_their_own(monkeypatch):
     keys = []
     monkeypatch.setattr(main, "xla_pays", lambda vae: False)
@@ -233,7 +228,7 @@ def test_the_test_objective_is_that_of_training_at_the_given_weight(bound, monke
     assert found[1] > 0
     if bound == "elbo":
         noise = main.draw_noise(chosen, 5, main.random_key(chosen.seed, main.TEST_NOISE, 0))[0]
-        z, z_mean, z_log_std = main.posterior_draws(vae, main.brightness(images), noise)
+        z, z_mean, z_log_std = main.posterior_draws(vae, brightness(images), noise)
         logits = vae.decoder(z).numpy().reshape(5, -1)
         p, x = expit(logits), images.reshape(5, -1) / 255
         cost = -(x * np.log(p) + (1 - x) * np.log(1 - p)).sum(axis=1)
@@ -244,7 +239,7 @@ def test_the_test_objective_is_that_of_training_at_the_given_weight(bound, monke
         main.draw_noise(chosen, 2, main.random_key(chosen.seed, main.TEST_NOISE, start)) for start in (0, 2, 4)
     ]
     bounds = main.importance_bound(
-        vae, main.brightness(images), tf.concat(noise, axis=1)[:, :5], "ce", float32(0.5), doubly=False
+        vae, brightness(images), tf.concat(noise, axis=1)[:, :5], "ce", float32(0.5), doubly=False
     )
     assert found[0] == pytest.approx(-np.mean(bounds), rel=1e-5)
 

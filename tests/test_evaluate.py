@@ -13,6 +13,7 @@ from scipy.stats import bernoulli, norm
 import main
 from experiments import evaluate
 from utils import classifier, data, runs
+from utils.dataset import TEST_BINARIZATION_KEY, Dataset, binarize
 from utils.settings import from_params
 
 TINY = {
@@ -28,7 +29,7 @@ def images(count, shape, seed):
 
 def grey_data(shape, train, test):
     labels = np.arange(train, dtype=np.uint8) % 10
-    return data.Dataset("tiny", images(train, shape, 0), labels, images(test, shape, 1), labels[:test], "a test")
+    return Dataset("tiny", images(train, shape, 0), labels, images(test, shape, 1), labels[:test], "a test")
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def make_run(tmp_path, monkeypatch):
             dataset = grey_data(shape, train, test)
             if settings.binarize == "none":
                 return dataset
-            return dataset._replace(test_images=data.binarize(dataset.test_images, data.TEST_BINARIZATION_KEY))
+            return dataset._replace(test_images=binarize(dataset.test_images, TEST_BINARIZATION_KEY))
 
         monkeypatch.setattr(data, "prepare", prepare)
         folder = runs.create(settings, "CPU", shape)
@@ -76,7 +77,7 @@ def posteriors(vae):
 
 
 def test_images():
-    return data.binarize(grey_data((3, 3, 1), 60, 16).test_images, data.TEST_BINARIZATION_KEY)
+    return binarize(grey_data((3, 3, 1), 60, 16).test_images, TEST_BINARIZATION_KEY)
 
 
 test_images.__test__ = False
@@ -264,7 +265,7 @@ def test_reconstructions_and_samples_are_compared_with_grey_test_images(make_run
         for pictures in (grey.test_images, grey.train_images[chosen])
     )
     assert distances["training images"] == pytest.approx(classifier.frechet_distance(real, floor), rel=1e-4)
-    binary = data.binarize(grey.train_images, (settings.seed, evaluate.REAL_IMAGES))[chosen]
+    binary = binarize(grey.train_images, (settings.seed, evaluate.REAL_IMAGES))[chosen]
     reconstructed = classifier.features(judge, main.reconstruct(vae, binary))
     assert distances["reconstructions"] == pytest.approx(classifier.frechet_distance(reconstructed, real), rel=1e-3)
     assert len({round(distance, 6) for distance in distances.values()}) == 4

@@ -123,9 +123,10 @@ def test_what_the_modules_of_the_project_hold_when_imported_is_from_files_that_c
 def test_a_watch_is_known_by_all_that_it_uses():
     found = sources(new_label.embed, {})
     here = "experiments.new_label"
-    assert {f"{here}.embed", f"{here}.held_out", f"{here}.HELD_OUT", "main", "utils.data"} == set(found)
+    own, modules = ("embed", "held_out", "HELD_OUT", "TEST_BINARIZATION_KEY"), ("batches", "dataset", "mnist")
+    assert {"main", *(f"{here}.{name}" for name in own), *(f"utils.{name}" for name in modules)} == set(found)
     assert found[f"{here}.HELD_OUT"] == "300"
-    assert found["utils.data"] == code_of("utils.data")
+    assert found["utils.mnist"] == code_of("utils.mnist")
     found = sources(losses.progress, {})
     assert {"experiments.study.prior_samples", "experiments.losses.JUDGED", "main"} <= set(found)
     assert "utils.classifier" not in found
@@ -134,7 +135,7 @@ def test_a_watch_is_known_by_all_that_it_uses():
 
 EXPERIMENT = '''
 from typing import NamedTuple
-from utils import data as images
+from utils import dataset as images
 from utils.latent import align
 from utils.likelihood import LOG_2_PI
 from utils.report import ACTIVE_VARIANCE
@@ -155,7 +156,7 @@ class Pair(NamedTuple):
 def watch(vae, settings, dataset):
     """Watch."""
     import main
-    return {"z": helper(main.brightness(vae)), "c": LOG_2_PI}
+    return {"z": helper(main.decode(vae)), "c": LOG_2_PI}
 
 
 def helper(x):
@@ -195,7 +196,7 @@ def test_a_function_is_stale_when_what_it_uses_is_another_and_not_when_the_rest_
         monkeypatch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
         found = sources(module.watch, {})
-        assert "utils.data" not in found
+        assert "utils.dataset" not in found
         return list(found.values())
 
     assert EXPERIMENT.count(old) == 1

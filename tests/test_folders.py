@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from utils import data, folders
+from utils.dataset import TEST_BINARIZATION_KEY, BadImage, DataError, binarize
 from utils.settings import SettingsError, from_params
-from utils.streams import BadImage
 
 ATTRIBUTES = ("Smiling", "Blond_Hair", "Eyeglasses")
 SIZE = 8
@@ -251,7 +251,7 @@ def test_lists_that_are_wrong_are_told_by_file_and_line(faces, name, line, new, 
     edit(faces / name, line, new)
     told = f"{faces / name}{told.format(third=third)}" if told else (
         f"{faces / ATTRIBUTE}: 30 images, but {PARTITION} has 29")  # fmt: skip
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(DataError) as caught:
         load_celeba(faces)
     assert str(caught.value) == told
 
@@ -261,11 +261,11 @@ def test_a_missing_or_empty_list_is_told(faces, name):
     content = (faces / name).read_bytes()
     (faces / name).unlink()
     told = f"{faces / name}: No such file or directory; set DATA_DIR to the folder that holds CelebA"
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(DataError) as caught:
         load_celeba(faces)
     assert str(caught.value) == told
     (faces / name).write_bytes(b"" if name == PARTITION else b"".join(content.splitlines(keepends=True)[:2]))
-    with pytest.raises(data.DataError, match=f"^{faces / name}: it lists no images$"):
+    with pytest.raises(DataError, match=f"^{faces / name}: it lists no images$"):
         load_celeba(faces)
 
 
@@ -273,7 +273,7 @@ def test_too_few_test_images_are_told(faces):
     lines = [f"{number:06}.jpg {2 if number in (3, 9) else 0}\n" for number in range(1, 31)]
     (faces / PARTITION).write_text("".join(lines))
     counts = r"28 images to train on \(0\) and 2 to test on \(2\); at least 1 and 3 are needed"
-    with pytest.raises(data.DataError, match=f"^{faces / PARTITION}: {counts}$"):
+    with pytest.raises(DataError, match=f"^{faces / PARTITION}: {counts}$"):
         load_celeba(faces, say=lambda line: None)
 
 
@@ -284,7 +284,7 @@ def test_missing_images_are_told_though_validation_may_lack(faces):
     for number in (9, 5):  # of train and of test
         (faces / "img_align_celeba" / f"{number:06}.jpg").unlink()
     which = f"2 of the images that {PARTITION} lists are missing; the first is 000005.jpg"
-    with pytest.raises(data.DataError, match=f"^{faces}/img_align_celeba: {which}$"):
+    with pytest.raises(DataError, match=f"^{faces}/img_align_celeba: {which}$"):
         load_celeba(faces)
 
 
@@ -329,14 +329,14 @@ def test_the_zip_is_unpacked_once_and_nothing_outside_its_folder(faces, monkeypa
 ])  # fmt: skip
 def test_a_zip_that_is_not_the_published_one_is_not_unpacked(faces, monkeypatch, content, why):
     zipped(faces, monkeypatch).write_bytes(content)
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(DataError) as caught:
         load_celeba(faces)
     assert str(caught.value) == f"{faces}/img_align_celeba.zip: {why}"
     assert not (faces / "img_align_celeba").exists()
 
 
 @pytest.mark.parametrize(("failure", "raised"), [
-    (OSError(28, "No space left on device"), data.DataError), (KeyboardInterrupt(), KeyboardInterrupt),
+    (OSError(28, "No space left on device"), DataError), (KeyboardInterrupt(), KeyboardInterrupt),
 ])  # fmt: skip
 def test_an_interrupted_unpacking_leaves_nothing(faces, monkeypatch, failure, raised):
     def stop_at_tenth(source, target):
@@ -346,7 +346,7 @@ def test_an_interrupted_unpacking_leaves_nothing(faces, monkeypatch, failure, ra
 
     archive, copied = zipped(faces, monkeypatch), []
     monkeypatch.setattr(folders.shutil, "copyfileobj", stop_at_tenth)
-    told = f"^{archive}: cannot be unpacked, No space left on device$" if raised is data.DataError else "^$"
+    told = f"^{archive}: cannot be unpacked, No space left on device$" if raised is DataError else "^$"
     with pytest.raises(raised, match=told):
         load_celeba(faces)
     assert sorted(path.name for path in faces.iterdir()) == ["img_align_celeba.zip", ATTRIBUTE, PARTITION]
@@ -355,7 +355,7 @@ def test_an_interrupted_unpacking_leaves_nothing(faces, monkeypatch, failure, ra
 def test_neither_images_nor_zip_is_told(faces, monkeypatch):
     zipped(faces, monkeypatch).unlink()
     told = "neither img_align_celeba nor img_align_celeba.zip is there; set DATA_DIR to the folder that holds CelebA"
-    with pytest.raises(data.DataError, match=f"^{faces}: {told}$"):
+    with pytest.raises(DataError, match=f"^{faces}: {told}$"):
         load_celeba(faces)
 
 
@@ -432,7 +432,7 @@ def test_folders_with_too_few_images_are_told(tmp_path, paths, told):
         draw(tmp_path / path, 1)
     if paths == ["train/1.png"]:
         (tmp_path / "test").mkdir()
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(DataError) as caught:
         load_folder(tmp_path)
     why = ", as 3 of each label are test images that are shown" if "too few" in told else ""
     assert str(caught.value) == f"{tmp_path}{told}{why}"
@@ -441,9 +441,7 @@ def test_folders_with_too_few_images_are_told(tmp_path, paths, told):
 @pytest.mark.parametrize("name", ["missing", "file"])
 def test_a_folder_that_is_none_is_told(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        data.DataError, match=f"^{tmp_path}/{name}: no such folder; set DATA_DIR to the folder of images$"
-    ):
+    with pytest.raises(DataError, match=f"^{tmp_path}/{name}: no such folder; set DATA_DIR to the folder of images$"):
         load_folder(tmp_path / name)
 
 
@@ -519,7 +517,7 @@ def test_a_tenth_of_train_is_tested_on_where_there_is_no_other_split(monkeypatch
     stand_in(monkeypatch, {"image": FEATURES["image"]}, {"train": examples(0, 50)})
     assert np.bincount(load_tfds().test_labels).tolist() == [5]
     stand_in(monkeypatch, FEATURES, {"train": examples(0, 7)})
-    with pytest.raises(data.DataError, match=r"^tfds:toys, label 1: too few images, 3; at least 4 are needed, as"):
+    with pytest.raises(DataError, match=r"^tfds:toys, label 1: too few images, 3; at least 4 are needed, as"):
         load_tfds()
 
 
@@ -552,7 +550,7 @@ FAILED = "Failed to construct dataset \"toys\", builder_kwargs \"{'version': '9'
 ])  # fmt: skip
 def test_sets_that_cannot_be_had_are_told_in_one_line(monkeypatch, features, failure, told):
     stand_in(monkeypatch, features, {"train": examples(0, 5), "test": examples(0, 5)}, failure)
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(DataError) as caught:
         load_tfds()
     assert str(caught.value) == f"tfds:toys{told}"
 
@@ -560,7 +558,7 @@ def test_sets_that_cannot_be_had_are_told_in_one_line(monkeypatch, features, fai
 def test_a_missing_library_is_told_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     told = "^tfds:toys needs tensorflow_datasets: pip install tensorflow-datasets array-record$"
-    with pytest.raises(data.DataError, match=told):
+    with pytest.raises(DataError, match=told):
         load_tfds()
 
 
@@ -577,7 +575,7 @@ def test_a_folder_is_prepared_like_mnist(tmp_path):
 
     plain, drawn = (data.prepare(from_params(**chosen | {"binarize": how}), say) for how in ("none", "dynamic"))
     number = int(drawn.test_images.numbers[1])
-    expected = data.binarize(plain.test_images[1], (*data.TEST_BINARIZATION_KEY, number))
+    expected = binarize(plain.test_images[1], (*TEST_BINARIZATION_KEY, number))
     np.testing.assert_array_equal(drawn.test_images[1], expected)
     np.testing.assert_array_equal(drawn.train_images[:], plain.train_images[:])  # these are drawn epoch by epoch
     with pytest.raises(SettingsError, match=r"^labels: 3 is not allowed; .* has 0 to 2$"):
@@ -597,5 +595,5 @@ def test_celeba_is_prepared_with_its_attributes(faces):
 def test_a_label_with_too_few_test_images_is_told(monkeypatch):
     stand_in(monkeypatch, FEATURES, {"train": examples(0, 10), "test": examples(0, 5)})
     few = "the test images are only 2 of label 1, and 3 are shown; choose others with LABELS, or use HELD_OUT"
-    with pytest.raises(data.DataError, match=f"^tfds:toys: {few}$"):
+    with pytest.raises(DataError, match=f"^tfds:toys: {few}$"):
         data.prepare(from_params(dataset="tfds:toys", image_size=SIZE, batch_size=4), say)

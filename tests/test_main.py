@@ -1,10 +1,8 @@
 """main.py: its training against the same VAE written anew in NumPy, its estimates against integrals."""
 
-import contextlib
 import json
 import math
 import shutil
-import threading
 from functools import cache
 
 import keras
@@ -16,7 +14,8 @@ from scipy.stats import bernoulli, kstest, norm
 
 import main
 from tests.tiny import SHAPE, TINY, NumpyVAE, float32, plain_kl_weight, random_images, random_vae
-from utils import data, runs
+from utils import runs
+from utils.dataset import Dataset
 from utils.settings import SettingsError, from_params
 
 
@@ -101,55 +100,6 @@ def test_noise_is_standard_normal(compiled):
     assert kstest(noise, "norm").pvalue > 1e-4
     assert (noise == same).all()
     assert not (noise == other).any()
-
-
-def test_an_epoch_has_an_order_of_its_own_and_drops_the_last_partial_batch():
-    grey = np.random.default_rng(0).integers(1, 255, (203, 8, 8, 1), dtype=np.uint8)
-    chosen, other_seed = (from_params(binarize="none", seed=seed, batch_size=20) for seed in (0, 1))
-    asked = [(chosen, 1), (chosen, 1), (chosen, 2), (other_seed, 1)]
-    batches, same, *others = [main.draw_epoch(grey, s, epoch).numpy() for s, epoch in asked]
-    assert (batches.shape, batches.dtype) == ((10, 20, 8, 8, 1), np.uint8)
-    np.testing.assert_array_equal(batches, same)
-    images = {image.tobytes() for image in batches.reshape(200, 64)}
-    assert len(images & {image.tobytes() for image in grey}) == 200
-    for other in others:
-        assert (other == batches).mean() < 0.1
-
-
-def test_a_binarised_epoch_draws_every_image_anew_from_its_grey_values():
-    grey = np.random.default_rng(0).integers(1, 255, (200, 8, 8, 1), dtype=np.uint8)
-    chosen, other_seed = (from_params(binarize="dynamic", seed=seed, batch_size=20) for seed in (0, 1))
-    drawn = main.draw_epoch(grey, chosen, 1).numpy().reshape(200, -1)
-    plain = main.draw_epoch(grey, chosen.model_copy(update={"binarize": "none"}), 1).numpy().reshape(200, -1)
-    assert set(np.unique(drawn)) == {0, 255}
-    assert np.corrcoef(drawn.ravel(), plain.ravel())[0, 1] > 0.5  # with other images: about 0
-
-    alike = np.full_like(grey, 128)  # so that two images are the same only if their draws are
-    asked = [(chosen, 1), (chosen, 1), (chosen, 2), (other_seed, 1)]
-    first, same, *others = [main.draw_epoch(alike, s, epoch).numpy().reshape(200, -1) for s, epoch in asked]
-    np.testing.assert_array_equal(first, same)
-    assert len(np.unique(np.concatenate([first, *others]), axis=0)) == 3 * 200
-
-
-def test_a_run_gets_its_epochs_in_order_and_the_next_is_drawn_while_one_is_in_use(monkeypatch):
-    drawn = [threading.Event() for _ in range(4)]
-
-    def draw(images, chosen, epoch, real=main.draw_epoch):
-        drawn[epoch].set()
-        return real(images, chosen, epoch)
-
-    monkeypatch.setattr(main, "draw_epoch", draw)
-    chosen, images = from_params(**TINY | {"epochs": 3}), random_images(7)  # three steps an epoch
-    with contextlib.closing(main.run_batches(images, chosen, step=4)) as pieces:  # which is in the second epoch
-        first, batches = next(pieces)
-        assert drawn[3].wait(10)
-        assert first == 3
-        np.testing.assert_array_equal(batches, main.draw_epoch(images, chosen, 2))
-        first, batches = next(pieces)
-        assert first == 6
-        np.testing.assert_array_equal(batches, main.draw_epoch(images, chosen, 3))
-        assert not drawn[1].is_set()
-        assert list(pieces) == []
 
 
 # --- networks and sampler ---------------------------------------------------------------------------------------------
@@ -431,7 +381,7 @@ def test_the_history_of_a_run_is_that_of_numpy(changed, monkeypatch, tmp_path):
     (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {"epochs": 2}}')
     vae = random_vae(chosen)
     start = [weight.numpy() for weight in vae.weights]
-    dataset = data.Dataset("tiny", train, labels, test, labels[:3], "")
+    dataset = Dataset("tiny", train, labels, test, labels[:3], "")
     main.fit(vae, chosen, dataset, main.compile_evaluation(vae, chosen), tmp_path, say=print)
 
     orders = [np.random.default_rng((chosen.seed, main.SHUFFLE, epoch)).permutation(7)[:6] for epoch in (1, 2)]
@@ -462,7 +412,7 @@ def fit(monkeypatch, tmp_path):
     monkeypatch.setattr(main, "xla_pays", lambda vae: False)
     monkeypatch.setattr(main, "write_grids", lambda *_, **__: {})
     (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {"epochs": 2}}')
-    dataset = data.Dataset("tiny", random_images(7), np.zeros(7), random_images(3), np.zeros(3), "")
+    dataset = Dataset("tiny", random_images(7), np.zeros(7), random_images(3), np.zeros(3), "")
 
     def fit_it(vae, chosen, *watch):
         main.fit(vae, chosen, dataset, main.compile_evaluation(vae, chosen), tmp_path, print, *watch)

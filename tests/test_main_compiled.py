@@ -19,6 +19,7 @@ from PIL import Image
 
 import main
 from tests.shared import REPOSITORY, users_environment
+from utils import batches
 from utils.settings import read_command_line
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,8 @@ STOPPED = """if True:
     from utils.settings import read_command_line
     command = read_command_line(sys.argv[2:])
     import main
-    main.streams.CHUNK_BYTES = 4 * 8 * 8 * 8
+    from utils import batches
+    batches.CHUNK_BYTES = 4 * 8 * 8 * 8
     def stop(vae, step):
         raise KeyboardInterrupt
     try:
@@ -116,7 +118,7 @@ def test_a_run_on_a_stream_compiles_each_function_once_also_when_it_goes_on_with
 
 @pytest.mark.parametrize("pieces", [1, 4, 10])  # of steps
 def test_in_graph_mode_each_function_of_a_run_is_traced_once(pieces, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(main.streams, "CHUNK_BYTES", pieces * 8 * 8 * 8)
+    monkeypatch.setattr(batches, "CHUNK_BYTES", pieces * 8 * 8 * 8)
     words = [*STREAMED, "--architecture", "conv", "--channels", "2", "--data-dir", str(images)]
     command = read_command_line([*words, "--output-dir", str(tmp_path)])
     _, counts = traces(lambda: main.train(command.settings))

@@ -27,7 +27,9 @@ from tensorboard.util.tensor_util import make_ndarray
 
 import main
 from tests.shared import REPOSITORY, contents, users_environment
-from utils import data, plots, runs
+from utils import plots, runs
+from utils.dataset import TEST_BINARIZATION_KEY, binarize
+from utils.mnist import load
 from utils.settings import from_params, load_saved, read_command_line
 
 SMALL = shlex.split("--encoder-layers 32 --decoder-layers 32 --latent-dim 2 --kl-steps 200 --nll-samples 2 --epochs 3")
@@ -116,7 +118,7 @@ def without_bar(err):
 
 @pytest.fixture(scope="module")
 def mnist():
-    return data.load("mnist", from_params().data_dir)
+    return load("mnist", from_params().data_dir)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +290,7 @@ def test_the_projector_has_ten_thousand_codes_labels_and_thumbnails(run):
 @pytest.mark.slow
 def test_report_and_pictures_are_of_the_last_checkpoint(run, mnist):
     """Its networks, worked out in NumPy for the binarised test images, give what was written."""
-    binary = data.binarize(mnist.test_images, data.TEST_BINARIZATION_KEY)
+    binary = binarize(mnist.test_images, TEST_BINARIZATION_KEY)
     vae = main.build_vae(load_saved(runs.read_params(run)["settings"]), (28, 28, 1))
     tf.train.Checkpoint(encoder=vae.encoder, decoder=vae.decoder).read(f"{run}/checkpoints/step-360").expect_partial()
     hidden, posterior = ([part.numpy() for part in layer.weights] for layer in vae.encoder.layers if layer.weights)
@@ -415,7 +417,7 @@ def few_images_in(folder, mnist):
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         patch.setattr(main, "xla_pays", lambda vae: False)
         patch.setattr(plots, "save_figure", lambda path, figure: path.touch())
-        patch.setattr(data, "load", lambda *_: mnist._replace(**parts))
+        patch.setattr("utils.mnist.load", lambda *_: mnist._replace(**parts))
         yield
 
 

@@ -10,7 +10,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from tests.shared import opened
 from utils import images, pictures
-from utils.data import Dataset
+from utils.dataset import Dataset
 
 
 def shown(path, sheet, scale=2):

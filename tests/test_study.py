@@ -20,6 +20,7 @@ from experiments import fingerprint
 from experiments import study as studies
 from experiments.study import BASE, Training, make_study, settings_of, train_all, training_name
 from utils import console, data, runs
+from utils.dataset import DataError
 from utils.settings import NAMES
 
 RUN_ONLY = {"DATA_DIR", "SEED", "RUN_NAME", "OUTPUT_DIR"}  # what has no part in a result, or is asked for
@@ -177,7 +178,7 @@ def test_an_experiment_that_is_interrupted_is_given_time_to_save():
     [
         (KeyboardInterrupt(), "goes on from here"),
         (console.Stopped(2), "goes on from here"),
-        (data.DataError("no source"), "losses: error: no source"),
+        (DataError("no source"), "losses: error: no source"),
         (BrokenProcessPool(), "processes.log may say why"),
     ],
 )

@@ -11,6 +11,7 @@ from scipy.stats import norm
 import main
 from experiments import latent_space
 from utils import latent, priors
+from utils.batches import brightness
 
 SHAPE = (4, 4, 1)
 
@@ -180,7 +181,7 @@ def test_the_step_is_that_of_plain_gradient_descent_on_minus_elbo_and_leaves_the
     for weight, value in zip(vae.weights, before, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
 
-    x, noise = main.brightness(images), np.random.default_rng(7).standard_normal((2, 1, 3), np.float32)
+    x, noise = brightness(images), np.random.default_rng(7).standard_normal((2, 1, 3), np.float32)
     for row, probe in enumerate((2, 5)):
         with main.tf.GradientTape() as tape:
             z_mean, z_log_std = vae.encoder(x[probe : probe + 1])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import losses
 from experiments.study import ROOT, make_study, settings_of
-from utils import data
+from utils.dataset import Dataset
 
 OBJECTIVES = ("mean_objective", "sum_objective")
 
@@ -87,7 +87,7 @@ def test_failed_reconstructions_are_counted_by_the_digit_they_show(monkeypatch):
     labels = np.arange(10).repeat(2)
     images = np.zeros((20, 28, 28, 1), np.uint8)
     images[:, 0, 0, 0] = np.arange(20)
-    dataset = data.Dataset("Toy", images, labels, images, labels, "")
+    dataset = Dataset("Toy", images, labels, images, labels, "")
     order = losses.one_of_each(dataset, 20)[:, 0, 0, 0]
     assert order[:10].tolist() == list(range(0, 20, 2))
     assert order[10:].tolist() == list(range(1, 20, 2))

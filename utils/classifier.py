@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from utils import data
+from utils.dataset import epoch_order, in_batches
 
 BATCH_SIZE = 256
 PEAK_LEARNING_RATE = 6e-3
@@ -51,7 +51,7 @@ def train_classifier(
         jit_compile=False,  # convolutions under XLA on a CPU are 50 times slower
     )
     for epoch in range(epochs):
-        order = data.epoch_order(len(images), (seed, epoch))
+        order = epoch_order(len(images), (seed, epoch))
         classifier.fit(to_brightness(images[order]), labels[order], BATCH_SIZE, shuffle=False, verbose=0)
     return classifier
 
@@ -79,7 +79,7 @@ def effective_classes(probabilities: np.ndarray) -> float:
 def features(classifier: keras.Model, brightness: np.ndarray) -> np.ndarray:
     """What the classifier's last hidden layer makes of images given as brightness (N, H, W, C) in [0, 1]: (N, F)."""
     network = keras.Model(classifier.inputs[0], classifier.get_layer("features").output)
-    return data.in_batches(lambda batch, start: (network(batch),), brightness)[0]
+    return in_batches(lambda batch, start: (network(batch),), brightness)[0]
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """Image files on disk as data sets: CelebA as published, a folder of any images, and TensorFlow Datasets.
 
-Nothing but names and labels is kept in memory; images are read when they are asked for (utils/streams.py).
+Nothing but names and labels is kept in memory; images are read when they are asked for (LazyImages).
 """
 
 import hashlib
@@ -18,8 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from utils.data import SHOWN_OF_A_LABEL, DataError, Dataset
-from utils.streams import BadImage, LazyImages
+from utils.dataset import SHOWN_OF_A_LABEL, BadImage, DataError, Dataset, LazyImages
 
 Say = Callable[[str], None]
 

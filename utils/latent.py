@@ -19,7 +19,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from utils import data
+from utils.dataset import in_batches
 
 LOG_2_PI = float(np.log(2 * np.pi))
 TINY = 1e-6  # vectors shorter than this, or this near to one line (in radians), have no arc between them
@@ -35,7 +35,7 @@ def encode(encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.nda
     def encode_batch(batch, start):
         return encoder(tf.cast(batch, tf.float32) / 255)
 
-    z_mean, z_log_std = data.in_batches(encode_batch, images)
+    z_mean, z_log_std = in_batches(encode_batch, images)
     return z_mean, z_log_std
 
 

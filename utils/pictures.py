@@ -7,7 +7,7 @@ import numpy as np
 import scipy.stats
 from PIL import Image
 
-from utils.data import SHOWN_OF_A_LABEL, Dataset
+from utils.dataset import SHOWN_OF_A_LABEL, Dataset
 from utils.files import write_whole
 from utils.images import captioned, grid, save_gif, save_png, to_uint8
 

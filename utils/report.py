@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.data import Dataset
+from utils.dataset import Dataset, LazyImages
 from utils.pictures import grids_of
 from utils.settings import Settings
-from utils.streams import LazyImages
 
 ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over the test set (Burda et al. 2015, section 5)
 PUBLISHED_NLL = {  # by data set, for a single stochastic layer trained on the ELBO, dynamic binarisation

@@ -28,9 +28,9 @@ import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event
 
 from utils.console import Problem, raise_stopped
+from utils.dataset import BadImage
 from utils.files import write_json, write_whole
 from utils.settings import Settings, SettingsError, load_saved
-from utils.streams import BadImage
 
 KEPT_CHECKPOINTS = 3
 REPOSITORY = Path(__file__).resolve().parent.parent

