@@ -111,10 +111,10 @@ def command_line(constants, images, runs):
 
 def draw_folder(folder):
     """Write 2,000 training and 200 test images of MNIST as PNG files, in a folder for each label."""
-    from utils.mnist import load
+    from utils import data
     from utils.settings import from_params
 
-    dataset = load("mnist", from_params().data_dir)
+    dataset = data.read(from_params(dataset="mnist"), print)
     for split, count in (("train", 2_000), ("test", 200)):
         images, labels = (getattr(dataset, f"{split}_{what}") for what in ("images", "labels"))
         for number in range(count):

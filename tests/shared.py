@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,14 @@ def users_environment():
     """The environment of this process without what importing main has set: a user's shell has none of it."""
     own = ("TF_", "XLA_", "KERAS_", "TQDM_")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)}
+
+
+def set_xla(patch, compiled=False):
+    """Have every room compile by XLA or not, whatever the networks are."""
+    rooms = [name for name in sys.modules if name == "main" or name.startswith(("utils.", "experiments."))]
+    for name in rooms:
+        if "xla_pays" in vars(sys.modules[name]):
+            patch.setattr(sys.modules[name], "xla_pays", lambda *networks: compiled)
 
 
 def free_addresses(count):

@@ -38,7 +38,7 @@ def upward(imports):
 
 def test_imports_form_no_circle_and_utils_imports_no_program():
     imports = imports_in(REPOSITORY)
-    assert {"utils.data", "utils.runs"} <= imports["main"]
+    assert {"utils.data", "utils.recorder"} <= imports["main"]
     assert circle(imports) == []
     assert upward(imports) == []
 

@@ -6,10 +6,10 @@ sigmoid(logits), and everything is summed over pixels, in nats.
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -17,7 +17,9 @@ from scipy.special import expit
 from scipy.stats import bernoulli, laplace, logistic, norm
 
 import main
-from tests.tiny import float32, plain_kl_weight
+from tests.tiny import TINY, float32, plain_kl_weight
+from utils.settings import from_params
+from utils.start import tf
 
 few = settings(max_examples=25, deadline=None)
 log_scales = st.floats(-3, 3)
@@ -30,10 +32,17 @@ def images_and_logits(draw):
     return [draw(hnp.arrays(np.float32, shape, elements=st.floats(*ends, width=32))) for ends in ((0, 1), (-12, 12))]
 
 
+def reconstruction_loss(x, logits, name, log_scale=None):
+    """The loss (B,) of images (B, H, W, C) whose decoder returns these logits; with a scale, its width is learned."""
+    vae = SimpleNamespace(decoder=lambda z: logits, log_scale=log_scale)
+    scale = "fixed" if log_scale is None else "learned"
+    chosen = from_params(**TINY | {"loss": name, "decoder_scale": scale})
+    return main.reconstruction_loss(vae, x, tf.zeros((len(x), 1)), chosen)
+
+
 def loss_of(name, x, logits, log_scale=None):
-    """The loss (B,) that LOSS names of images (B, H, W, C); with a scale, of DECODER_SCALE = learned."""
-    log_scale = None if log_scale is None else float32(log_scale)
-    return main.reconstruction_loss(float32(x), float32(logits), name, log_scale)
+    """The same of NumPy arrays."""
+    return reconstruction_loss(float32(x), float32(logits), name, None if log_scale is None else float32(log_scale))
 
 
 def assert_is(formula, name, images, log_scale=None):
@@ -64,7 +73,7 @@ def assert_gradients_are_differences_of(formula, name, log_scale=None):
 
     inputs = [tf.Variable(value, dtype=tf.float32) for value in (logits, log_scale) if value is not None]
     with tf.GradientTape() as tape:
-        value = main.reconstruction_loss(float32(x), inputs[0], name, inputs[1] if log_scale is not None else None)
+        value = reconstruction_loss(float32(x), inputs[0], name, inputs[1] if log_scale is not None else None)
     found = tape.gradient(value, inputs)
     np.testing.assert_allclose(found[0], differences(total, logits), rtol=1e-3, atol=1e-4)
     if log_scale is not None:
@@ -76,7 +85,7 @@ def assert_far_out(name, values, slopes):
     x, logits = float32([0, 1, 0, 1]), float32([-200, -200, 200, 200])
     x, logits = tf.reshape(x, (4, 1, 1, 1)), tf.Variable(tf.reshape(logits, (4, 1, 1, 1)))
     with tf.GradientTape() as tape:
-        value = main.reconstruction_loss(x, logits, name, None)
+        value = reconstruction_loss(x, logits, name)
     np.testing.assert_allclose(value, values, atol=1e-6)
     np.testing.assert_allclose(np.ravel(tape.gradient(value, logits)), slopes, atol=1e-6)
 
@@ -85,7 +94,7 @@ def assert_scale_is_drawn_to(best, entropy, name, x, logits):
     """Whether the best scale is flat, its neighbours pull towards it, and the loss there is the density's entropy."""
     log_scale = tf.Variable([best - 0.1, best, best + 0.1], dtype=tf.float32)
     with tf.GradientTape() as tape:
-        losses = [main.reconstruction_loss(float32(x), float32(logits), name, scale) for scale in tf.unstack(log_scale)]
+        losses = [reconstruction_loss(float32(x), float32(logits), name, scale) for scale in tf.unstack(log_scale)]
         total = tf.reduce_sum(losses)
     below, at, above = tape.gradient(total, log_scale).numpy()
     assert below < -1 < 1 < above
@@ -238,7 +247,7 @@ def test_the_discretised_logistic_and_its_gradients_are_finite_far_out(log_scale
     x, logits = tf.reshape(x, (5, 1, 1, 1)), tf.Variable(tf.reshape(logits, (5, 1, 1, 1)))
     scale = tf.Variable(log_scale)
     with tf.GradientTape() as tape:
-        value = main.reconstruction_loss(x, logits, "logistic", scale)
+        value = reconstruction_loss(x, logits, "logistic", scale)
     gradients = tape.gradient(value, [logits, scale])
     assert all(np.isfinite(part).all() for part in (value, *gradients))
     if log_scale < 30:  # which is so wide that all are alike
@@ -296,6 +305,14 @@ def test_free_bits_clamp_the_batch_mean_of_each_latent_and_below_them_nothing_pu
 
 # --- KL weight: KL_SCHEDULE -------------------------------------------------------------------------------------------
 SCHEDULES = ("constant", "linear", "sigmoid", "cosine", "cyclical")
+
+
+def kl_weight(step, name, start, end, steps, cycles):
+    """main.kl_weight with a schedule of these settings."""
+    schedule = {"kl_schedule": name, "kl_weight_start": start, "kl_weight_end": end, "kl_steps": steps}
+    return main.kl_weight(step, from_params(**TINY | schedule | {"kl_cycles": cycles}))
+
+
 kl_weights = st.floats(0, 1e6, width=32, allow_subnormal=False)
 
 
@@ -304,7 +321,7 @@ kl_weights = st.floats(0, 1e6, width=32, allow_subnormal=False)
 def test_a_schedule_is_exact_at_its_start_at_its_end_and_ever_after(name, start, end, steps, more):
     cycles = more.draw(st.integers(1, min(steps, 20)), "cycles")
     at_start, *behind = (
-        main.kl_weight(step, name, start, end, steps, cycles).numpy() for step in (0, steps, steps + 1, 2**31 - 1)
+        kl_weight(step, name, start, end, steps, cycles).numpy() for step in (0, steps, steps + 1, 2**31 - 1)
     )
     assert at_start == np.float32(end if name == "constant" else start)
     assert behind == [np.float32(end)] * 3
@@ -313,7 +330,7 @@ def test_a_schedule_is_exact_at_its_start_at_its_end_and_ever_after(name, start,
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(("start", "end", "steps", "cycles"), [(0.0, 1.0, 24, 3), (0.2, 4.0, 7, 2), (2.0, 0.5, 10, 1)])
 def test_a_schedule_is_its_formula_in_plain_python_and_monotone_unless_cyclical(name, start, end, steps, cycles):
-    found = [float(main.kl_weight(step, name, start, end, steps, cycles)) for step in range(steps + 3)]
+    found = [float(kl_weight(step, name, start, end, steps, cycles)) for step in range(steps + 3)]
     expected = [plain_kl_weight(name, step, start, end, steps, cycles) for step in range(steps + 3)]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     if name != "cyclical":
@@ -322,18 +339,18 @@ def test_a_schedule_is_its_formula_in_plain_python_and_monotone_unless_cyclical(
 
 def test_the_middle_of_a_schedule_and_the_ramps_of_a_cyclical_one():
     for name, middle in {"constant": 3, "linear": 2, "sigmoid": 2, "cosine": 2}.items():
-        assert float(main.kl_weight(50, name, 1.0, 3.0, 100, 4)) == pytest.approx(middle, rel=1e-6)
-    ramps = [float(main.kl_weight(step, "cyclical", 0.0, 1.0, 16, 2)) for step in range(18)]
+        assert float(kl_weight(50, name, 1.0, 3.0, 100, 4)) == pytest.approx(middle, rel=1e-6)
+    ramps = [float(kl_weight(step, "cyclical", 0.0, 1.0, 16, 2)) for step in range(18)]
     np.testing.assert_allclose(ramps, 2 * [0, 0.25, 0.5, 0.75, 1, 1, 1, 1] + [1, 1])
 
 
 def test_a_schedule_is_the_same_for_a_tensor_and_compiled():
     @tf.function(jit_compile=True)
     def compiled(step):
-        return tf.stack([main.kl_weight(step, name, 0.0, 2.0, 12, 3) for name in SCHEDULES])
+        return tf.stack([kl_weight(step, name, 0.0, 2.0, 12, 3) for name in SCHEDULES])
 
     for step in (0, 5, 6, 11, 12, 13):
-        plain = [main.kl_weight(step, name, 0.0, 2.0, 12, 3).numpy() for name in SCHEDULES]
+        plain = [kl_weight(step, name, 0.0, 2.0, 12, 3).numpy() for name in SCHEDULES]
         rounding = 0 if step in (0, 12, 13) else 1e-6
         np.testing.assert_allclose(compiled(tf.constant(step)), plain, rtol=rounding)
     assert compiled.experimental_get_tracing_count() == 1

@@ -3,30 +3,23 @@
 import json
 import math
 import shutil
-from functools import cache
+from typing import get_args
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from scipy.special import expit, logsumexp
-from scipy.stats import bernoulli, kstest, norm
+from scipy.special import expit
+from scipy.stats import kstest, norm
 
 import main
-from tests.tiny import SHAPE, TINY, NumpyVAE, float32, plain_kl_weight, random_images, random_vae
-from utils import runs
+from tests.shared import set_xla
+from tests.tiny import SHAPE, TINY, NumpyVAE, drawn, float32, plain_kl_weight, random_images, random_vae
+from utils import chance, densities, pictures, runs
 from utils.dataset import Dataset
-from utils.settings import SettingsError, from_params
-
-
-@cache
-def graph(function, compiled):
-    return tf.function(function, jit_compile=compiled)
-
-
-def drawn(function, *arguments, compiled=False):
-    """What a function draws; under XLA it is not the same as without."""
-    return graph(function, compiled)(*arguments).numpy()
+from utils.evaluation import compile_evaluation
+from utils.recorder import Recorder
+from utils.settings import SettingsError, from_params, settings_model
+from utils.start import tf
+from utils.workers import ALONE
 
 
 # --- the same training in NumPy, float64 ------------------------------------------------------------------------------
@@ -75,31 +68,12 @@ def numpy_training(chosen, weights, batches, horizon):
     return trained, np.array(history)
 
 
-def training_batch(chosen, batches, step, seed, compiled=False):
+def training_batch(chosen, batches, step, compiled=False):
     """The batch (x, noise) of a step: the images that are its turn, and draws that belong to (seed, purpose, step)."""
     s = chosen
     x = np.float32(batches[step % len(batches)] / 255)
-    key = main.random_key(seed, main.NOISE, step)
-    return x, drawn(main.standard_normal, (s.batch_size, s.latent_dim), key, compiled=compiled)
-
-
-# --- random draws -----------------------------------------------------------------------------------------------------
-def test_every_seed_purpose_and_step_has_a_key_of_its_own():
-    purposes = [main.ENCODER_WEIGHTS, main.DECODER_WEIGHTS, main.SHUFFLE, main.PIXELS, main.NOISE, main.TEST_NOISE]
-    purposes += [main.GRID_LATENTS, main.IMPORTANCE_NOISE]
-    steps = (0, 1, 2, 16, 17, 10**6, 2**31 - 1)
-    asked = [(seed, purpose, step) for seed in (0, 1, 2, 16, 2**31 - 1) for purpose in purposes for step in steps]
-    assert len({tuple(main.random_key(*key).numpy()) for key in asked}) == len(asked)
-    np.testing.assert_array_equal(main.random_key(tf.constant(5), 3, tf.constant(9)), main.random_key(5, 3, 9))
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_noise_is_standard_normal(compiled):
-    keys = [main.random_key(0, main.NOISE, step) for step in (0, 0, 1)]
-    noise, same, other = (drawn(main.standard_normal, (20_000,), key, compiled=compiled) for key in keys)
-    assert kstest(noise, "norm").pvalue > 1e-4
-    assert (noise == same).all()
-    assert not (noise == other).any()
+    key = chance.random_key(s.seed, chance.NOISE, step)
+    return x, drawn(chance.standard_normal, (s.batch_size, s.latent_dim), key, compiled=compiled)
 
 
 # --- networks and sampler ---------------------------------------------------------------------------------------------
@@ -136,7 +110,7 @@ def test_the_networks_and_what_is_decoded_are_numpys(encoder_layers, decoder_lay
 def test_a_sample_is_the_mean_plus_noise_times_the_standard_deviation():
     z = main.sample_latent(float32([[1, -2]]), float32([[0, math.log(3)]]), float32([[0.5, -2]]))
     np.testing.assert_allclose(z, [[1.5, -8]], rtol=1e-6)
-    noise = main.standard_normal((20_000, 2), main.random_key(0, main.NOISE, 0))
+    noise = chance.standard_normal((20_000, 2), chance.random_key(0, chance.NOISE, 0))
     z = main.sample_latent(float32([3, -1]), float32([math.log(0.2), math.log(2)]), noise).numpy()
     for latent, distribution in enumerate([norm(3, 0.2), norm(-1, 2)]):
         assert kstest(z[:, latent], distribution.cdf).pvalue > 1e-4
@@ -145,17 +119,18 @@ def test_a_sample_is_the_mean_plus_noise_times_the_standard_deviation():
 # --- objective --------------------------------------------------------------------------------------------------------
 def test_the_objective_and_what_is_reported_are_batch_means_of_sums():
     reconstruction, kl = float32([10, 30]), float32([[0, 1, 0.3], [0.4, 3, 0.9]])
-    minimised = main.objective(reconstruction, kl, float32(0.5), 0.3, 16)
-    assert minimised.numpy() == pytest.approx(20 / 16 + 0.5 * 2.9)
-    np.testing.assert_allclose(main.mean_terms(minimised, reconstruction, kl), [2.7, 20, 2.8], rtol=1e-6)
-    assert [main.loss_divisor(reduction, (28, 28, 3)) for reduction in ("sum", "mean")] == [1, 28 * 28 * 3]
+    for reduction, expected in (("mean", 20 / 16 + 0.5 * 2.9), ("sum", 20 + 0.5 * 2.9)):
+        chosen = from_params(**TINY | {"reconstruction_reduction": reduction, "free_bits": 0.3})
+        minimised = main.objective(reconstruction, kl, float32(0.5), chosen, 16)
+        assert minimised.numpy() == pytest.approx(expected)
+    np.testing.assert_allclose(main.mean_terms(minimised, reconstruction, kl), [21.45, 20, 2.8], rtol=1e-6)
 
 
 @pytest.mark.parametrize("autoencoder", [False, True])
 def test_the_loss_terms_are_numpys_and_without_noise_those_of_the_autoencoder(autoencoder):
     chosen = from_params(**TINY | {"autoencoder": autoencoder})
     vae, images, noise = random_vae(chosen), random_images(3), np.random.default_rng(1).normal(size=(3, 2))
-    found = main.loss_terms(vae, float32(images / 255), None if autoencoder else float32(noise), "ce")
+    found = main.loss_terms(vae, float32(images / 255), float32(noise), chosen)
     expected = NumpyVAE(chosen, [weight.numpy() for weight in vae.weights]).terms(images.reshape(3, -1) / 255, noise)
     for part, plain in zip(found, expected, strict=True):
         np.testing.assert_allclose(part, plain, rtol=1e-5)
@@ -163,7 +138,6 @@ def test_the_loss_terms_are_numpys_and_without_noise_those_of_the_autoencoder(au
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
-SEED = 5  # of the draws; the initial weights have another one
 HORIZON = 5  # steps of the learning rate's cosine
 BATCHES = random_images(6).reshape(3, 2, *SHAPE)
 
@@ -178,7 +152,7 @@ class Training:
         self.variables = self.vae.weights + self.optimizer.variables
         self.start = [variable.numpy() for variable in self.variables]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(main, "xla_pays", lambda vae: compiled)
+            set_xla(patch, compiled)
             self.train_steps = main.compile_train_steps(self.vae, self.optimizer, self.settings)
 
     def run(self, *ends, batches=None):
@@ -188,9 +162,8 @@ class Training:
         batches = BATCHES if batches is None else batches
         step, sums = 0, float32([100, 200, 300])
         for end in ends:
-            sums, terms, step = self.train_steps(
-                tf.constant(batches), tf.constant(step), tf.constant(end), tf.constant(SEED), sums
-            )
+            steps = tf.constant(0), tf.constant(step), tf.constant(end)
+            sums, terms, step = self.train_steps(tf.constant(batches), *steps, sums)
         return [weight.numpy() for weight in self.vae.weights], sums.numpy(), terms.numpy(), int(step)
 
 
@@ -201,7 +174,7 @@ def with_xla():
 
 def assert_is_numpys(training, compiled):
     s = training.settings
-    batches = [training_batch(s, BATCHES, step, SEED, compiled) for step in range(5)]
+    batches = [training_batch(s, BATCHES, step, compiled) for step in range(5)]
     trained, history = numpy_training(s, training.start[: len(training.vae.weights)], batches, HORIZON)
     found, sums, terms, step = training.run(5)
     assert step == 5
@@ -241,7 +214,7 @@ def test_two_calls_train_to_the_bits_of_one_and_a_call_for_no_steps_does_nothing
     for weight, before in zip(untouched, with_xla.start, strict=False):
         np.testing.assert_array_equal(weight, before)
     assert (list(sums), step) == ([100, 200, 300], 0)
-    assert with_xla.train_steps.experimental_get_tracing_count() == 1  # step, stop and seed are tensors
+    assert with_xla.train_steps.experimental_get_tracing_count() == 1  # step and stop are tensors
 
 
 def test_training_stops_behind_the_first_step_that_is_not_finite_and_says_which(with_xla, monkeypatch):
@@ -268,113 +241,13 @@ def test_the_learning_rate_falls_on_a_cosine_to_a_hundredth_and_stays():
             assert float(optimizer.learning_rate) == pytest.approx(0.004 * factor, rel=1e-5)
 
 
-def test_xla_pays_for_dense_networks_and_on_a_gpu_for_convolutions_too(monkeypatch):
-    vae = main.build_vae(from_params(**TINY), SHAPE)
-    x = keras.Input(SHAPE)
-    encoder, decoder = (keras.Model(x, layer(1, 2)(x)) for layer in (keras.layers.Conv2D, keras.layers.Conv2DTranspose))
-    for gpu in (False, True):
-        monkeypatch.setattr(main, "has_gpu", lambda gpu=gpu: gpu)
-        assert main.xla_pays(vae)
-        assert main.xla_pays(vae._replace(encoder=encoder)) == gpu
-        assert main.xla_pays(vae._replace(decoder=decoder)) == gpu
-
-
-# --- evaluation -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("autoencoder", [False, True])
-def test_the_evaluation_is_numpys_image_by_image_and_the_same_every_time(monkeypatch, autoencoder):
-    monkeypatch.setattr(main, "xla_pays", lambda vae: False)
-    chosen = from_params(**TINY | {"autoencoder": autoencoder})
-    vae, images = random_vae(chosen), random_images(2_000)  # two batches
-    evaluate = main.compile_evaluation(vae, chosen)
-    reconstruction, kl, z_mean = evaluate(images)
-
-    plain, x = NumpyVAE(chosen, [weight.numpy() for weight in vae.weights]), images.reshape(2_000, -1) / 255
-    keys = [main.random_key(chosen.seed, main.TEST_NOISE, start) for start in (0, 1_000)]
-    noise = np.concatenate([drawn(main.standard_normal, (1_000, 2), key) for key in keys])
-    expected_reconstruction, expected_kl = plain.terms(x, noise)
-    np.testing.assert_allclose(reconstruction, expected_reconstruction, rtol=1e-4)
-    np.testing.assert_allclose(kl, expected_kl, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(z_mean, plain.encode(x)[0], atol=1e-5)
-    np.testing.assert_array_equal(reconstruction, evaluate(images)[0])
-
-
-@pytest.mark.parametrize("overrides", [{"loss": "ce"}, {"loss": "mse", "decoder_scale": "learned"}])
-def test_the_log_likelihood_of_a_vae_is_the_integral_over_its_latents(overrides):
-    chosen = from_params(**TINY | overrides | {"nll_samples": 2_000})
-    vae, images = random_vae(chosen), np.where(random_images(30) > 127, 255, 0).astype(np.uint8)
-    vae.encoder.get_layer("posterior").bias.assign([0, 0, 0.6, 0.5])  # wide, so that no image is missed
-    plain, x = NumpyVAE(chosen, [weight.numpy() for weight in vae.weights]), images.reshape(30, -1) / 255
-    axis = np.arange(-7, 7.05, 0.1)
-    z = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-    log_p_x_z = norm.logpdf(z).sum(axis=1) - [plain.loss(image, plain.decode(z)) for image in x]  # (30, grid)
-    exact = logsumexp(log_p_x_z, axis=1) + 2 * math.log(0.1)
-
-    estimate, variance = main.estimate_log_likelihood(vae, chosen, images)
-    scores = (estimate - exact) / np.sqrt(variance)
-    assert variance.max() < 0.1
-    assert abs(scores).max() < 5
-    assert 0.5 < np.sqrt((scores**2).mean()) < 1.6  # of 30 standard normal numbers
-
-
-def noisy_vae(**overrides):
-    """One latent that the encoder sees and two that it doesn't, decoded by a linear map."""
-    chosen = from_params(**TINY | {"latent_dim": 1, "noise_dim": 2, "decoder_layers": ()} | overrides)
-    return chosen, random_vae(chosen)
-
-
-def test_noise_latents_reach_the_decoder_as_they_are_and_cost_no_kl():
-    _, vae = noisy_vae()
-    x, noise = random_images(5) / np.float32(255), np.random.default_rng(1).standard_normal((5, 3), np.float32)
-    z_mean, z_log_std = vae.encoder(x)
-    z = np.concatenate([z_mean + np.exp(z_log_std) * noise[:, :1], noise[:, 1:]], axis=1)
-    weights, bias = (weight.numpy() for weight in vae.decoder.trainable_variables)
-    pixels = bernoulli.logpmf(0, expit(z @ weights + bias)), bernoulli.logpmf(1, expit(z @ weights + bias))
-    flat = x.reshape(5, -1)
-    reconstruction, kl = main.loss_terms(vae, x, noise, "ce")
-    np.testing.assert_allclose(reconstruction, -(pixels[0] * (1 - flat) + pixels[1] * flat).sum(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(kl, main.kl_to_standard_normal(z_mean, z_log_std))
-    np.testing.assert_allclose(
-        main.reconstruct(vae, random_images(5)).reshape(5, -1), expit(z_mean * weights[:1] + bias), rtol=1e-5
-    )
-
-
-def test_the_log_likelihood_with_noise_latents_is_the_integral_over_all_of_them():
-    chosen, vae = noisy_vae(nll_samples=4_000)
-    images = np.where(random_images(10) > 127, 255, 0).astype(np.uint8)
-    vae.encoder.get_layer("posterior").bias.assign([0, 0.5])  # wide, so that no image is missed
-    weights, bias = (weight.numpy() for weight in vae.decoder.trainable_variables)
-    axis = np.arange(-5, 5.1, 0.25)
-    z = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
-    white = expit(z @ weights + bias)
-    x = images.reshape(10, 1, -1) / 255
-    log_p_x_z = norm.logpdf(z).sum(axis=1) + bernoulli.logpmf(x, white).sum(axis=2)  # (10, grid)
-    exact = logsumexp(log_p_x_z, axis=1) + 3 * math.log(0.25)
-    estimate, variance = main.estimate_log_likelihood(vae, chosen, images)
-    assert variance.max() < 0.1
-    assert abs((estimate - exact) / np.sqrt(variance)).max() < 5
-
-
-def test_no_two_batches_of_the_likelihood_share_a_draw(monkeypatch):
-    chosen = from_params(**TINY | {"nll_samples": 1_001})  # a thousand images are a batch
-    vae = main.build_vae(chosen, SHAPE)
-
-    def first_and_last_noise(x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise, samples):
-        assert samples == 1_001
-        return draw_noise(tf.constant(0)), draw_noise(tf.constant(samples - 1))
-
-    monkeypatch.setattr(main, "log_likelihood", first_and_last_noise)
-    monkeypatch.setattr(main, "xla_pays", lambda vae: False)
-    noise = np.stack(main.estimate_log_likelihood(vae, chosen, random_images(3_000)))  # (2, 3000, L)
-    assert noise.shape == (2, 3_000, 2)
-    assert len(np.unique(noise.reshape(-1, 2), axis=0)) == 6_000
-
-
 # --- loop -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("changed", [{}, {"reconstruction_reduction": "mean", "free_bits": 0.5}])
 def test_the_history_of_a_run_is_that_of_numpy(changed, monkeypatch, tmp_path):
-    monkeypatch.setattr(main, "xla_pays", lambda vae: False)
+    set_xla(monkeypatch)
     epochs_shown = []
-    monkeypatch.setattr(main, "write_grids", lambda vae, s, dataset, folder, epoch: epochs_shown.append(epoch) or {})
+    monkeypatch.setattr(main, "draw_grids", lambda *_: {})
+    monkeypatch.setattr(pictures, "write_grids", lambda folder, epoch, grids: epochs_shown.append(epoch))
     chosen = from_params(**TINY | changed)
     train, test = random_images(7), random_images(3, seed=1)
     labels = np.zeros(7, np.uint8)
@@ -382,12 +255,13 @@ def test_the_history_of_a_run_is_that_of_numpy(changed, monkeypatch, tmp_path):
     vae = random_vae(chosen)
     start = [weight.numpy() for weight in vae.weights]
     dataset = Dataset("tiny", train, labels, test, labels[:3], "")
-    main.fit(vae, chosen, dataset, main.compile_evaluation(vae, chosen), tmp_path, say=print)
+    run = Recorder(vae, chosen, dataset, tmp_path, print, None, (), ALONE)
+    main.fit(vae, chosen, dataset, compile_evaluation(vae, chosen, main.loss_terms), run)
 
-    orders = [np.random.default_rng((chosen.seed, main.SHUFFLE, epoch)).permutation(7)[:6] for epoch in (1, 2)]
+    orders = [np.random.default_rng((chosen.seed, chance.SHUFFLE, epoch)).permutation(7)[:6] for epoch in (1, 2)]
     epochs = train[np.stack(orders)].reshape(2, 3, 2, *SHAPE)
-    batches = [training_batch(chosen, epochs[step // 3], step, chosen.seed) for step in range(6)]
-    noise = drawn(main.standard_normal, (3, 2), main.random_key(chosen.seed, main.TEST_NOISE, 0))
+    batches = [training_batch(chosen, epochs[step // 3], step) for step in range(6)]
+    noise = drawn(chance.standard_normal, (3, 2), chance.random_key(chosen.seed, chance.TEST_NOISE, 0))
     trained, means = numpy_training(chosen, start, batches, horizon=6)
     expected = []
     for step, split in ((2, "train"), (3, "test"), (4, "train"), (6, "train"), (6, "test")):
@@ -409,13 +283,14 @@ def test_the_history_of_a_run_is_that_of_numpy(changed, monkeypatch, tmp_path):
 @pytest.fixture
 def fit(monkeypatch, tmp_path):
     """main.fit on a tiny data set, without pictures."""
-    monkeypatch.setattr(main, "xla_pays", lambda vae: False)
-    monkeypatch.setattr(main, "write_grids", lambda *_, **__: {})
+    set_xla(monkeypatch)
+    monkeypatch.setattr(main, "draw_grids", lambda *_: {})
     (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {"epochs": 2}}')
     dataset = Dataset("tiny", random_images(7), np.zeros(7), random_images(3), np.zeros(3), "")
 
-    def fit_it(vae, chosen, *watch):
-        main.fit(vae, chosen, dataset, main.compile_evaluation(vae, chosen), tmp_path, print, *watch)
+    def fit_it(vae, chosen, watch=None, watch_at=()):
+        run = Recorder(vae, chosen, dataset, tmp_path, print, watch, watch_at, ALONE)
+        main.fit(vae, chosen, dataset, compile_evaluation(vae, chosen, main.loss_terms), run)
 
     return fit_it
 
@@ -428,7 +303,7 @@ def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(prior, 
     chosen = from_params(**TINY | {"loss": "mse", "decoder_scale": "learned", "prior": prior})
     trained, restored = random_vae(chosen), random_vae(chosen, seed=1)
     fit(trained, chosen)
-    runs.checkpoint(**restored.parts).read(str(tmp_path / "checkpoints" / "step-6")).expect_partial()
+    runs.checkpoint(restored).read(str(tmp_path / "checkpoints" / "step-6")).expect_partial()
     assert len(trained.weights) == 9 + more
     for weight, same in zip(trained.weights, restored.weights, strict=True):
         np.testing.assert_array_equal(weight, same)
@@ -490,17 +365,17 @@ def test_a_run_starts_from_the_weights_of_another_and_with_an_optimizer_of_its_o
     (tmp_path / "params.json").write_text(json.dumps(about))
     going_on = from_params(**TINY | {"start_from": str(tmp_path), "free_bits": 1.0})
     new = main.build_vae(going_on, SHAPE)
-    runs.start_from(going_on, new.parts)
+    runs.start_from(going_on, new, print)
     assert all(np.array_equal(weight, same) for weight, same in zip(new.weights, vae.weights, strict=True))
     for name, value in (("latent_dim", 3), ("activation", "relu"), ("encoder_layers", (3, 3))):
         other = from_params(**TINY | {"start_from": str(tmp_path), name: value})
         with pytest.raises(SettingsError, match=f"^{name}: .* is not allowed with start_from"):
-            runs.start_from(other, main.build_vae(other, SHAPE).parts)
+            runs.start_from(other, main.build_vae(other, SHAPE), print)
     unused = from_params(**TINY | {"start_from": str(tmp_path), "prior_components": 7, "prior_layers": 3})
-    runs.start_from(unused, main.build_vae(unused, SHAPE).parts)  # N(0, I) has none of them
+    runs.start_from(unused, main.build_vae(unused, SHAPE), print)  # N(0, I) has none of them
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(runs.RunError, match="has no checkpoint to start from"):
-        runs.start_from(going_on, new.parts)
+        runs.start_from(going_on, new, print)
 
 
 def test_weights_that_are_not_finite_are_not_saved_though_the_objective_is(fit, tmp_path):
@@ -514,14 +389,26 @@ def test_weights_that_are_not_finite_are_not_saved_though_the_objective_is(fit, 
 
 @pytest.mark.parametrize("autoencoder", [False, True])
 def test_the_grids_of_two_epochs_show_the_same_latents_and_an_autoencoder_has_no_samples(monkeypatch, autoencoder):
-    monkeypatch.setattr(main.pictures, "write_reconstructions", lambda folder, epoch, reconstruct, dataset: epoch)
-    monkeypatch.setattr(main.pictures, "write_samples", lambda folder, epoch, decode, latents: np.array(latents))
+    monkeypatch.setattr(pictures, "reconstructions", lambda reconstruct, dataset: dataset)
+    monkeypatch.setattr(pictures, "samples", lambda decode, latents: np.array(latents))
     chosen = from_params(**TINY | {"autoencoder": autoencoder})
     vae = main.build_vae(chosen, SHAPE)
-    first, second = (main.write_grids(vae, chosen, None, None, epoch) for epoch in (1, 2))
-    assert [first.pop("reconstructions"), second.pop("reconstructions")] == [1, 2]
+    first, second = (main.draw_grids(vae, chosen, "test images") for _ in range(2))
+    assert first.pop("reconstructions") == second.pop("reconstructions") == "test images"
     assert list(first) == list(second) == ([] if autoencoder else ["samples"])
     for latents in first.values():
         np.testing.assert_array_equal(latents, second["samples"])
         assert latents.shape == (100, 2)
         assert kstest(latents.ravel(), "norm").pvalue > 1e-3
+
+
+# --- what a user adds to ----------------------------------------------------------------------------------------------
+def choices(constant):
+    return set(get_args(settings_model().model_fields[constant].annotation))
+
+
+def test_every_loss_and_every_architecture_that_params_allows_has_its_function_and_no_other_has():
+    assert choices("loss") == main.LOSSES.keys() | densities.LOSSES.keys()
+    assert set(LEARNED_WIDTH) == densities.LOSSES.keys()
+    assert choices("architecture") == main.ENCODERS.keys()
+    assert main.DECODERS.keys() <= main.ENCODERS.keys()

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import main
-from utils.networks import FLOAT32, Convolutions
+from utils.networks import map_sizes
 from utils.settings import from_params
+from utils.start import tf
 
 SHAPES = [(28, 28, 1), (64, 64, 3), (128, 128, 3), (12, 20, 2)]
 
@@ -29,15 +29,17 @@ def images(count, shape, seed=0):
 def test_networks_fit_images_of_any_size_divisible_by_four(shape, architecture):
     vae = built(shape, architecture=architecture, latent_dim=6, noise_dim=2)
     z_mean, z_log_std = vae.encoder(images(3, shape))
-    assert z_mean.shape == z_log_std.shape == (3, 6)
+    assert z_mean.shape == z_log_std.shape == (3, 6 + 2)
+    assert not z_mean[:, 6:].numpy().any() | z_log_std[:, 6:].numpy().any()  # of noise latents: N(0, 1)
+    assert z_mean[:, :6].numpy().all() & z_log_std[:, :6].numpy().all()
     assert vae.decoder(images(3, (8,))).shape == (3, *shape)
 
 
 def test_a_stage_halves_an_image_while_its_sides_are_even():
-    convolutions = Convolutions((8,) * 4, 0, "silu", FLOAT32)
-    assert convolutions.sizes(28, 28) == [(28, 28), (14, 14), (7, 7), (7, 7), (7, 7)]
-    assert convolutions.sizes(64, 64)[-1] == (4, 4)
-    assert convolutions.sizes(12, 20)[-1] == (3, 5)
+    four = from_params(channels=(8,) * 4)
+    assert map_sizes(28, 28, four) == [(28, 28), (14, 14), (7, 7), (7, 7), (7, 7)]
+    assert map_sizes(64, 64, four)[-1] == (4, 4)
+    assert map_sizes(12, 20, four)[-1] == (3, 5)
 
 
 def correlate(maps, kernel, stride):
@@ -131,7 +133,8 @@ def test_mixed_precision_is_of_hidden_layers_only_and_keeps_the_loss_within_a_hu
     assert set(hidden) == {"bfloat16"}
     assert {weight.dtype for weight in mixed.weights} == {"float32"}
     x, noise = images(32, shape), np.random.default_rng(2).standard_normal((32, 6), np.float32)
-    terms = [main.loss_terms(vae, tf.constant(x), tf.constant(noise), "logistic") for vae in (exact, mixed)]
+    chosen = from_params(loss="logistic", decoder_scale="learned", latent_dim=6, noise_dim=0)
+    terms = [main.loss_terms(vae, tf.constant(x), tf.constant(noise), chosen) for vae in (exact, mixed)]
     for of_exact, of_mixed in zip(*terms, strict=True):
         assert of_exact.dtype == of_mixed.dtype == tf.float32
         assert (of_exact.numpy() != of_mixed.numpy()).any()

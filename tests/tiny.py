@@ -1,12 +1,13 @@
 """A VAE small enough for differences and integrals, the same one written anew in NumPy, and images for both."""
 
 import math
+from functools import cache
 
 import numpy as np
-import tensorflow as tf
 from scipy.stats import laplace, norm
 
 import main
+from utils.start import tf
 
 SHAPE = (4, 2, 2)
 TINY = {  # all that these tests rely on: params.py is the user's to edit
@@ -21,6 +22,16 @@ TINY = {  # all that these tests rely on: params.py is the user's to edit
 
 def float32(values):
     return tf.constant(values, tf.float32)
+
+
+@cache
+def graph(function, compiled):
+    return tf.function(function, jit_compile=compiled)
+
+
+def drawn(function, *arguments, compiled=False):
+    """What a function draws; under XLA it is not the same as without."""
+    return graph(function, compiled)(*arguments).numpy()
 
 
 def random_images(count, seed=0):

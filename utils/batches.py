@@ -110,6 +110,15 @@ def chunk_steps(shape: Sequence[int], batch_size: int) -> int:
 
 
 # --- a batch ----------------------------------------------------------------------------------------------------------
+def batch_at(batches: tf.Tensor, place: tf.Tensor, compiled: bool) -> tf.Tensor:
+    """The batch (B, H, W, C) at a place of (n, B, H, W, C), in a function that is `compiled` by XLA or not.
+
+    XLA would compile a slice once more for each new offset in a loop (TensorFlow issue 76070). Without XLA a GPU cannot
+    gather uint8.
+    """
+    return tf.gather(batches, place) if compiled else batches[place]
+
+
 def parts_of_batch(s: Settings, replicas: int = 1) -> int:
     """The fewest equal parts of a batch that have at most BOUND_CHUNK draws each, or one image of each replica.
 

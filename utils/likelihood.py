@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import tensorflow as tf
+from utils.start import tf
 
 LOG_2_PI = 1.8378770664093453
 

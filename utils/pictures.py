@@ -17,17 +17,15 @@ Decode = Callable[[np.ndarray], np.ndarray]  # latents (N, L) -> brightness (N, 
 Reconstruct = Callable[[np.ndarray], np.ndarray]  # uint8 images (N, H, W, C) -> brightness, the same shape
 
 
-def write_samples(folder: Path, epoch: int, decode: Decode, latents: np.ndarray) -> np.ndarray:
-    """Write samples_<epoch>.png, the decoded `latents` (N, L) in rows of ten; return the grid, uint8 (H', W', C)."""
-    sheet = grid(decode(latents), columns=10)
-    save_png(folder / f"samples_{epoch:03}.png", captioned(sheet, f"epoch {epoch}: samples from the prior"))
-    return sheet
+def samples(decode: Decode, latents: np.ndarray) -> np.ndarray:
+    """The decoded `latents` (N, L) in rows of ten: a grid, uint8 (H', W', C)."""
+    return grid(decode(latents), columns=10)
 
 
-def write_reconstructions(folder: Path, epoch: int, reconstruct: Reconstruct, dataset: Dataset) -> np.ndarray:
-    """Write reconstructions_<epoch>.png: the first three test images of each label, each over its reconstruction.
+def reconstructions(reconstruct: Reconstruct, dataset: Dataset) -> np.ndarray:
+    """The first three test images of each label, each over its reconstruction: a grid, uint8 (H', W', C).
 
-    Of fewer than ten labels there are more of each, to fill a row of ten. Returns the grid, uint8 (H', W', C).
+    If there are fewer than ten labels it has more of each, to fill a row of ten.
     """
     labels, counts = np.unique(dataset.test_labels, return_counts=True)
     rows = SHOWN_OF_A_LABEL
@@ -36,10 +34,16 @@ def write_reconstructions(folder: Path, epoch: int, reconstruct: Reconstruct, da
     chosen = np.concatenate(of_label, axis=1)  # (rows, columns)
     originals = [dataset.test_images[row] for row in chosen]
     rows = [images for original in originals for images in (original, to_uint8(reconstruct(original)))]
-    sheet = grid(np.concatenate(rows), columns=chosen.shape[1], pair_rows=True)
-    caption = f"epoch {epoch}: test images over their reconstructions"
-    save_png(folder / f"reconstructions_{epoch:03}.png", captioned(sheet, caption))
-    return sheet
+    return grid(np.concatenate(rows), columns=chosen.shape[1], pair_rows=True)
+
+
+CAPTIONS = {"samples": "samples from the prior", "reconstructions": "test images over their reconstructions"}
+
+
+def write_grids(folder: Path, epoch: int, grids: dict[str, np.ndarray]) -> None:
+    """Write each grid as <name>_<epoch>.png, with its name's caption."""
+    for name, sheet in grids.items():
+        save_png(folder / f"{name}_{epoch:03}.png", captioned(sheet, f"epoch {epoch}: {CAPTIONS[name]}"))
 
 
 def grids_of(folder: Path, name: str) -> list[Path]:

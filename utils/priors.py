@@ -6,13 +6,14 @@ Shapes: N points, L latents, C components. Densities are in nats.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
+from utils.chance import standard_normal
 from utils.likelihood import LOG_2_PI, log_standard_normal
+from utils.settings import Settings
+from utils.start import keras, tf
 
 LOG_SCALE_BOUND = 2.0  # of one coupling layer, which stretches by at most exp(2): a few layers can't overflow
 INITIAL_WEIGHTS = 1_000  # the initial weights' purpose; those of the networks, in main.py, are small numbers
@@ -30,23 +31,42 @@ class Prior(NamedTuple):
     weights: list[keras.Variable]
 
 
-def build_prior(settings: Any, encoder: keras.Model, image_shape: tuple[int, ...]) -> Prior:
+def build_prior(s: Settings, encoder: keras.Model, image_shape: tuple[int, ...]) -> Prior:
     """The prior that PRIOR names, untrained; `encoder` gives z_mean and z_log_std (B, L) of images (B, *image_shape).
 
-    Its weights follow from settings.seed. Raises ValueError for "realnvp" with a single latent, which has no halves.
+    Its weights depend on SEED alone. Raises ValueError for "realnvp" with a single latent, which has no halves.
     """
-    s = settings
-    return {
+
+    def posterior(x):
+        return [part[:, : s.latent_dim] for part in encoder(x)]
+
+    prior = {
         "standard": lambda: standard(s.latent_dim),
-        "vampprior": lambda: vampprior(encoder, image_shape, s.prior_components, s.seed),
+        "vampprior": lambda: vampprior(posterior, image_shape, s.prior_components, s.seed),
         "mixture": lambda: mixture(s.latent_dim, s.prior_components, s.seed),
         "realnvp": lambda: realnvp(s.latent_dim, s.prior_layers, s.prior_units, s.seed),
     }[s.prior]()
+    return with_noise_latents(prior, s.latent_dim, s.noise_dim) if s.noise_dim else prior
 
 
-def standard_normal(shape: tuple[int, ...], key: tf.Tensor) -> tf.Tensor:
-    """Draws from N(0, I). Philox is named because the default algorithm is 50 times slower under XLA on a CPU."""
-    return tf.random.stateless_normal(shape, key, alg="philox")
+def with_noise_latents(prior: Prior, latent_dim: int, noise_dim: int) -> Prior:
+    """A prior over `latent_dim` latents, and behind these `noise_dim` more that are N(0, 1) whatever it learns."""
+
+    def sample(count, key):
+        noise = standard_normal((count, noise_dim), key + tf.constant([0, 2**40], tf.int64))
+        return tf.concat([prior.sample(count, key), noise], axis=1)
+
+    return Prior(
+        lambda z: prior.log_density(z[..., :latent_dim]) + log_standard_normal(z[..., latent_dim:]),
+        sample,
+        prior.weights,
+    )
+
+
+def kl_of_draws(prior: Prior, z: tf.Tensor, z_mean: tf.Tensor, z_log_std: tf.Tensor) -> tf.Tensor:
+    """log q(z|x) - log p(z), (..., B) nats, at draws z (..., B, L): in expectation the KL, whatever the prior is."""
+    log_posterior = -(tf.square((z - z_mean) * tf.exp(-z_log_std)) + LOG_2_PI) / 2 - z_log_std
+    return tf.reduce_sum(log_posterior, axis=-1) - prior.log_density(z)
 
 
 def over_points(log_density: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> tf.Tensor:

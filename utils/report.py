@@ -54,11 +54,12 @@ def header(settings: Settings, dataset: Dataset, parameters: int, device: str, f
     pixels = math.prod(dataset.train_images.shape[1:])
     encoder, decoder = ("-".join(map(str, layers)) for layers in (s.encoder_layers, s.decoder_layers))
     latents = f"{s.latent_dim}+{s.noise_dim} noise" if s.noise_dim else str(s.latent_dim)
-    ends = [str(pixels)] * 2
-    if s.architecture != "mlp":
+    ends, size = [str(pixels)] * 2, " x ".join(map(str, dataset.train_images.shape[1:]))
+    if s.architecture in ("conv", "resnet"):
         stages = [f"{s.architecture}({'-'.join(map(str, channels))})" for channels in (s.channels, s.channels[::-1])]
-        size = " x ".join(map(str, dataset.train_images.shape[1:]))
         ends = [f"{size}-{stages[0]}", f"{stages[1]}-{size}"]
+    elif s.architecture != "mlp":  # of the user's own
+        ends[0] = f"{size}-{s.architecture}"
     shape = "-".join(filter(None, (ends[0], encoder, latents, decoder, ends[1])))
     sizes = f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images"
     sizes += " (held out of the training images)" if s.held_out else ""

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event
 
 from utils.console import Problem, raise_stopped
 from utils.dataset import BadImage
 from utils.files import write_json, write_whole
 from utils.settings import Settings, SettingsError, load_saved
+from utils.start import tf
 
 KEPT_CHECKPOINTS = 3
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -39,11 +39,10 @@ WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from
     "prior",
 )  # fmt: skip
 ARCHITECTURE_DEPENDS_ON = {  # ... and these, by their architecture ...
-    "mlp": (), "conv": ("channels",), "resnet": ("channels", "residual_blocks"),
+    "conv": ("channels",), "resnet": ("channels", "residual_blocks"),
 }  # fmt: skip
 PRIOR_DEPENDS_ON = {  # ... and these, by their prior
-    "standard": (), "vampprior": ("prior_components",), "mixture": ("prior_components",),
-    "realnvp": ("prior_layers", "prior_units"),
+    "vampprior": ("prior_components",), "mixture": ("prior_components",), "realnvp": ("prior_layers", "prior_units"),
 }  # fmt: skip
 
 
@@ -252,8 +251,9 @@ def cut_events(path: Path, step: int) -> None:
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
-def checkpoint(**parts: Any) -> tf.train.Checkpoint:
-    """What a run is saved as: the networks, the optimizer and the rest that has a state; None is left out."""
+def checkpoint(vae: Any, **others: Any) -> tf.train.Checkpoint:
+    """What a run is saved as: the parts of the VAE (main.VAE) that it has, and whatever else has a state, by name."""
+    parts = vae._asdict() | {"prior": vae.prior.weights or None} | others
     return tf.train.Checkpoint(**{name: part for name, part in parts.items() if part is not None})
 
 
@@ -307,29 +307,29 @@ def saved_if_unreadable(checkpoint: tf.train.Checkpoint, folder: Path, step: int
         raise
 
 
-def load_weights(networks: tf.train.Checkpoint, folder: Path) -> None:
-    """Load the newest weights of a run into networks of the same shape. Raises RunError if there are none."""
+def load_weights(vae: Any, folder: Path) -> None:
+    """Load the newest weights of a run into a VAE of the same shape. Raises RunError if there are none."""
     if not (steps := saved_steps(folder)):
         raise RunError(f"{folder} has no checkpoint to start from")
     try:
-        status = networks.read(str(folder / "checkpoints" / f"step-{steps[-1]}"))
+        status = checkpoint(vae).read(str(folder / "checkpoints" / f"step-{steps[-1]}"))
         status.expect_partial().assert_existing_objects_matched()  # the optimizer's part is not wanted
     except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
         raise RunError(f"{folder} has no weights for these networks ({one_line(str(error))})") from None
 
 
-def start_from(settings: Settings, parts: dict[str, Any]) -> None:
-    """Give an untrained model, by the `parts` of its checkpoint, the newest weights of the run START_FROM.
+def start_from(settings: Settings, vae: Any, say: Callable[[str], None]) -> None:
+    """Give an untrained VAE the newest weights of the run START_FROM.
 
     Raises SettingsError if that run's networks are others, and RunError.
     """
     folder = find(settings.start_from, settings.output_dir, "--start-from")
     saved = load_saved(read_params(folder)["settings"])
-    more = *ARCHITECTURE_DEPENDS_ON[settings.architecture], *PRIOR_DEPENDS_ON[settings.prior]
+    more = *ARCHITECTURE_DEPENDS_ON.get(settings.architecture, ()), *PRIOR_DEPENDS_ON.get(settings.prior, ())
     for name in (*WEIGHTS_DEPEND_ON, *more):
         if (here := getattr(settings, name)) != (there := getattr(saved, name)):
             raise SettingsError(f"{name}: {here!r} is not allowed with start_from {folder.name!r}, which has {there!r}")
-    load_weights(checkpoint(**parts), folder)
+    load_weights(vae, folder)
 
 
 def check_terms(terms: tf.Tensor, step: int, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 from utils.quiet import quiet_start, uncollected
@@ -14,16 +13,11 @@ with quiet_start(), uncollected():
     import keras
     import tensorflow as tf
 
+    HAS_GPU = bool(tf.config.list_physical_devices("GPU"))  # the first call, which writes an error where there is none
+
 keras.config.set_floatx("float32")
 
 CONVOLUTIONS = tuple(kind for name, kind in vars(keras.layers).items() if "Conv" in name)
-
-
-@cache
-def has_gpu() -> bool:
-    """Whether TensorFlow sees a GPU. It is the first call of TensorFlow: messages about a missing GPU end here."""
-    with quiet_start():
-        return bool(tf.config.list_physical_devices("GPU"))
 
 
 def xla_pays(*networks: keras.Model) -> bool:
@@ -34,7 +28,7 @@ def xla_pays(*networks: keras.Model) -> bool:
     """
     if tf.distribute.has_strategy():
         return False
-    return has_gpu() or not any(isinstance(layer, CONVOLUTIONS) for net in networks for layer in layers_of(net))
+    return HAS_GPU or not any(isinstance(layer, CONVOLUTIONS) for net in networks for layer in layers_of(net))
 
 
 def layers_of(layer: Any) -> Iterator[keras.Layer]:

@@ -12,19 +12,22 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
+from utils import runs
 from utils.console import Problem
+from utils.files import write_json
 from utils.quiet import quiet_start
-from utils.settings import SettingsError
+from utils.settings import Command, Settings, SettingsError, load_saved, resumed, same_settings
+from utils.start import keras, tf
 
 PATIENCE = 300.0  # seconds to wait at the start for workers that somebody has yet to start
 LINGER = (
@@ -227,6 +230,49 @@ def default_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+# --- a run that they train together -----------------------------------------------------------------------------------
+@contextlib.contextmanager
+def together(command: Command) -> Iterator[tuple[Settings, Path | None, Callable[[str], None], Workers]]:
+    """Join the workers that TF_CONFIG names, or be alone. Yields the settings, the folder of the run to continue, if
+    any, what shows a line on the console (the chief's only), and who takes part.
+
+    Raises SettingsError, runs.RunError and WorkerLost.
+    """
+    crew = start(read_tf_config(os.environ))
+    with losses_told(crew), crew.scope(), tempfile.TemporaryDirectory() as scratch:
+        settings, folder = agree_on_run(command, crew, Path(scratch))
+        if not crew.is_chief:
+            print(f"worker     {crew.index} of {crew.count - 1}; the chief, {crew.addresses[0]}, reports how it goes")
+        yield settings, folder, print if crew.is_chief else lambda line: None, crew
+
+
+def agree_on_run(command: Command, crew: Workers, scratch: Path) -> tuple[Settings, Path | None]:
+    """The settings to train with, and the folder of the run to continue, if any: for all workers those of the chief.
+
+    The chief alone has the run; another worker gets the folder `scratch`. Raises SettingsError and runs.RunError.
+    """
+    settings, folder, failed = command.settings, None, None
+    try:
+        if command.resume is not None and crew.is_chief:
+            folder = runs.find(command.resume, settings.output_dir)
+            settings = resumed(runs.saved_settings(folder, print), command.given)
+        check_batch_size(settings.batch_size, settings.free_bits, crew.replicas)
+    except (SettingsError, runs.RunError) as error:
+        failed = error
+    horizon = runs.read_params(folder)["schedule_epochs"] if folder else settings.epochs
+    about = {"settings": settings.model_dump(mode="json"), "schedule_epochs": horizon, "failed": failed and str(failed)}
+    told = json.loads(broadcast_text(crew, json.dumps(about)))
+    if failed:
+        raise failed
+    if crew.is_chief:
+        return settings, folder
+    if told["failed"]:
+        raise runs.RunError(f"the chief says: {told['failed']}")
+    settings = same_settings(settings, load_saved(told["settings"], print), command.resume is not None)
+    write_json(scratch / "params.json", told)
+    return settings, scratch
+
+
 # --- what workers tell each other -------------------------------------------------------------------------------------
 @cache
 def compile_sum(strategy: tf.distribute.Strategy) -> Callable:
@@ -300,17 +346,22 @@ def on_replicas(workers: Workers, step: Callable, *arguments: Any) -> tf.Tensor:
     return workers.strategy.experimental_local_results(workers.strategy.run(step, arguments))[0]
 
 
-def own_share(tensor: tf.Tensor | None, shares: int, axis: int = 0) -> tf.Tensor | None:
-    """Of so many equal shares of a tensor along an axis, that of the replica that calls; None of None.
+def own_share(tensor: tf.Tensor, shares: int, axis: int = 0) -> tf.Tensor:
+    """Of so many equal shares of a tensor along an axis, that of the replica that calls.
 
     `shares` are the replicas of all workers, or those of this one.
     """
-    if tensor is None or shares == 1:
+    if shares == 1:
         return tensor
     axis %= len(tensor.shape)
     before, size, after = tensor.shape[:axis], tensor.shape[axis], tensor.shape[axis + 1 :]
     split = tf.reshape(tensor, (*before, shares, size // shares, *after))
     return tf.gather(split, tf.distribute.get_replica_context().replica_id_in_sync_group % shares, axis=axis)
+
+
+def own_shares(workers: Workers, images: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """What the calling replica works on: of this worker's images (B, ...), and of all images' noise (..., B, L)."""
+    return own_share(images, workers.devices), own_share(noise, workers.replicas, axis=-2)
 
 
 def mean_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -1,0 +1,47 @@
+"""Losses with DECODER_SCALE = learned: -log p(x|z) of pixels whose noise has a learned width, exp(log_scale).
+
+Each takes images x (B, D) with brightness in [0, 1] and logits (B, D), and returns nats, (B,).
+"""
+
+import math
+
+from utils.settings import Settings
+from utils.start import keras, tf
+
+
+def gaussian(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+    """Gaussian pixels with the standard deviation exp(log_scale): the sigma-VAE (Rybkin et al. 2021)."""
+    squared_error = tf.reduce_sum(tf.square(x - tf.sigmoid(logits)), axis=1)
+    return squared_error * tf.exp(-2 * log_scale) / 2 + x.shape[1] * (log_scale + math.log(2 * math.pi) / 2)
+
+
+def laplace(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+    """Laplace pixels with the scale exp(log_scale)."""
+    absolute_difference = tf.reduce_sum(tf.abs(x - tf.sigmoid(logits)), axis=1)
+    return absolute_difference * tf.exp(-log_scale) + x.shape[1] * (log_scale + math.log(2))
+
+
+def discretised_logistic(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+    """8-bit pixels: the mass that a logistic distribution of scale exp(log_scale) about sigmoid(logits) has between a
+    brightness and its neighbours, which are 1/255 away. 0 and 1 also have what lies beyond them (Salimans et al. 2017,
+    eq. 2).
+
+    sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): its logarithm stays finite whatever is rounded.
+    """
+    scale = tf.exp(log_scale)
+    above, below = ((x - tf.sigmoid(logits) + half) / scale for half in (1 / 510, -1 / 510))
+    log_below_upper, log_above_lower = -tf.nn.softplus(-above), -tf.nn.softplus(below)  # logs of what is < and > an end
+    between = log_below_upper + log_above_lower + tf.math.log(-tf.math.expm1(-1 / (255 * scale)))
+    log_mass = tf.where(x <= 0, log_below_upper, tf.where(x >= 1, log_above_lower, between))
+    return -tf.reduce_sum(log_mass, axis=1)
+
+
+LOSSES = {"mse": gaussian, "ad": laplace, "logistic": discretised_logistic}  # by LOSS
+INITIAL_LOG_SCALES = {"logistic": -3.0}  # an error of 0.05 in brightness, because it moves slowly; the others: 0
+
+
+def initial_log_scale(s: Settings) -> keras.Variable | None:
+    """The log of the width, which is trained like a weight; None if the width is fixed."""
+    if s.decoder_scale == "fixed":
+        return None
+    return keras.Variable(INITIAL_LOG_SCALES.get(s.loss, 0.0), name="log_scale")

@@ -1,0 +1,213 @@
+"""What keeps a run while it trains: its folder, history, pictures, checkpoints, timing, signals, and several workers.
+
+main.py's loop calls a Recorder. What it says here is called by all workers in the same order, because each waits for
+the others; files are read and written by the chief alone.
+"""
+
+import contextlib
+import math
+import shlex
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from utils import batches, evaluation, pictures, report, runs, workers
+from utils.console import Stopped
+from utils.dataset import BadImage, DataError, Dataset, LazyImages
+from utils.settings import Settings
+from utils.start import HAS_GPU, tf, xla_pays
+
+Say = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def recording(
+    vae: Any,
+    s: Settings,
+    dataset: Dataset,
+    folder: Path | None,
+    say: Say,
+    watch: Callable[[Any, int], None] | None,
+    watch_at: Collection[int],
+    crew: workers.Workers,
+) -> Iterator["Recorder"]:
+    """Keep a run in `folder`, or in a new one. It says what is trained and, if it is stopped, how to go on.
+
+    The parameters are those of main.train. Raises SettingsError, RunError, and DataError for an image that cannot be
+    read.
+    """
+    if s.start_from and crew.is_chief and not (folder and runs.saved_steps(folder)):
+        runs.start_from(s, vae, say)
+    device = f"{crew.replicas} x " * (crew.replicas > 1) + ("GPU" if HAS_GPU else "CPU")
+    device += " with XLA" if xla_pays(vae.encoder, vae.decoder) else " without XLA"
+    folder = folder or runs.create(s, device, dataset.train_images.shape[1:])
+    run = Recorder(vae, s, dataset, folder, say, watch, watch_at, crew)
+    say(report.header(s, dataset, sum(math.prod(weight.shape) for weight in vae.weights), device, folder))
+    for doubt in report.doubts(s, run.last_step, dataset.train_images.shape[-1]):
+        say(f"note       {doubt}")
+    go_on = f"python main.py --resume {shlex.quote(str(folder))}"
+    with runs.locked(folder):
+        try:
+            with workers.losses_told(crew):
+                yield run
+                workers.agree(crew, True)  # one that ended early would be taken for lost
+        except (Stopped, KeyboardInterrupt, workers.WorkerLost):
+            say(f"\nstopped    go on{', on all workers,' * (crew.count > 1)} with: {go_on}")
+            raise
+        except BadImage as error:
+            raise DataError(f"{error}; with the next image in its place: {go_on} --skip-bad-images") from None
+    say(report.look_at(folder))
+
+
+class Recorder:
+    """A run while it trains. `step` is the number of steps that have been made."""
+
+    def __init__(self, vae, s, dataset, folder, say, watch, watch_at, crew):
+        """Touch nothing yet; the parameters are those of main.train."""
+        self.vae, self.s, self.dataset, self.folder, self.say, self.crew = vae, s, dataset, folder, say, crew
+        self.watch, self.watch_at = watch, watch_at
+        self.steps_per_epoch = len(dataset.train_images) // s.batch_size
+        self.last_step = s.epochs * self.steps_per_epoch
+        self.horizon = runs.read_params(folder)["schedule_epochs"] * self.steps_per_epoch
+        self.step = 0
+        # Of the history's next line: the sum of its terms, and after which step it begins.
+        self.sums_so_far, self.start = tf.Variable(tf.zeros(3)), tf.Variable(0)
+
+    @contextlib.contextmanager
+    def training(self, optimizer: Any) -> Iterator[None]:
+        """Within the block a run is trained: from the newest checkpoint if there is one; Ctrl-C waits for `save`.
+
+        Raises RunError and OSError.
+        """
+        s, crew, folder = self.s, self.crew, self.folder
+        self.checkpoint = runs.checkpoint(self.vae, optimizer=optimizer, sums=self.sums_so_far, start=self.start)
+        runs.restore(self.checkpoint, folder, self.say)
+        workers.broadcast(crew, [*self.vae.weights, *optimizer.variables, self.sums_so_far, self.start])
+        self.step = int(optimizer.iterations.numpy())
+        runs.cut_back(folder, self.step)
+        runs.note_changes(folder, s)
+        if self.last_step > self.horizon and s.lr_schedule == "cosine":
+            ends = self.horizon // self.steps_per_epoch
+            self.say(f"note       the learning rate's cosine ends with epoch {ends}, as saved, and stays a hundredth")
+        with (
+            runs.event_writer(folder) as self.events,
+            runs.deferred_signals() as self.signals,
+            report.progress_bar(self.last_step, self.step, shown=crew.is_chief) as self.bar,
+            contextlib.closing(batches.of_run(self.dataset.train_images, s, self.step, crew)) as self.coming,
+        ):
+            if self.step == 0 and crew.is_chief:
+                self.call_watch()
+            yield
+
+    @property
+    def sums(self) -> tf.Tensor:
+        """The sums (3,) of the terms since the last line of the history."""
+        return self.sums_so_far.value()
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch that the last step belongs to; 0 before the first step."""
+        return -(-self.step // self.steps_per_epoch)
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether the last step was an epoch's last one, after which the chief tests."""
+        return self.step % self.steps_per_epoch == 0 and self.crew.is_chief
+
+    def compile(self, train_steps: Callable) -> None:
+        """Call train_steps for no steps, so that the first speed that is shown is that of training; start the clock."""
+        images, s = self.dataset.train_images, self.s
+        if self.step < self.last_step:
+            shape = batches.steps_at_once(images, s), s.batch_size // self.crew.count, *images.shape[1:]
+            train_steps(tf.zeros(shape, tf.uint8), *map(tf.constant, (0, 0, 0)), self.sums)
+        self.last_line, self.clock, self.waited = self.step, time.perf_counter(), 0.0
+
+    def batches(self) -> Iterator[tuple[int, int, tf.Tensor]]:
+        """batches.of_run for the steps that are left. If an image cannot be read, a checkpoint is saved first."""
+        while self.step < self.last_step:
+            asked = time.perf_counter()
+            with runs.saved_if_unreadable(self.checkpoint, self.folder, self.step):
+                coming = next(self.coming)
+            self.waited += time.perf_counter() - asked
+            yield coming
+
+    def next_stop(self, end: int) -> int:
+        """The step to stop before: of the next line, checkpoint or watched step, or of the end of the batches."""
+        every = self.s.log_every, self.s.checkpoint_every
+        self.line_due, self.save_due = ((self.step // steps + 1) * steps for steps in every)
+        return min(self.line_due, self.save_due, end, *(due for due in self.watch_at if due > self.step))
+
+    def advance(self, sums: tf.Tensor, terms: tf.Tensor, step: tf.Tensor) -> None:
+        """Take over what train_steps returned. Here, once for many steps, Python waits. Raises Diverged."""
+        self.step = int(step)
+        self.sums_so_far.assign(sums)
+        runs.check_terms(terms, self.step, self.folder)
+
+    def call_watch(self) -> None:
+        """Show the VAE to whoever watches it after this number of steps."""
+        if self.step in self.watch_at:
+            self.watch(self.vae, self.step)
+
+    # --- what is reported ---------------------------------------------------------------------------------------------
+    def write_train_line(self, weight: tf.Tensor) -> None:
+        """Write a training line of the history if one is due, and bring the bar up to this step.
+
+        Its images per second are by the clock since the line before: testing, pictures and checkpoints count.
+        """
+        line = None
+        if self.step in (self.line_due, self.last_step):
+            line = self._line("train", self.sums / (self.step - int(self.start.numpy())), weight)
+            now = time.perf_counter()
+            line["images_per_second"] = round((self.step - self.last_line) * self.s.batch_size / (now - self.clock))
+            if isinstance(self.dataset.train_images, LazyImages):
+                line["waiting"] = round(self.waited / (now - self.clock), 3)
+            runs.write_line(self.folder, self.events, line)
+            self.sums_so_far.assign(tf.zeros(3))
+            self.start.assign(self.step)
+            self.last_line, self.clock, self.waited = self.step, now, 0.0
+        report.show_progress(self.bar, self.step, self.epoch, self.s.epochs, line)
+
+    def write_test_line(self, terms: tf.Tensor, weight: tf.Tensor) -> None:
+        """Write a test line of the history. Raises Diverged."""
+        runs.check_terms(terms, self.step, self.folder)
+        runs.write_line(self.folder, self.events, self._line("test", terms, weight))
+
+    def write_pictures(self, draw: Callable[[], dict[str, Any]]) -> None:
+        """Write the grids that draw() returns, if they are due: at the start, and every IMAGES_EVERY epochs."""
+        is_due = self.epoch % self.s.images_every == 0 or self.step == self.last_step
+        if is_due and self.crew.is_chief:
+            grids = draw()
+            pictures.write_grids(self.folder, self.epoch, grids)
+            runs.write_images(self.folder, self.events, self.step, grids)
+
+    def _line(self, split: str, terms: tf.Tensor, weight: tf.Tensor) -> dict[str, Any]:
+        weight = None if self.s.autoencoder else weight
+        return runs.history_line(split, self.step, self.steps_per_epoch, terms, weight)
+
+    # --- what is saved ------------------------------------------------------------------------------------------------
+    def save(self) -> None:
+        """Call `watch` if this step is watched, and save a checkpoint if one is due or the run is to stop.
+
+        Raises Stopped, once all is saved, and Diverged.
+        """
+        self.call_watch()
+        stopped = workers.agree(self.crew, bool(self.signals))
+        if stopped or self.step in (self.save_due, self.last_step):
+            runs.check_weights(self.vae.weights, self.step, self.folder)
+            if self.crew.is_chief:
+                runs.save(self.checkpoint, self.folder, self.step)
+        if stopped:
+            workers.agree(self.crew, True)  # nobody leaves before the chief has saved
+            raise Stopped(self.signals[0] if self.signals else signal.SIGTERM)
+
+    def judge(self, evaluate: Callable, reconstruction_loss: Callable, decode: Callable) -> None:
+        """Test the trained model, write its report and pictures, and say the report (evaluation.judge)."""
+        if not self.crew.is_chief:
+            return
+        self.say(f"testing    {len(self.dataset.test_images):,} images that it has not been trained on")
+        judged = evaluation.judge(self.vae, self.s, self.dataset, self.folder, evaluate, reconstruction_loss, decode)
+        self.say(report.table(judged))
+        if skipped := report.skipped(self.dataset):
+            self.say(skipped)
