@@ -31,6 +31,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import main
+from experiments import figures
 from utils import plots
 
 WIDTHS = (64, 128, 256, 512)  # units of each of two hidden layers, in encoder and decoder
@@ -75,7 +76,7 @@ def draw_quality(axes: Axes, label: str, measured: dict[int, dict[str, Any]]) ->
     values = list(measured)
     for name, title, sign in (("elbo", "ELBO", 1), ("nll", "log-likelihood", -1)):
         seeds = np.array([measured[value][name]["values"] for value in values]).T
-        plots.draw_spread(axes, range(len(values)), sign * seeds, title)
+        figures.draw_spread(axes, range(len(values)), sign * seeds, title)
     axes.set(xlabel=label, ylabel="nats per test image", xticks=range(len(values)), xticklabels=values)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -86,7 +87,9 @@ def draw_cost(axes: Axes, measured: dict[str, dict[int, dict[str, Any]]]) -> Non
     for question in ("width", "depth"):
         numbers = measured[question].values()
         millions = [each["parameters"] / 1e6 for each in numbers]
-        plots.draw_spread(axes, millions, np.array([each["elbo"]["values"] for each in numbers]).T, f"more {question}")
+        figures.draw_spread(
+            axes, millions, np.array([each["elbo"]["values"] for each in numbers]).T, f"more {question}"
+        )
     axes.set(xlabel="million parameters", ylabel="ELBO (nats per test image)", xscale="log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -97,9 +100,9 @@ def draw_use(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
     values = list(measured)
     axes.plot(values, values, color="grey", linewidth=1, linestyle="--", label="all of them")
     seeds = np.array([measured[value]["active"]["values"] for value in values]).T
-    plots.draw_spread(axes, values, seeds, "active units (variance above 0.01)")
+    figures.draw_spread(axes, values, seeds, "active units (variance above 0.01)")
     seeds = np.array([measured[value]["telling"]["values"] for value in values]).T
-    plots.draw_spread(axes, values, seeds, f"KL above {TELLING} nats")
+    figures.draw_spread(axes, values, seeds, f"KL above {TELLING} nats")
     axes.set(xlabel="latents", ylabel="how many of them")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -173,4 +176,4 @@ def row(name: str, numbers: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_study(STUDY, run)
+    raise SystemExit(run_study(STUDY, run))

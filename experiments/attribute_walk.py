@@ -37,8 +37,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.load import load_run, read_run
+from utils.batches import brightness
 from utils.console import experiment_parser
-from utils.settings import Settings, SettingsError, read_run
+from utils.settings import Settings, SettingsError
 
 
 class Asked(NamedTuple):
@@ -66,9 +68,9 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 import main as vae_main
-from experiments import evaluate
-from utils import classifier, console, data, latent, plots, runs
-from utils.dataset import DataError, Dataset, binarize, in_batches
+from experiments import classifier, evaluate, figures, latent
+from utils import console, data, plots, runs
+from utils.dataset import Dataset, binarize, in_batches
 from utils.files import write_json
 
 MOST_TRAINING, MOST_TEST, MOST_WALKED = 20_000, 10_000, 1_000  # images
@@ -126,16 +128,10 @@ def too_few(has: np.ndarray, split: str) -> str | None:
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
-def spread(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the rows (N,), at even distances, since data may be sorted; in their order."""
-    count = min(len(rows), most)
-    return rows[np.arange(count) * len(rows) // count]
-
-
 def encode_rows(vae: Any, images: np.ndarray, rows: np.ndarray, binarization: Sequence[int] | None) -> np.ndarray:
-    """z_mean (R, L), float64, of some rows (R,) of uint8 images (N, H, W, C), read batch by batch.
+    """z_mean (R, L + NOISE_DIM), float64, of some rows (R,) of uint8 images (N, H, W, C), read batch by batch.
 
-    With `binarization`, a key, they are drawn black or white before.
+    That of a noise latent is 0. With `binarization`, a key, the images are drawn black or white before.
     """
 
     def encode_batch(part, start):
@@ -154,13 +150,7 @@ class Encoded(NamedTuple):
     grey: Any  # the same, not binarised
     rows: np.ndarray  # which of them, int (R,)
     has: np.ndarray  # which attributes these have, bool (R, A)
-    z: np.ndarray  # z_mean, float64 (R, L)
-
-
-def decode(vae: Any, z: np.ndarray) -> np.ndarray:
-    """Latents (N, L) -> brightness (N, H, W, C) in [0, 1]; the noise latents, if there are any, stay 0."""
-    whole = vae_main.with_noise_latents(vae, np.float32(z)).numpy()
-    return in_batches(lambda batch, start: (vae_main.decode(vae, batch),), whole)[0]
+    z: np.ndarray  # z_mean, float64 (R, L + NOISE_DIM)
 
 
 # --- the vector and the walk ------------------------------------------------------------------------------------------
@@ -182,7 +172,7 @@ def walk(z: np.ndarray, vector: np.ndarray, steps: Sequence[float]) -> np.ndarra
 class Told(NamedTuple):
     """What the latents tell of an attribute."""
 
-    vector: np.ndarray  # float64 (L,)
+    vector: np.ndarray  # float64 (L + NOISE_DIM,); no noise latent tells anything, so 0 there
     auc: float  # of test images
 
 
@@ -208,7 +198,7 @@ def train_judge(train: Encoded, number: int) -> Any:
 
     Of images so large that they would not fit in memory it sees fewer, at even distances.
     """
-    kept = spread(np.arange(len(train.rows)), MOST_NUMBERS // math.prod(train.grey.shape[1:]))
+    kept = latent.evenly(len(train.rows), MOST_NUMBERS // math.prod(train.grey.shape[1:]))
     has = train.has[kept, number].astype(np.int64)
     return classifier.train_classifier(train.grey[train.rows[kept]], has, CLASSIFIER_SEED, JUDGE_EPOCHS, JUDGE_RATE)
 
@@ -217,7 +207,7 @@ def accuracy(judge: Any, test: Encoded, number: int) -> float:
     """The share of images of which a classifier says rightly whether they have the attribute of this number."""
 
     def judge_batch(part, start):
-        return (classifier.probabilities(judge, classifier.to_brightness(test.grey[part])).argmax(axis=1),)
+        return (classifier.probabilities(judge, brightness(test.grey[part])).argmax(axis=1),)
 
     return float((in_batches(judge_batch, test.rows)[0] == test.has[:, number]).mean())
 
@@ -226,13 +216,14 @@ def measure_walk(vae: Any, judge: Any, without: np.ndarray, having: np.ndarray, 
     """What a classifier says of the walks from z_mean (N, L) `without` the attribute, of those (M, L) `having` it, and
     how much the images change, as numbers.
     """
-    shares = [judged_share(judge, decode(vae, z)) for z in walk(without, vector, STEPS)]  # not all decoded at once
-    before, after = (decode(vae, z) for z in walk(without, vector, (0, 1)))
+    steps = walk(without, vector, STEPS)
+    shares = [judged_share(judge, vae_main.decode(vae, z)) for z in steps]  # one step's images in memory at a time
+    before, after = (vae_main.decode(vae, z) for z in walk(without, vector, (0, 1)))
     return {
         "walked_images": len(without),
         "walk": [{"t": t, "judged_to_have_it": share} for t, share in zip(STEPS, shares, strict=True)],
         "having_images": len(having),
-        "ceiling": judged_share(judge, decode(vae, having)),
+        "ceiling": judged_share(judge, vae_main.decode(vae, having)),
         "brightness_change": float(np.abs(after - before).mean()),
     }
 
@@ -242,10 +233,10 @@ def draw_walks(
     axes: Any, vae: Any, originals: np.ndarray, z: np.ndarray, vector: np.ndarray, sign: int, title: str
 ) -> None:
     """Draw a row for each uint8 image (N, H, W, C) with z_mean (N, L): itself, its reconstruction, and its walk."""
-    decoded = [decode(vae, points) for points in walk(z, vector, sign * np.array(STEPS))]
-    columns = [classifier.to_brightness(originals), *decoded]
+    decoded = [vae_main.decode(vae, points) for points in walk(z, vector, sign * np.array(STEPS))]
+    columns = [brightness(originals), *decoded]
     images = np.stack(columns, axis=1)  # (N, columns, H, W, C)
-    plots.draw_images(axes, images.reshape(-1, *originals.shape[1:]), len(columns), "")
+    figures.draw_images(axes, images.reshape(-1, *originals.shape[1:]), len(columns), "")
     names = ["original", "t = 0:\nreconstruction", *(f"t = {sign * t:g}" for t in STEPS[1:])]
     pitch = originals.shape[2] + 2  # an image and the gap beside it
     above = {"textcoords": "offset points", "xytext": (0, 2), "ha": "center", "va": "bottom", "fontsize": 8}
@@ -304,8 +295,8 @@ def encode_data(vae: Any, settings: Settings, dataset: Dataset, attributes: Attr
     if s.binarize == "dynamic":
         grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
         key = s.seed, TRAINING_PIXELS
-    train = spread(np.arange(len(dataset.train_images)), MOST_TRAINING)
-    test = spread(np.arange(len(dataset.test_images)), MOST_TEST)
+    train = latent.evenly(len(dataset.train_images), MOST_TRAINING)
+    test = latent.evenly(len(dataset.test_images), MOST_TEST)
     z_train = encode_rows(vae, dataset.train_images, train, key)
     z_test = encode_rows(vae, dataset.test_images, test, None)  # if they are to be black and white, they are already
     return (
@@ -331,24 +322,25 @@ def choose(
 
 
 def walk_along(
-    folder: Path, vae: Any, name: str, number: int, told: Told, train: Encoded, test: Encoded
+    folder: Path, vae: Any, settings: Settings, name: str, number: int, told: Told, train: Encoded, test: Encoded
 ) -> dict[str, Any]:
     """Walk along the attribute of this name and number: write its picture, return its numbers. Raises OSError."""
     has, test_has = train.has[:, number], test.has[:, number]
-    without, having = (spread(np.flatnonzero(kind), MOST_WALKED) for kind in (~test_has, test_has))
+    kinds = map(np.flatnonzero, (~test_has, test_has))
+    without, having = (rows[latent.evenly(len(rows), MOST_WALKED)] for rows in kinds)
     judge = train_judge(train, number)
     numbers = {
         "attribute": name,
         "training_images_with": int(has.sum()),
         "training_images_without": int((~has).sum()),
-        "vector": told.vector.tolist(),
+        "vector": told.vector[: settings.latent_dim].tolist(),
         "auc": told.auc,
         "classifier_accuracy": accuracy(judge, test, number),
         "larger_class": float(max(test_has.mean(), (~test_has).mean())),
         **measure_walk(vae, judge, test.z[without], test.z[having], told.vector),
     }
-    shown = (spread(kind, SHOWN) for kind in (without, having))
-    halves = ((test.images[test.rows[kind]], test.z[kind]) for kind in shown)
+    shown = (rows[latent.evenly(len(rows), SHOWN)] for rows in (without, having))
+    halves = ((test.images[test.rows[rows]], test.z[rows]) for rows in shown)
     save_walks(folder / picture_name(name), name, vae, told.vector, *halves)
     return numbers
 
@@ -358,7 +350,7 @@ def attribute_walk(folder: Path, asked: Sequence[str], say: Callable[[str], None
 
     Raises SettingsError, runs.RunError, DataError and OSError.
     """
-    vae, s, dataset = evaluate.load_run(folder)
+    vae, s, dataset = load_run(folder)
     attributes, step = find_attributes(dataset), runs.saved_steps(folder)[-1]
     names = attributes.names
     numbers_asked = places(asked, names)  # a typo is told before anything is encoded
@@ -369,7 +361,7 @@ def attribute_walk(folder: Path, asked: Sequence[str], say: Callable[[str], None
     walks = []
     for number in choose(numbers_asked, told, names, train, test):
         say(f"walking    along {names[number]}, judged by a small classifier that is trained for it")
-        walks.append(walk_along(folder, vae, names[number], number, told[number], train, test))
+        walks.append(walk_along(folder, vae, s, names[number], number, told[number], train, test))
     numbers = {
         "run": folder.name,
         "step": step,
@@ -384,25 +376,15 @@ def attribute_walk(folder: Path, asked: Sequence[str], say: Callable[[str], None
 
 def main(asked: Asked) -> int:
     """Walk as the command line says; return the exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, runs.raise_stopped)
-    vae_main.has_gpu()  # asked first of all, where its chatter is caught
-    try:
+
+    def work():
         folder = runs.find(asked.run, asked.output_dir, "RUN")
         numbers = attribute_walk(folder, asked.attribute)
-    except (KeyboardInterrupt, console.Stopped) as stopped:
-        print("\nstopped    the same command begins anew")
-        return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
-    except (SettingsError, runs.RunError, DataError) as error:
-        print(f"attribute_walk: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, DataError) else 2
-    except OSError as error:
-        print(f"attribute_walk: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    print(table(numbers))
-    pictures = ", ".join(picture_name(found["attribute"]) for found in numbers["walks"])
-    print(f"\nlook at    {folder}: {pictures}, attribute_walk.json")
-    return 0
+        print(table(numbers))
+        pictures = ", ".join(picture_name(found["attribute"]) for found in numbers["walks"])
+        print(f"\nlook at    {folder}: {pictures}, attribute_walk.json")
+
+    return console.run("attribute_walk", work, "the same command begins anew")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ from tqdm import tqdm
 from experiments import whole_run
 from experiments.timing import IMAGES, ROOT, environment, our_loop, spread
 from utils import mnist
+from utils.console import whole
 from utils.dataset import TEST_BINARIZATION_KEY, DataError, binarize
 from utils.files import write_json
 from utils.settings import SettingsError, from_params
@@ -347,7 +348,7 @@ def step_products(x, kernels):
 
     No activation, bias, sampler or loss: where they would be, values are passed on, the means alone of the posterior.
     """
-    import tensorflow as tf
+    from utils.start import tf
 
     inputs = []
     for kernel in kernels:
@@ -364,9 +365,7 @@ def step_products(x, kernels):
 
 def matrix_products(images, batch_size):
     """step_products of the network."""
-    import tensorflow as tf
-
-    import main  # noqa: F401 (for the flags of XLA that it sets)
+    from utils.start import tf
 
     sizes = [*pairwise(ENCODER_SIZES), *pairwise(DECODER_SIZES)]
     kernels = [tf.random.normal(size) / size[0] ** 0.5 for size in sizes]
@@ -384,9 +383,8 @@ def matrix_products(images, batch_size):
 
 def adam(images, batch_size):
     """The optimizer's update of all weights, under constant gradients."""
-    import tensorflow as tf
-
     import main as project
+    from utils.start import tf
 
     settings = our_settings(batch_size, SPEED_ACTIVATION)
     vae = project.build_vae(settings, (28, 28, 1))
@@ -404,10 +402,9 @@ def adam(images, batch_size):
 
 def pixel_loss(images, batch_size):
     """Scaling the pixels, the cross-entropy of the logits and its gradient."""
-    import tensorflow as tf
-
     import main as project
     from utils.batches import brightness
+    from utils.start import tf
 
     batches = tf.constant(images.reshape(-1, batch_size, PIXELS))
 
@@ -656,31 +653,24 @@ def profile_table(rounds, batch_size):
     return lines
 
 
-def count(text):
-    """A command-line value that is a whole number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; an integer of at least 1 is")
-    return int(text)
-
-
 def parse(argv):
     """The command line, checked."""
-    cores = len(usable_cores())
+    cores, number = len(usable_cores()), whole(1, 10**6)
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", choices=STEPS, default="mlp", help="conv: without JAX and the limit")
     parser.add_argument("--time-to-quality", action="store_true", help="seconds until MNIST is learned, not images/s")
     parser.add_argument("--held-out", action="store_true", help=f"judge that by {HELD_OUT:,} training images, left out")
     parser.add_argument("--profile", action="store_true", help="time of the parts of our step, not of the contenders")
     parser.add_argument("--whole-run", action="store_true", help="main.py and the same in Keras, from start to end")
-    parser.add_argument("--epochs", type=count, help=f"with --whole-run: epochs of each run ({RUN_EPOCHS})")
+    parser.add_argument("--epochs", type=number, help=f"with --whole-run: epochs of each run ({RUN_EPOCHS})")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="with --whole-run: also main.py of another "
                         "checkout, e.g. what `git worktree add FOLDER COMMIT` makes")  # fmt: skip
-    parser.add_argument("--rounds", type=count, help=f"rounds in which all take their turn ({ROUNDS}; --whole-run: "
+    parser.add_argument("--rounds", type=number, help=f"rounds in which all take their turn ({ROUNDS}; --whole-run: "
                         f"{RUNS}); with --time-to-quality at most so many epochs ({MOST_EPOCHS})")  # fmt: skip
-    parser.add_argument("--steps", type=count, help="steps of a turn, in whole epochs "
+    parser.add_argument("--steps", type=number, help="steps of a turn, in whole epochs "
                         f"({STEPS['mlp']}; conv: {STEPS['conv']})")  # fmt: skip
-    parser.add_argument("--batch-size", type=count, default=128, help="images a step (%(default)s)")
-    parser.add_argument("--threads", type=count, default=cores, help="cores that each may use (all: %(default)s)")
+    parser.add_argument("--batch-size", type=number, default=128, help="images a step (%(default)s)")
+    parser.add_argument("--threads", type=number, default=cores, help="cores that each may use (all: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=["gemm", *CONTENDERS], help="leave out all but these")
     parser.add_argument("--quick", action="store_true", help="few rounds of 20 steps, or one whole run of 2 epochs, "
                         "to see that it works; not kept")  # fmt: skip

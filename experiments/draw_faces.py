@@ -32,7 +32,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from utils.console import experiment_parser, refuse, whole
+from utils import console
+from utils.console import experiment_parser, whole
 from utils.files import write_whole
 
 Colour = tuple[int, int, int]
@@ -353,8 +354,10 @@ def lit(image: Image.Image, light: float, brightness: float) -> Image.Image:
 
 
 # --- the set ----------------------------------------------------------------------------------------------------------
-class FolderTaken(Exception):
-    """The folder holds another set, finished or not; the message is fit to be shown as it is."""
+class FolderTaken(console.Problem):
+    """The folder holds another set, finished or not."""
+
+    exit_code = 2
 
 
 def draw(folder: Path, images: int, seed: int = 0, jobs: int = 0) -> None:
@@ -462,23 +465,16 @@ def read_command_line(argv: Sequence[str] | None = None) -> Asked:
 
 def main(asked: Asked) -> int:
     """Draw as the command line says; return the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the processes would outlive this one
-    try:
-        draw(asked.folder, asked.images, asked.seed, jobs=os.cpu_count() or 1)
-    except KeyboardInterrupt:
-        print("\nstopped    the same command goes on from here")
-        return 128 + signal.SIGINT
-    except FolderTaken as error:
-        refuse("draw_faces", str(error))
-    except BrokenProcessPool:
-        print("draw_faces: error: a process was killed; the same command goes on from here", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"draw_faces: error: {error.filename or asked.folder}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    train, validation, test = splits(asked.images)
-    print(f"{asked.folder}: {train:,} faces to train on, {validation:,} to validate with, {test:,} to test with")
-    return 0
+
+    def work():
+        try:
+            draw(asked.folder, asked.images, asked.seed, jobs=os.cpu_count() or 1)
+        except BrokenProcessPool:
+            raise console.Problem("a process was killed; the same command goes on from here") from None
+        train, validation, test = splits(asked.images)
+        print(f"{asked.folder}: {train:,} faces to train on, {validation:,} to validate with, {test:,} to test with")
+
+    return console.run("draw_faces", work, "the same command goes on from here")
 
 
 if __name__ == "__main__":

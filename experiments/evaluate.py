@@ -43,8 +43,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.load import load_run, read_run
 from utils.console import experiment_parser, whole
-from utils.settings import Settings, SettingsError, load_saved, read_run
+from utils.settings import Settings
 
 
 class Asked(NamedTuple):
@@ -74,13 +75,15 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 import main as vae_main
+from experiments import classifier, figures, latent
 from experiments.fingerprint import code_of, fingerprint
-from utils import classifier, console, data, latent, likelihood, mnist, plots, report, runs
+from utils import console, data, likelihood, mnist, report, runs
 from utils.batches import brightness
-from utils.dataset import DataError, Dataset, binarized, filled_up, in_batches, rows_of
+from utils.chance import GRID_LATENTS, IMPORTANCE_NOISE, random_key, standard_normal
+from utils.dataset import Dataset, binarized, filled_up, rows_of
+from utils.evaluation import log_p_x_given_z
 from utils.files import write_json, write_whole
-
-tf = vae_main.tf
+from utils.start import tf, xla_pays
 
 IMAGES_AT_ONCE = 500  # with one draw each: large matrices, but small enough for a processor's cache
 PARTS_AT_ONCE = 2  # so that a core has work while the other does the small pieces of a part
@@ -113,15 +116,16 @@ def compile_weighing(vae: Any, settings: Settings, sizes: Sequence[int]) -> Call
     """
     s = settings
 
-    @tf.function(jit_compile=vae_main.xla_pays(vae))
+    @tf.function(jit_compile=xla_pays(vae.encoder, vae.decoder))
     def weigh(images, start, z_mean, z_log_std, first, stop, sums):
         x = brightness(images)
 
         def draw_noise(k):
             draw = tf.cast(start, tf.int64) * 2**31 + tf.cast(k, tf.int64)
-            return vae_main.standard_normal(z_mean.shape, vae_main.random_key(s.seed, vae_main.IMPORTANCE_NOISE, draw))
+            return standard_normal(z_mean.shape, random_key(s.seed, IMPORTANCE_NOISE, draw))
 
-        pieces = x, z_mean, z_log_std, *vae_main.log_densities(vae, s), draw_noise
+        log_p_x = log_p_x_given_z(vae, s, vae_main.reconstruction_loss)
+        pieces = x, z_mean, z_log_std, log_p_x, vae.prior.log_density, draw_noise
         return likelihood.add_draws(sums, first, stop, sizes, *pieces)
 
     return weigh
@@ -227,13 +231,12 @@ def evaluate_likelihood(
 ) -> dict[str, Any]:  # fmt: skip
     """The log-likelihood (or log-density) of uint8 images (N, H, W, C), its bounds and the active units, as numbers."""
     s = settings
-    z_mean, z_log_std = latent.encode(vae.encoder, images)
-    posteriors = tuple(vae_main.with_noise_latents(vae, part).numpy() for part in (z_mean, z_log_std))
+    posteriors = latent.encode(vae.encoder, images)
     at_once, started = not any(place.iterdir()), time.perf_counter()
     weighed = weigh_all(vae, s, images, posteriors, samples, place, "weighing")
     seconds = time.perf_counter() - started
     errors = weighed.bounds.std(axis=1, ddof=1) / math.sqrt(len(images))
-    active = z_mean.var(axis=0) > report.ACTIVE_VARIANCE  # (L,)
+    active = posteriors[0][:, : s.latent_dim].var(axis=0) > report.ACTIVE_VARIANCE  # (L,), without noise latents
     numbers = summary(weighed) | {
         "samples": samples,
         "seconds": round(seconds, 1) if at_once else None,  # of the last part only, had it been stopped
@@ -258,18 +261,12 @@ def evaluate_likelihood(
 
 # --- samples ----------------------------------------------------------------------------------------------------------
 def draw_latents(vae: Any, settings: Settings, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A z (N, L) from the posterior of each uint8 image (N, H, W, C); of the plain autoencoder, its code."""
-    z_mean, z_log_std = latent.encode(vae.encoder, images)
+    """A z (N, L), without noise latents, from the posterior of each uint8 image (N, H, W, C); of the plain autoencoder
+    its code."""
+    z_mean, z_log_std = (part[:, : settings.latent_dim] for part in latent.encode(vae.encoder, images))
     if settings.autoencoder:
         return z_mean
     return z_mean + np.exp(z_log_std) * rng.standard_normal(z_mean.shape, np.float32)
-
-
-def decode(vae: Any, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Latents (N, L) -> brightness (N, H, W, C) in [0, 1], with draws for the noise latents, if there are any."""
-    noise = rng.standard_normal((len(z), vae.decoder.input_shape[1] - z.shape[1]), np.float32)
-    whole = np.concatenate([np.float32(z), noise], axis=1)
-    return in_batches(lambda batch, start: (vae_main.decode(vae, batch),), whole)[0]
 
 
 def evaluate_samples(
@@ -299,17 +296,19 @@ def evaluate_samples(
     }
     count = min(len(train), len(z))  # as many of each, since the distance depends on how many there are
     chosen = np.random.default_rng(CHOICE).permutation(len(train))[:count]  # whatever the seed: the floor is the same
-    sets = {"reconstructions": in_batches(lambda x, start: (vae_main.reconstruct(vae, x),), rows_of(train, chosen))[0]}
+    sets = {"reconstructions": vae_main.reconstruct(vae, rows_of(train, chosen))}
     if not s.autoencoder:
-        prior_latents = vae_main.sample_prior(vae, count, vae_main.random_key(s.seed, vae_main.GRID_LATENTS, 1))
-        sets["samples from the prior"] = decode(vae, prior_latents.numpy(), rng)
+        prior_latents = vae_main.sample_prior(vae, count, random_key(s.seed, GRID_LATENTS, 1))
+        sets["samples from the prior"] = vae_main.decode(vae, prior_latents)
         numbers["prior"] = {"log_density_of_latents": float(np.mean(vae.prior.log_density(tf.constant(z))))}
-    sets["samples from the mixture"] = decode(vae, latent.draw_mixture(mixture, count, s.seed), rng)
+    noise = rng.standard_normal((count, s.noise_dim), np.float32)
+    drawn = np.concatenate([latent.draw_mixture(mixture, count, s.seed), noise], axis=1)
+    sets["samples from the mixture"] = vae_main.decode(vae, drawn)
     if grey.test_images.shape[1:] == (28, 28, 1):
         say("judging    by a small classifier, trained for it on the grey training images")
         numbers["frechet"] = frechet_distances(sets, grey, chosen, count)
     distances = {name: f", {distance:.1f}" for name, distance in (numbers["frechet"] or {}).items()}
-    plots.save_image_sets(
+    figures.save_image_sets(
         folder / "samples_mixture.png",
         {f"{name}{distances.get(name, '')}": images[:SHOWN] for name, images in sets.items()},
         columns=10,
@@ -324,8 +323,8 @@ def frechet_distances(sets: dict[str, np.ndarray], grey: Dataset, chosen: np.nda
     Brightness is compared with brightness: what is binary about a model's images is drawn, by their brightness.
     """
     judge = classifier.train_classifier(grey.train_images, grey.train_labels, CLASSIFIER_SEED)
-    sets = {"training images": classifier.to_brightness(grey.train_images[chosen])} | sets
-    real = classifier.features(judge, classifier.to_brightness(grey.test_images[:count]))
+    sets = {"training images": brightness(grey.train_images[chosen])} | sets
+    real = classifier.features(judge, brightness(grey.test_images[:count]))
     return {
         name: classifier.frechet_distance(classifier.features(judge, images), real) for name, images in sets.items()
     }
@@ -394,24 +393,10 @@ def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
     last = f"{f'NLL {-value:.2f}' if likely else f'log-density {value:.2f}'}, K = {found['samples']:,}"
     beside = (-published["nll"], published["source"]) if published else None
     title = f"{folder.name}\n{numbers['images']}"
-    plots.save_bounds(folder / "bound.png", found["bounds"], last, title, beside)
+    figures.save_bounds(folder / "bound.png", found["bounds"], last, title, beside)
 
 
 # --- main -------------------------------------------------------------------------------------------------------------
-def load_run(folder: Path) -> tuple[Any, Settings, Dataset]:
-    """The trained VAE of a run, its settings and its data. Raises SettingsError, runs.RunError and DataError."""
-    settings = load_saved(runs.read_params(folder)["settings"])
-    dataset = data.prepare(settings, print)
-    return load_vae(folder, settings, dataset.train_images.shape[1:]), settings, dataset
-
-
-def load_vae(folder: Path, settings: Settings, image_shape: tuple[int, ...]) -> Any:
-    """The VAE of a run's newest checkpoint, for images (B, *image_shape). Raises runs.RunError."""
-    vae = vae_main.build_vae(settings, image_shape)
-    runs.load_weights(runs.checkpoint(**vae.parts), folder)
-    return vae
-
-
 def unfinished(folder: Path, samples: int) -> Path:
     """The folder for what is finished of an evaluation, of its own for each code, checkpoint and number of samples."""
     texts = [(folder / "params.json").read_text(), str(runs.saved_steps(folder)[-1]), str(samples)]
@@ -470,24 +455,14 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
 
 def main(asked: Asked) -> int:
     """Evaluate as the command line says; return the exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, runs.raise_stopped)
-    vae_main.has_gpu()  # asked first of all, where its chatter is caught
-    try:
+
+    def work():
         folder = runs.find(asked.run, asked.output_dir, "RUN")
         print(table(evaluate(folder, asked.samples, asked.components)))
-    except (KeyboardInterrupt, console.Stopped) as stopped:
-        print("\nstopped    the same command goes on from here")
-        return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
-    except (SettingsError, runs.RunError, DataError) as error:
-        print(f"evaluate: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, DataError) else 2
-    except OSError as error:
-        print(f"evaluate: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    pictures = [name for name in ("bound.png", "samples_mixture.png") if (folder / name).exists()]
-    print(f"\nlook at    {folder}: {', '.join(pictures)}, evaluation.json")
-    return 0
+        pictures = [name for name in ("bound.png", "samples_mixture.png") if (folder / name).exists()]
+        print(f"\nlook at    {folder}: {', '.join(pictures)}, evaluation.json")
+
+    return console.run("evaluate", work, "the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.load import load_vae, read_run
 from utils.console import experiment_parser
-from utils.settings import Settings, SettingsError, load_saved, read_run
+from utils.settings import Settings, load_saved
 
 
 class Asked(NamedTuple):
@@ -54,11 +55,10 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
 
 import main as vae_main
-from experiments.evaluate import load_vae
 from utils import console, runs
+from utils.chance import GRID_LATENTS, random_key
 from utils.files import write_json
-
-tf, keras = vae_main.tf, vae_main.keras
+from utils.start import keras, tf
 
 FILES = ("encoder.keras", "decoder.keras", "saved_model", "export.json")
 
@@ -82,7 +82,7 @@ def exported_functions(vae: Any, settings: Settings, image_shape: tuple[int, ...
 
     @tf.function(input_signature=[tf.TensorSpec((), tf.int32, "count"), tf.TensorSpec((), tf.int64, "seed")])
     def sample(count, seed):
-        key = vae_main.random_key(seed, vae_main.GRID_LATENTS, 0)  # of the run's own grids of samples
+        key = random_key(seed, GRID_LATENTS, 0)  # of the run's own grids of samples
         return decode(vae_main.sample_prior(vae, count, key))
 
     functions = {"encode": encode, "decode": decode}
@@ -104,15 +104,12 @@ def snippet(path: str, settings: Settings, image_shape: tuple[int, ...]) -> list
     """Five lines of Python that load the SavedModel at `path` and use it."""
     some = f"tf.zeros((16, {', '.join(map(str, image_shape))}))  # in place of your images, brightness in [0, 1]"
     drawn = f'model.sample(count=16, seed={settings.seed})["brightness"]  # brightness in [0, 1]'
-    z = 'latents["z_mean"]'
-    if settings.noise_dim:
-        z = f"tf.pad({z}, [[0, 0], [0, {settings.noise_dim}]])"
     return [
         "import tensorflow as tf",
         f"model = tf.saved_model.load({path!r})",
         f"images = {some if settings.autoencoder else drawn}",
         "latents = model.encode(images)  # z_mean and z_log_std, the log of the standard deviation",
-        f'reconstructions = model.decode({z})["brightness"]',
+        'reconstructions = model.decode(latents["z_mean"])["brightness"]',
     ]
 
 
@@ -250,21 +247,11 @@ def table(described: dict[str, Any], settings: Settings) -> list[str]:
 
 def main(asked: Asked) -> int:
     """Export as the command line says; return the exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, runs.raise_stopped)
-    vae_main.has_gpu()  # asked first of all, where its chatter is caught
-    try:
+
+    def work():
         export(runs.find(asked.run, asked.output_dir, "RUN"), asked.to)
-    except (KeyboardInterrupt, console.Stopped) as stopped:
-        print("\nstopped    nothing was exported")
-        return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
-    except (SettingsError, runs.RunError) as error:
-        print(f"export: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"export: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return console.run("export", work, "nothing was exported")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 import main
+from experiments import latent
+from experiments.figures import draw_images, draw_spread
 from experiments.study import (
     Study,
     Trained,
@@ -43,10 +44,10 @@ from experiments.study import (
     table,
     train_all,
 )
-from utils import data, latent
+from utils import data
 from utils.batches import brightness
-from utils.classifier import to_brightness
-from utils.plots import draw_images, draw_spread, save_figure
+from utils.plots import save_figure
+from utils.start import tf
 
 AWAKE = 0.1  # nats: a latent whose KL, averaged over test images, is above this is awake
 WATCHED = ("linear", "constant")  # the schedules during which the KL of each latent is watched
@@ -155,7 +156,7 @@ def draw_schedules(by_schedule: dict[str, list[Trained]], numbers: dict[str, Any
             lines = [run.history(split) for run in runs]
             steps = [line["step"] for line in lines[0]]
             draw_spread(axes, steps, [[line[key] for line in repeated] for repeated in lines], schedule, color)
-        weights.plot(main.scheduled_weight(runs[0].settings, tf.range(steps[-1])), color=color, label=schedule)
+        weights.plot(main.kl_weight(tf.range(steps[-1]), runs[0].settings), color=color, label=schedule)
         for marker, key, sign in (("o", "test_elbo", -1), ("x", "test_nll", 1)):
             values = sign * np.array(numbers[schedule][key]["values"])
             ends.plot(np.full(len(values), place), values, marker, color=color)
@@ -529,7 +530,7 @@ def run(study: Study) -> None:
 
     schedules, latents = measure_schedules(by_schedule), measure_latents(by_schedule)
     betas, free_bits = measure_betas(study, sizes, by_beta, judge), measure_free_bits(by_free_bits)
-    real, ways = judge_samples(judge, to_brightness(grey)), measure_ways(study, sizes, posteriors)
+    real, ways = judge_samples(judge, brightness(grey)), measure_ways(study, sizes, posteriors)
 
     save_figure(study.images / "kl_weight_schedules.png", draw_schedules(by_schedule, schedules))
     save_figure(study.images / "kl_weight_beta.png", draw_betas(study, sizes, by_beta, betas))
@@ -546,4 +547,4 @@ def run(study: Study) -> None:
 
 
 if __name__ == "__main__":
-    run_study(STUDY, run)
+    raise SystemExit(run_study(STUDY, run))

@@ -42,7 +42,6 @@ if __name__ == "__main__":
     STUDY = read_command_line("latent_space", __doc__)  # before the seconds that TensorFlow takes
 
 import matplotlib as mpl
-import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
@@ -50,12 +49,16 @@ from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
 import main
-from utils import data, latent
+from experiments import latent
+from experiments.classifier import probabilities, sure_share
+from experiments.figures import draw_images, draw_spread
+from experiments.latent import evenly
+from utils import data
 from utils.batches import brightness
-from utils.classifier import probabilities, sure_share
 from utils.dataset import Dataset, in_batches
 from utils.images import save_gif
-from utils.plots import draw_images, draw_spread, save_figure
+from utils.plots import save_figure
+from utils.start import tf
 
 LATENTS = BASE["latent_dim"]  # of the spaces that are looked at closely
 COLORS = np.array(mpl.colormaps["tab10"].colors)  # a digit has the same one everywhere
@@ -158,11 +161,6 @@ def open_space(kind: str, trained: Trained, images: np.ndarray) -> Space:
     return Space(vae, trained.report, z_mean, z_log_std, z)
 
 
-def evenly(total: int, count: int) -> np.ndarray:
-    """`count` indices (all, if there are fewer) out of 0 .. total - 1, evenly spaced."""
-    return np.linspace(0, total - 1, min(count, total)).astype(int)
-
-
 # --- the space while it is trained ------------------------------------------------------------------------------------
 def show_training(study: Study, size: Sizes, trained: Trained, dataset: Dataset) -> dict[str, list[float]]:
     """The GIF of a 2-D latent space; returns the kNN accuracy of its frames."""
@@ -181,7 +179,7 @@ def show_training(study: Study, size: Sizes, trained: Trained, dataset: Dataset)
             draw_ellipses(axes, np.zeros(2), np.eye(2))
             axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="latent 1", title=title)
         figure.axes[0].set_ylabel("latent 2")
-        weight = main.scheduled_weight(trained.settings, step)
+        weight = main.kl_weight(step, trained.settings)
         figure.suptitle(f"step {step:,}, KL weight {weight:.2f}, kNN accuracy {accuracy:.0%}")
         draw_legend(figure, labels)
         paths.append(folder / f"{step:06d}.png")
@@ -432,8 +430,11 @@ def movements(vae: main.VAE, images: np.ndarray, probes: np.ndarray, rate: float
     @tf.function  # without XLA, which would take longer to compile it than to run it
     def moved_by(probe, noise, x, rate):
         with tf.GradientTape() as tape:
-            reconstruction, kl = main.loss_terms(vae, x[probe][tf.newaxis], noise, "ce")
-            minimised = main.objective(reconstruction, kl, weight=1.0, free_bits=0.0, divisor=1)
+            image = x[probe][tf.newaxis]
+            z_mean, z_log_std = vae.encoder(image)
+            logits = vae.decoder(main.sample_latent(z_mean, z_log_std, noise))
+            reconstruction = main.cross_entropy(tf.reshape(image, (1, -1)), tf.reshape(logits, (1, -1)))
+            minimised = reconstruction[0] + tf.reduce_sum(main.kl_to_standard_normal(z_mean, z_log_std))
         values = [weight.value for weight in weights]
         gradients = tape.gradient(minimised, values)
         stepped = [value - rate * gradient for value, gradient in zip(values, gradients, strict=True)]
@@ -546,7 +547,8 @@ def reconstruction_at_mean(space: Space, images: np.ndarray) -> float:
 
     def compare_batch(batch, start):
         logits = space.vae.decoder(space.z_mean[start : start + len(batch)])
-        return (main.reconstruction_loss(brightness(batch), logits, "ce", None).numpy(),)
+        pixels = tf.reshape(brightness(batch), (len(batch), -1)), tf.reshape(logits, (len(batch), -1))
+        return (main.cross_entropy(*pixels),)
 
     return float(in_batches(compare_batch, images)[0].mean())
 
@@ -701,4 +703,4 @@ def comparison_rows(numbers: dict[str, Any]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    run_study(STUDY, run)
+    raise SystemExit(run_study(STUDY, run))

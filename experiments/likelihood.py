@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from utils.console import experiment_parser
 from utils.files import write_json, write_whole
-from utils.settings import Settings, SettingsError, from_params
+from utils.settings import Settings, from_params
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 5_000
@@ -142,7 +142,6 @@ from experiments import evaluate
 from experiments.fingerprint import fingerprint, settings_that_count
 from experiments.study import table, with_tables
 from utils import console, plots, runs
-from utils.dataset import DataError
 
 
 # --- a row ------------------------------------------------------------------------------------------------------------
@@ -293,20 +292,14 @@ def table_of(rows: dict[str, Any]) -> str:
 
 def main(asked: Asked) -> int:
     """Make the rows that are asked for; return the exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, runs.raise_stopped)
-    numbers = {}
-    try:
+
+    def work():
+        numbers = {}
         for name in asked.rows:
             numbers[name] = make_row(name, asked)
             publish(numbers, asked)
-    except (KeyboardInterrupt, console.Stopped) as stopped:
-        print("\nstopped    the same command goes on from here", file=sys.stderr)
-        return 128 + (stopped.args[0] if isinstance(stopped, console.Stopped) else signal.SIGINT)
-    except (SettingsError, runs.RunError, DataError, runs.Diverged, OSError) as error:
-        print(f"likelihood: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return console.run("likelihood", work, "the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -31,14 +31,16 @@ if __name__ == "__main__":
     STUDY = read_command_line("losses", __doc__)  # before the seconds that TensorFlow takes
 
 import numpy as np
-import tensorflow as tf
 from matplotlib.figure import Figure
 
 import main
-from utils import classifier, data, plots
+from experiments import classifier, figures
+from utils import data, plots
 from utils.batches import brightness
 from utils.dataset import Dataset, in_batches
 from utils.report import ACTIVE_VARIANCE
+from utils.settings import Settings
+from utils.start import keras, tf
 
 ORIGINAL = {  # grey pixels, the mistake of a mean over them, and a constant learning rate
     "binarize": "none", "reconstruction_reduction": "mean", "kl_schedule": "constant", "lr_schedule": "constant",
@@ -91,15 +93,16 @@ JUDGED = 300  # samples of each model that the classifier looks at
 
 
 # --- what is watched while they train ---------------------------------------------------------------------------------
-def progress(vae: main.VAE, settings: main.Settings, dataset: Dataset) -> dict[str, np.ndarray]:
+def progress(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict[str, np.ndarray]:
     """Means over the test set of CE, MSE and AD of the reconstructions (of posterior means) and of each latent's KL
     (L,), the variance of z_mean (L,), ten reconstructions and JUDGED samples as uint8, the width of the pixel noise."""
 
     def score(images, _start):
         x = brightness(tf.constant(images))
         z_mean, z_log_std = vae.encoder(x)
-        logits = vae.decoder(z_mean)
-        losses = [main.reconstruction_loss(x, logits, loss, None) for loss in ("ce", "mse", "ad")]
+        pixels = (tf.reshape(values, (len(x), -1)) for values in (x, vae.decoder(z_mean)))
+        x, logits = pixels
+        losses = [main.LOSSES[loss](x, logits) for loss in ("ce", "mse", "ad")]
         return *losses, main.kl_to_standard_normal(z_mean, z_log_std), z_mean
 
     *losses, kl, z_mean = in_batches(score, dataset.test_images)
@@ -114,7 +117,7 @@ def progress(vae: main.VAE, settings: main.Settings, dataset: Dataset) -> dict[s
     }
 
 
-def latents(vae: main.VAE, settings: main.Settings, dataset: Dataset) -> dict[str, np.ndarray]:
+def latents(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict[str, np.ndarray]:
     """Of 2,000 test images: the variance of z_mean and the mean KL of each latent, (L,)."""
     z_mean, z_log_std = vae.encoder(brightness(tf.constant(dataset.test_images[:2_000])))
     return {
@@ -142,7 +145,7 @@ def last_alive(run: Trained) -> dict[str, float] | None:
     steps = [step for step, watched in run.watched().items() if step and active(watched)]
     if not steps or steps[-1] == max(run.watched()):
         return None
-    return {"step": steps[-1], "weight": float(main.scheduled_weight(run.settings, steps[-1]))}
+    return {"step": steps[-1], "weight": float(main.kl_weight(steps[-1], run.settings))}
 
 
 def predicted_weight(images: np.ndarray, loss: str) -> float:
@@ -163,7 +166,7 @@ def predicted_weight(images: np.ndarray, loss: str) -> float:
     return float(factor * np.linalg.eigvalsh(covariance)[-1] / x.shape[1])
 
 
-def score(runs: list[Trained], judge: main.keras.Model) -> dict:
+def score(runs: list[Trained], judge: keras.Model) -> dict:
     """The last scores of a model's runs, one a seed, summarised."""
     finals = [run.watched()[max(run.watched())] for run in runs]
     autoencoder = runs[0].settings.autoencoder
@@ -179,7 +182,7 @@ def score(runs: list[Trained], judge: main.keras.Model) -> dict:
     return numbers | {"reduction": runs[0].settings.reconstruction_reduction, "autoencoder": autoencoder}
 
 
-def fallback(run: Trained, dataset: Dataset, judge: main.keras.Model, median: np.ndarray) -> dict:
+def fallback(run: Trained, dataset: Dataset, judge: keras.Model, median: np.ndarray) -> dict:
     """Which digit do the failed reconstructions of a trained model show, and are they nearer to the median image?
 
     A reconstruction has failed if the classifier sees another digit in it than the label says. `failed` is their share,
@@ -222,7 +225,7 @@ def row_title(step: int, watched: dict[str, np.ndarray], run: Trained) -> str:
     text = f"step {step:,}:  " + ", ".join(f"{name} {loss:.1f}" for name, loss in losses)
     if run.settings.autoencoder:
         return text
-    weight = float(main.scheduled_weight(run.settings, step))
+    weight = float(main.kl_weight(step, run.settings))
     return f"{text};  KL {watched['kl'].sum():.2f} nats x weight {weight:.2g};  {active(watched)} active"
 
 
@@ -230,11 +233,11 @@ def draw_rows(figure: Figure, rows: list[tuple[str, np.ndarray, np.ndarray]], sa
     """Rows of (title, ten images, ten samples), under one another."""
     axes = figure.subplots(len(rows), 2, squeeze=False)
     for (left, right), (title, images, drawn) in zip(axes, rows, strict=True):
-        plots.draw_images(left, images, 10, "")
+        figures.draw_images(left, images, 10, "")
         left.set_title(title, fontsize=8, loc="left")
         right.set_axis_off()
         if len(drawn):
-            plots.draw_images(right, drawn, 10, "")
+            figures.draw_images(right, drawn, 10, "")
     axes[0][1].text(0.02, 0.02, f"below: {samples}", fontsize=8, transform=axes[0][1].transAxes)
 
 
@@ -276,12 +279,12 @@ def draw_weights(study: Study, sweeps: dict[str, list[Trained]], predicted: dict
     axes = figure.subplots(2, 1, sharex=True)
     for number, (loss, runs) in enumerate(sweeps.items()):
         watched = [run.watched() for run in runs]
-        weights = [float(main.scheduled_weight(runs[0].settings, step)) for step in watched[0]]
+        weights = [float(main.kl_weight(step, runs[0].settings)) for step in watched[0]]
         color = f"C{number}"
         units = np.array([[active(kept) for kept in seed.values()] for seed in watched])
         nats = np.array([[kept["kl"].sum() for kept in seed.values()] for seed in watched])
-        plots.draw_spread(axes[0], weights, units, loss.upper(), color)
-        plots.draw_spread(axes[1], weights, nats, loss.upper(), color)
+        figures.draw_spread(axes[0], weights, units, loss.upper(), color)
+        figures.draw_spread(axes[1], weights, nats, loss.upper(), color)
         if loss in predicted:
             for panel in axes:
                 panel.axvline(predicted[loss], color=color, linestyle="--", linewidth=1)
@@ -299,7 +302,7 @@ def draw_fallback(study: Study, images: dict[str, np.ndarray]) -> None:
     figure = Figure(figsize=(9, 2.2), layout="constrained")
     titles = {"mean": "mean of the data", "median": "median of the data"}
     for axes, (name, image) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
-        plots.draw_images(axes, image[np.newaxis], 1, titles.get(name, f"{name}, collapsed"))
+        figures.draw_images(axes, image[np.newaxis], 1, titles.get(name, f"{name}, collapsed"))
     plots.save_figure(study.images / "losses_average.png", figure)
 
 
@@ -374,7 +377,7 @@ def run(study: Study) -> None:
         name: int(classifier.probabilities(judge, np.float32(image[np.newaxis])).argmax())
         for name, image in images.items()
     }
-    test = classifier.probabilities(judge, classifier.to_brightness(dataset.test_images))
+    test = classifier.probabilities(judge, brightness(dataset.test_images))
     numbers = {
         "classifier": {"accuracy": float((test.argmax(axis=1) == dataset.test_labels).mean())}
         | {"sure": classifier.sure_share(test)},
@@ -423,4 +426,4 @@ def tables(numbers: dict) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    run_study(STUDY, run)
+    raise SystemExit(run_study(STUDY, run))

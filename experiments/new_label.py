@@ -49,10 +49,11 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 import main
+from experiments import figures
+from experiments.latent import align
 from utils import images, mnist, plots
 from utils.batches import brightness
 from utils.dataset import TEST_BINARIZATION_KEY, Dataset, binarize
-from utils.latent import align
 from utils.settings import Settings
 
 TOGETHER, ALONE, OLD = "all three", "the new one alone", "the two old ones"  # what a training goes on with
@@ -120,7 +121,7 @@ def embed(vae: main.VAE, settings: Settings, dataset: Dataset, trio: Trio) -> di
     x = brightness(test_images)
     z_mean, z_log_std = vae.encoder(x)
     noise = np.random.default_rng(0).standard_normal(z_mean.shape, np.float32)
-    reconstruction, kl = (part.numpy() for part in main.loss_terms(vae, x, noise, settings.loss))
+    reconstruction, kl = (part.numpy() for part in main.loss_terms(vae, x, noise, settings))
     elbo = -(reconstruction + kl.sum(axis=1))
     return {"z_mean": z_mean.numpy(), "z_log_std": z_log_std.numpy(), "elbo": elbo, "labels": labels}
 
@@ -221,7 +222,7 @@ def save_curves(study: Study, steps: np.ndarray, curves: Curves) -> None:
             for way, seeds in ways.items():
                 axes.plot(steps, np.mean([c[name] for c in seeds], axis=0), color=COLORS[way], linewidth=0.7, alpha=0.7)
         for way, seeds in main_curves.items():
-            plots.draw_spread(axes, steps, np.array([c[name] for c in seeds]), f"on with {way}", COLORS[way])
+            figures.draw_spread(axes, steps, np.array([c[name] for c in seeds]), f"on with {way}", COLORS[way])
         axes.set_title(title, fontsize=10)
     panels[0, 0].legend(fontsize=8)
     panels[1, 0].set_ylabel("RMS way / RMS distance from origin")
@@ -229,7 +230,7 @@ def save_curves(study: Study, steps: np.ndarray, curves: Curves) -> None:
     for axes, way in zip(panels[2], (TOGETHER, ALONE), strict=True):
         for number, (a, b) in enumerate(pairs(first)):
             distances = np.array([c["distances"][number] for c in main_curves[way]])
-            plots.draw_spread(axes, steps, distances, f"{a} and {b}", f"C{number + 4}")
+            figures.draw_spread(axes, steps, distances, f"{a} and {b}", f"C{number + 4}")
         axes.set_title(f"distance of the clouds, on with {way}", fontsize=10)
         axes.set_ylabel("standard deviations")
         axes.set_ylim(0, 1.05 * max(c["distances"].max() for seeds in main_curves.values() for c in seeds))
@@ -354,4 +355,4 @@ def table_of(numbers: dict[str, Any], overall: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_study(STUDY, run)
+    raise SystemExit(run_study(STUDY, run))

@@ -50,6 +50,7 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 import main
+from experiments import figures
 from utils import data, plots
 from utils.batches import brightness
 from utils.dataset import Dataset
@@ -107,8 +108,8 @@ def logits_under_noise(vae: main.VAE, z: np.ndarray, draws: int, seed: int) -> n
 def ask_about_noise(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict[str, np.ndarray]:
     """Watch what the decoder makes of the noise: the share of the variance, and the mean cost in nats per image, ()."""
     x = brightness(dataset.test_images[:IMAGES])
-    z_mean, z_log_std = vae.encoder(x)
     rng = np.random.default_rng(settings.seed)
+    z_mean, z_log_std = (part[:, : settings.latent_dim] for part in vae.encoder(x))
     z = main.sample_latent(z_mean, z_log_std, rng.standard_normal(z_mean.shape, np.float32)).numpy()
     logits = logits_under_noise(vae, z, DRAWS, settings.seed)
     cost = noise_cost(x.numpy().reshape(len(x), -1), logits).mean()
@@ -163,7 +164,7 @@ def save_numbers(
 
     for size, by_step in shares.items():
         over_steps = 100 * np.array(list(by_step.values())).T  # (seeds, steps)
-        plots.draw_spread(explained, list(by_step), over_steps, f"{size} latent{'s' * (size > 1)}")
+        figures.draw_spread(explained, list(by_step), over_steps, f"{size} latent{'s' * (size > 1)}")
     explained.set(ylabel="percent of the output's variance", yscale="log", xlabel="step")
     explained.set_xscale("symlog", linthresh=10)  # shows step 0 too
     explained.set_xlim(left=-1)
@@ -171,12 +172,12 @@ def save_numbers(
     for noise, color in ((0, "C0"), (NOISE, "C3")):
         for name, sign, style in (("elbo", 1, "-"), ("nll", -1, "--")):
             label = f"{'ELBO' if name == 'elbo' else 'log-likelihood'}, {f'{noise} of noise' if noise else 'no noise'}"
-            plots.draw_spread(bounds, latents, sign * values(name, noise), label, color)
+            figures.draw_spread(bounds, latents, sign * values(name, noise), label, color)
             bounds.lines[-1].set_linestyle(style)
     bounds.set(ylabel="nats per test image")
     bounds.set_title("ELBO and log-likelihood", fontsize=10)
     for name, sign, label in (("elbo", 1, "ELBO"), ("nll", -1, "log-likelihood")):
-        plots.draw_spread(differences, latents, sign * (values(name, NOISE) - values(name, 0)), label)
+        figures.draw_spread(differences, latents, sign * (values(name, NOISE) - values(name, 0)), label)
     differences.axhline(0, color="0.5", linewidth=0.8)
     differences.set(ylabel="nats per test image")
     differences.set_title("with noise minus without", fontsize=10)
@@ -207,7 +208,7 @@ def save_grid(study: Study, latents: list[int], with_noise: dict[int, Trained], 
         pictures = np.concatenate([drawn, spread / SPREAD_SHOWN], axis=1).reshape(-1, 28, 28, 1)
         share = 100 * measured[size, NOISE][0]["noise_share"]
         title = f"{size} trained latent{'s' * (size > 1)}: the noise explains {share:.2g} % of the variance"
-        plots.draw_images(axes, pictures, columns + 1, title)
+        figures.draw_images(axes, pictures, columns + 1, title)
     told = f"In a row: one z of the prior, {columns} draws of noise. Last: deviation over noise, white = {SPREAD_SHOWN}"
     figure.suptitle(told, fontsize=10)
     plots.save_figure(study.images / "noise_latents_grid.png", figure)
@@ -270,4 +271,4 @@ def table_of(numbers: dict[str, Any], latents: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    run_study(STUDY, run)
+    raise SystemExit(run_study(STUDY, run))

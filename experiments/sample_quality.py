@@ -45,8 +45,10 @@ if __name__ == "__main__":
 from matplotlib.figure import Figure
 
 import main
-from utils import classifier, data, latent, plots
-from utils.dataset import Dataset, binarize, in_batches
+from experiments import classifier, figures, latent
+from utils import data, plots
+from utils.batches import brightness
+from utils.dataset import Dataset, binarize
 
 DENSITY = {"decoder_scale": "learned", "binarize": "none"}
 LEARNED = {"prior_components": 100, "prior_layers": 6, "prior_units": 128}  # of a learned prior, as far as it has them
@@ -75,11 +77,6 @@ def chosen_images(study: Study, grey: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return fitted, fitted[: min(SAMPLES, len(grey.test_images))]
 
 
-def decode(vae: main.VAE, z: np.ndarray) -> np.ndarray:
-    """Latents (N, L) -> brightness (N, H, W, C) in [0, 1], a thousand at a time."""
-    return in_batches(lambda batch, start: (main.decode(vae, batch),), z)[0]
-
-
 def sets_of(study: Study, trained: Trained, grey: Dataset) -> dict[str, np.ndarray]:
     """The three sets of images of a training, brightness (N, H, W, C), N of each; by the keys of SETS."""
     s, vae = trained.settings, trained.load()
@@ -96,8 +93,8 @@ def sets_of(study: Study, trained: Trained, grey: Dataset) -> dict[str, np.ndarr
     mixture = latent.fit_mixture(z, COMPONENTS, s.seed)
     return {
         "prior": prior_samples(vae, count, s.seed),
-        "mixture": decode(vae, latent.draw_mixture(mixture, count, s.seed)),
-        "reconstructions": decode(vae, z_mean[:count]),
+        "mixture": main.decode(vae, latent.draw_mixture(mixture, count, s.seed)),
+        "reconstructions": main.decode(vae, z_mean[:count]),
     }
 
 
@@ -118,7 +115,7 @@ def save_figure(study: Study, pictures: dict[str, np.ndarray], models: dict[str,
         axes.set_axis_off()
     for axes, (name, images) in zip(panels, pictures.items(), strict=False):
         distance = f"{models[name]['prior']['mean']:.1f}" if name in models else f"{floor:.2f}, the floor"
-        plots.draw_images(axes, images[:SHOWN], 8, f"{name}: {distance}")
+        figures.draw_images(axes, images[:SHOWN], 8, f"{name}: {distance}")
     figure.suptitle("samples, best first, by their Frechet distance in the features of a digit classifier", fontsize=10)
     plots.save_figure(study.images / "sample_quality.png", figure)
 
@@ -138,8 +135,8 @@ def run(study: Study) -> None:
     grey = data.prepare(settings_of(study, binarize="none"), lambda line: None)
     fitted, reconstructed = chosen_images(study, grey)
     judge = digit_classifier(study)
-    real = classifier.features(judge, classifier.to_brightness(grey.test_images[: len(reconstructed)]))
-    training_images = classifier.to_brightness(grey.train_images[reconstructed])
+    real = classifier.features(judge, brightness(grey.test_images[: len(reconstructed)]))
+    training_images = brightness(grey.train_images[reconstructed]).numpy()
     floor = classifier.frechet_distance(classifier.features(judge, training_images), real)
 
     models, pictures = {}, {"training images": training_images}
@@ -177,4 +174,4 @@ def table_of(models: dict[str, Any], floor: float) -> str:
 
 
 if __name__ == "__main__":
-    run_study(STUDY, run)
+    raise SystemExit(run_study(STUDY, run))

@@ -10,13 +10,11 @@ their numbers do not depend on how many run.
 No TensorFlow is imported before it is needed, so that --help and a typo are answered at once.
 """
 
-import argparse
 import contextlib
 import json
 import multiprocessing
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,8 +27,8 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.fingerprint import ROOT, code_of, fingerprint, settings_that_count, sources
+from experiments.load import load_vae
 from utils import console, data, mnist
-from utils.dataset import DataError
 from utils.files import write_json, write_whole
 from utils.settings import Settings, from_params
 
@@ -115,32 +113,22 @@ class Trained(NamedTuple):
 
     def load(self) -> Any:
         """The trained VAE, main.VAE."""
-        import main
-        from utils import runs
-
-        vae = main.build_vae(self.settings, (28, 28, 1))
-        runs.load_weights(runs.checkpoint(**vae.parts), self.folder)
-        return vae
+        return load_vae(self.folder, self.settings, (28, 28, 1))
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
 def read_command_line(name: str, doc: str) -> Study:
     """The study that the command line asks for; `doc` is the experiment's docstring, shown by --help."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser, integer = console.experiment_parser(name, doc), console.whole(0, 2**30 - 1)
     parser.add_argument("--quick", action="store_true", help="a toy version in seconds, to see that everything works")
-    parser.add_argument("--seed", type=count, default=0, metavar="N", help="the first seed [default 0]")
+    parser.add_argument("--seed", type=integer, default=0, metavar="N", help="the first seed [default 0]")
     jobs = f"trainings side by side, one thread each; 0: one by one in this process [default {default_jobs()}]"
-    parser.add_argument("--jobs", type=count, default=default_jobs(), metavar="N", help=jobs)
+    parser.add_argument("--jobs", type=integer, default=default_jobs(), metavar="N", help=jobs)
     images = "folder for figures and numbers [default images, which the README shows; with --quick predictions/quick]"
     parser.add_argument("--images", type=Path, default=None, metavar="DIR", help=images)
     asked = parser.parse_args()
     if name != "all":  # which only starts the others
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the numbers are those of a CPU, whatever else there is
-        import main
-
-        main.has_gpu()  # main imports TensorFlow, and this starts it: both without its chatter
     return make_study(name, asked.seed, asked.quick, asked.jobs, asked.images)
 
 
@@ -150,38 +138,30 @@ def default_jobs() -> int:
     return min(8, cores)
 
 
-def count(text: str) -> int:
-    """What --seed and --jobs take."""
-    if not text.isdecimal() or int(text) >= 2**30:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; an integer of at least 0 and less than 2^30 is")
-    return int(text)
-
-
 def make_study(name: str, seed: int = 0, quick: bool = False, jobs: int = 0, images: Path | None = None) -> Study:
     """A study with its folders."""
     trainings = ROOT / "predictions" / ("quick" if quick else "analysis")
     return Study(name, seed, quick, jobs, (images or (trainings if quick else ROOT / "images")).resolve(), trainings)
 
 
-def run_study(study: Study, experiment: Callable[[Study], None]) -> None:
-    """Run an experiment, and leave the mark that it is finished."""
-    from utils import runs
+def run_study(study: Study, experiment: Callable[[Study], None]) -> int:
+    """Run an experiment, and leave the mark that it is finished; return the exit code."""
 
-    started, code = time.perf_counter(), code_of(f"experiments.{study.name}")
-    print(f"{study.name}: figures and numbers go to {study.images}", flush=True)
-    for folder in (study.images, study.trainings):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        experiment(study)
-    except (KeyboardInterrupt, console.Stopped):
-        sys.exit("\nstopped; the same command goes on from here")
-    except BrokenProcessPool:
-        sys.exit(f"{study.name}: error: a training's process died; {study.trainings / PROCESSES_LOG} may say why")
-    except (DataError, runs.RunError, runs.Diverged, OSError) as error:
-        sys.exit(f"{study.name}: error: {error}")
-    seconds = time.perf_counter() - started
-    print(f"{study.name}: done in {seconds / 60:.1f} minutes")
-    write_json(mark(study), {"code": code, "numbers": numbers_of(study), "seconds": round(seconds)})
+    def work():
+        started, code = time.perf_counter(), code_of(f"experiments.{study.name}")
+        print(f"{study.name}: figures and numbers go to {study.images}", flush=True)
+        for folder in (study.images, study.trainings):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            experiment(study)
+        except BrokenProcessPool:
+            place = study.trainings / PROCESSES_LOG
+            raise console.Problem(f"a training's process died; {place} may say why") from None
+        seconds = time.perf_counter() - started
+        print(f"{study.name}: done in {seconds / 60:.1f} minutes")
+        write_json(mark(study), {"code": code, "numbers": numbers_of(study), "seconds": round(seconds)})
+
+    return console.run(study.name, work, "the same command goes on from here")
 
 
 def mark(study: Study) -> Path:
@@ -286,17 +266,16 @@ def stderr_to(path: Path) -> Iterator[None]:
 
 def use_one_thread() -> None:
     """Keep a process to one thread, before TensorFlow starts any."""
-    import main
+    from utils.start import tf
 
-    main.tf.config.threading.set_intra_op_parallelism_threads(1)
-    main.tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tuple[int, ...]) -> None:
     """Train in a folder, or go on there; what is watched is written to its folder watched/."""
-    import tensorflow as tf
-
     import main
+    from utils.start import tf
 
     tf.get_logger().setLevel("ERROR")  # it warns of many functions traced, one for each training
     settings = from_params(**dict(settings) | {"run_name": folder.name, "output_dir": str(folder.parent)})
@@ -315,8 +294,8 @@ def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tup
 
 # --- samples ----------------------------------------------------------------------------------------------------------
 def digit_classifier(study: Study) -> Any:
-    """The classifier (utils/classifier.py) that judges samples, trained on the grey training images in ten seconds."""
-    from utils import classifier
+    """The classifier of experiments/classifier.py that judges samples, trained on the grey images in ten seconds."""
+    from experiments import classifier
 
     dataset = mnist.load(BASE["dataset"], from_params().data_dir)
     images = 5_000 if study.quick else len(dataset.train_images)
@@ -326,9 +305,10 @@ def digit_classifier(study: Study) -> Any:
 def prior_samples(vae: Any, count: int, seed: int) -> np.ndarray:
     """Images (count, H, W, C) decoded from draws from the prior, brightness in [0, 1]; the same draws for a seed."""
     import main
+    from utils.chance import GRID_LATENTS, random_key
 
     if vae.prior.weights:
-        latents = main.sample_prior(vae, count, main.random_key(seed, main.GRID_LATENTS, 0))
+        latents = main.sample_prior(vae, count, random_key(seed, GRID_LATENTS, 0))
     else:  # N(0, I), drawn as ever
         latents = np.random.default_rng(seed).standard_normal((count, vae.decoder.input_shape[1])).astype(np.float32)
     return main.decode(vae, latents)
@@ -340,7 +320,7 @@ def judge_samples(judge: Any, samples: np.ndarray) -> dict[str, float]:
     `digits` is the exponential of the entropy of its verdicts: 10 if all digits are equally frequent, 1 if it sees the
     same in all.
     """
-    from utils.classifier import effective_classes, probabilities, sure_share
+    from experiments.classifier import effective_classes, probabilities, sure_share
 
     verdicts = probabilities(judge, samples)
     return {"sure": sure_share(verdicts), "digits": effective_classes(verdicts)}

@@ -11,23 +11,22 @@ IMAGES = 60_000  # that an epoch trains on
 
 def our_loop(images, settings):
     """The loop of main.py as it is: an epoch is trained on in one call, while the next one, if any, is drawn."""
-    import tensorflow as tf
-
     import main as project
     from utils.batches import of_run
+    from utils.start import tf
 
     images = images.reshape(-1, 28, 28, 1)
     vae = project.build_vae(settings, images.shape[1:])
     optimizer = project.build_optimizer(vae, settings, horizon=1)
     train_steps = project.compile_train_steps(vae, optimizer, settings)
-    steps_per_epoch, seed = len(images) // settings.batch_size, tf.constant(0)
+    steps_per_epoch = len(images) // settings.batch_size
 
     def train(epochs):
         step = int(optimizer.iterations)
         until = settings.model_copy(update={"epochs": step // steps_per_epoch + epochs})
         for first, end, batches in of_run(images, until, step):
-            ends = tf.constant(first), tf.constant(end)
-            sums, _, _ = train_steps(batches, *ends, seed, tf.zeros(3), ends[0])
+            steps = (tf.constant(number) for number in (first, first, end))
+            sums, _, _ = train_steps(batches, *steps, tf.zeros(3))
         return float(sums[0]) / steps_per_epoch
 
     return train, lambda: (vae.encoder.get_weights(), vae.decoder.get_weights())

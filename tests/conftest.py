@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-import main  # before any test imports TensorFlow, which main.py keeps quiet
+from experiments import classifier
 from experiments.study import make_study
-from utils import classifier, plots
+from tests.shared import set_xla
+from utils import plots
 
 LEFT_OUT = pytest.StashKey[int]()
 
@@ -68,7 +69,7 @@ def run_quick(tmp_path_factory, quick_trainings, train_judge):
         name = experiment.__name__.rpartition(".")[2]
         folder = tmp_path_factory.mktemp(name)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(main, "xla_pays", lambda vae: False)  # compiling takes longer than trainings this small
+            set_xla(patch)  # compiling takes longer than trainings this small
             patch.setattr(classifier, "train_classifier", train_judge)
             patch.setattr(plots, "save_curves", lambda path, *_, **__: path.touch())  # nobody looks at each training's
             experiment.run(make_study(name, quick=True, images=folder)._replace(trainings=quick_trainings))

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import main
-from experiments import benchmark
+from experiments import benchmark, whole_run
 from utils import data
 from utils.settings import from_params
 
@@ -148,16 +148,16 @@ def test_a_failing_contender_tells_why():
 def test_the_judge_computes_the_elbo(activation):
     """As main.py does, whose losses are tested against closed forms; some logits are beyond the reach of exp()."""
     layers, latents = (7, 5), 3
-    vae = main.build_vae(
-        from_params(encoder_layers=layers, decoder_layers=layers, latent_dim=latents, activation=activation), (4, 4, 1)
-    )
+    changed = {"encoder_layers": layers, "decoder_layers": layers, "latent_dim": latents, "activation": activation}
+    chosen = from_params(**whole_run.SETTINGS | changed)
+    vae = main.build_vae(chosen, (4, 4, 1))
     rng = np.random.default_rng(0)
     for weight in vae.weights:
         weight.assign(rng.normal(size=weight.shape, scale=0.7))
     last_bias = vae.weights[-1]
     last_bias.assign(np.where(np.arange(16) % 4, last_bias, 200.0))
     images, noise = 255 * rng.integers(2, size=(9, 16), dtype=np.uint8), rng.normal(size=(9, latents)).astype("f")
-    terms = main.loss_terms(vae, tf.constant(images.reshape(9, 4, 4, 1) / np.float32(255)), tf.constant(noise), "ce")
+    terms = main.loss_terms(vae, tf.constant(images.reshape(9, 4, 4, 1) / np.float32(255)), tf.constant(noise), chosen)
     expected = -np.mean(terms[0] + tf.reduce_sum(terms[1], axis=1))
     judged = benchmark.mean_elbo(vae.encoder.get_weights(), vae.decoder.get_weights(), images, noise, activation)
     assert judged == pytest.approx(expected, rel=1e-5)

@@ -1,4 +1,4 @@
-"""utils/classifier.py on pictures that anyone can tell apart, and its scores against closed forms."""
+"""experiments.classifier.py on pictures that anyone can tell apart, and its scores against closed forms."""
 
 import keras
 import numpy as np
@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from utils import classifier
-from utils.classifier import (
+from experiments import classifier
+from experiments.classifier import (
     SURE,
     build_classifier,
     effective_classes,
@@ -16,9 +16,9 @@ from utils.classifier import (
     frechet_distance,
     probabilities,
     sure_share,
-    to_brightness,
     train_classifier,
 )
+from utils.batches import brightness
 
 
 def bars(count, seed):
@@ -38,7 +38,7 @@ def trained():
 # --- training ---------------------------------------------------------------------------------------------------------
 def test_what_is_easy_to_tell_apart_is_learned(trained):
     images, labels = bars(1_203, seed=1)  # two batches
-    predicted = probabilities(trained, to_brightness(images))
+    predicted = probabilities(trained, brightness(images))
     assert predicted.shape == (1_203, 4)
     np.testing.assert_allclose(predicted.sum(axis=1), 1, rtol=1e-5)
     assert (predicted.argmax(axis=1) == labels).mean() > 0.99
@@ -47,7 +47,7 @@ def test_what_is_easy_to_tell_apart_is_learned(trained):
 
 
 def test_it_gives_logits(trained):
-    x = to_brightness(bars(5, seed=2)[0])
+    x = brightness(bars(5, seed=2)[0])
     logits = trained.predict(x, verbose=0)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     expected = exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -95,12 +95,6 @@ def test_every_epoch_of_every_seed_sees_every_image_once_in_an_order_of_its_own(
 
 def test_convolutions_are_not_compiled_with_xla(trained):
     assert trained.jit_compile is False
-
-
-def test_brightness_is_float32_from_0_to_1():
-    x = to_brightness(np.array([[0, 51, 255]], np.uint8))
-    np.testing.assert_array_equal(x, np.array([[0, 0.2, 1]], np.float32))
-    assert x.dtype == np.float32
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -175,7 +169,7 @@ def test_the_distance_takes_features_that_are_always_zero_and_fewer_points_than_
 
 
 def test_features_are_what_the_last_layer_reads(trained):
-    x = to_brightness(bars(1_203, seed=3)[0])
+    x = brightness(bars(1_203, seed=3)[0])
     found = features(trained, x)
     assert found.shape == (1_203, 64)
     kernel, bias = trained.get_layer("logits").get_weights()
@@ -187,8 +181,8 @@ def test_features_are_what_the_last_layer_reads(trained):
 
 def test_noise_moves_images_away_from_clean_ones(trained):
     rng = np.random.default_rng(0)
-    real, other = (features(trained, to_brightness(bars(1_000, seed)[0])) for seed in (4, 5))
-    x = to_brightness(bars(1_000, seed=6)[0])
+    real, other = (features(trained, brightness(bars(1_000, seed)[0])) for seed in (4, 5))
+    x = brightness(bars(1_000, seed=6)[0]).numpy()
     distances = [frechet_distance(real, other)]
     for noise in (0.3, 0.9):
         drawn = np.clip(x + rng.normal(0, noise, x.shape), 0, 1).astype(np.float32)

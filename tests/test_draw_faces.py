@@ -166,9 +166,7 @@ def test_a_folder_that_holds_a_set_is_refused_in_one_line_and_left_alone(taken, 
     path = tmp_path / taken
     path.mkdir() if taken.endswith("/") else path.write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as exit_:
-        draw_faces.main(draw_faces.read_command_line([str(tmp_path), "--images", "10"]))
-    assert exit_.value.code == 2
+    assert draw_faces.main(draw_faces.read_command_line([str(tmp_path), "--images", "10"])) == 2
     expected = f"draw_faces: error: {tmp_path} holds {taken.strip('/')} already; name a folder without\n"
     assert capsys.readouterr().err == expected
     assert sorted(tmp_path.rglob("*")) == before

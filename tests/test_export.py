@@ -15,7 +15,7 @@ from scipy.special import logit
 import main
 from experiments import export
 from tests.shared import REPOSITORY, contents, users_environment
-from utils import runs
+from utils import chance, runs
 from utils.settings import from_params
 
 tf = main.tf
@@ -85,7 +85,7 @@ def make_run(parent, name="tiny", seed=5, step=7, **overrides):
     for weight in vae.weights:
         weight.assign(rng.normal(0, 0.4, weight.shape))
     folder = runs.create(settings, "CPU", SHAPE)
-    runs.save(runs.checkpoint(**vae.parts), folder, step)
+    runs.save(runs.checkpoint(vae), folder, step)
     return folder, vae, settings
 
 
@@ -107,7 +107,7 @@ def exported(tmp_path_factory):
             ):
                 weight.assign(np.float32(value))
             vae.decoder.set_weights([np.eye(3, 24), np.zeros(24)])
-            runs.save(runs.checkpoint(**vae.parts), folder, 8)
+            runs.save(runs.checkpoint(vae), folder, 8)
         z = np.random.default_rng(1).standard_normal((5, vae.decoder.input_shape[1]), np.float32)
         lines = []
         export.export(folder, say=lines.append)
@@ -149,7 +149,7 @@ def test_samples_are_the_priors_own_draws_and_the_same_for_the_same_seed(exporte
     assert found["other"].shape == (7, *SHAPE)
     np.testing.assert_array_equal(found["draws"], found["again"])
     assert np.abs(found["other"] - found["draws"][:7]).max() > 0.01
-    key = main.random_key(3, main.GRID_LATENTS, 0)  # as of samples_*.png, if the run's seed is 3
+    key = chance.random_key(3, chance.GRID_LATENTS, 0)  # as of samples_*.png, if the run's seed is 3
     drawn = main.decode(run.vae, main.sample_prior(run.vae, DRAWS, key))
     np.testing.assert_allclose(found["draws"], drawn, atol=1e-5)
 
@@ -191,7 +191,7 @@ def test_the_lines_that_load_it_are_shown_and_run_as_they_stand(exported):
         assert run.found["images"].shape == run.found["reconstructions"].shape == (16, *SHAPE)
         images = run.found["images"]
         assert images.any() == (name != "plain")
-        expected = main.decode(run.vae, main.with_noise_latents(run.vae, run.vae.encoder(images)[0]))
+        expected = main.decode(run.vae, run.vae.encoder(images)[0])
         np.testing.assert_allclose(run.found["reconstructions"], expected, atol=1e-5)
         place = run.folder / "export"
         load = json.loads((place / "export.json").read_text())["load"]
@@ -236,7 +236,7 @@ def test_an_older_export_is_replaced_whole_and_one_that_fails_leaves_it_alone(tm
     assert (place.stat().st_mode & 0o777) == ((tmp_path / "models").stat().st_mode & 0o777)
     (place / "saved_model" / "variables" / "stale").touch()
     vae.decoder.layers[1].bias.assign(np.full(24, 2.0))
-    runs.save(runs.checkpoint(**vae.parts), folder, 9)
+    runs.save(runs.checkpoint(vae), folder, 9)
     before = contents(tmp_path)
 
     def full(*_, **__):

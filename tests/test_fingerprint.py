@@ -104,8 +104,8 @@ def test_docstrings_comments_and_formatting_do_not_count_and_code_does(project, 
 def test_main_and_evaluate_rest_on_the_networks_and_on_adam():
     wanted = {ROOT / "main.py", ROOT / "utils" / "networks.py", ROOT / "utils" / "workers.py"}
     assert wanted <= files_of("main").keys()
-    assert wanted | {ROOT / "utils" / "classifier.py"} <= files_of("experiments.evaluate").keys()
-    assert ROOT / "utils" / "classifier.py" not in files_of("main")
+    assert wanted | {ROOT / "experiments" / "classifier.py"} <= files_of("experiments.evaluate").keys()
+    assert ROOT / "experiments" / "classifier.py" not in files_of("main")
 
 
 @pytest.mark.parametrize("start", ["main", "experiments.evaluate", "experiments.new_label"])
@@ -129,14 +129,15 @@ def test_a_watch_is_known_by_all_that_it_uses():
     assert found["utils.mnist"] == code_of("utils.mnist")
     found = sources(losses.progress, {})
     assert {"experiments.study.prior_samples", "experiments.losses.JUDGED", "main"} <= set(found)
-    assert "utils.classifier" not in found
-    assert "utils.classifier" in sources(study.judge_samples, {})  # which it imports within
+    assert "experiments.classifier" not in found
+    assert "experiments.classifier" in sources(study.judge_samples, {})  # which it imports within
 
 
 EXPERIMENT = '''
 from typing import NamedTuple
 from utils import dataset as images
-from utils.latent import align
+from utils import data as images
+from utils.images import grid
 from utils.likelihood import LOG_2_PI
 from utils.report import ACTIVE_VARIANCE
 
@@ -161,7 +162,7 @@ def watch(vae, settings, dataset):
 
 def helper(x):
     """Help."""
-    return [align(row, Pair()) for row in x[:SHOWN]]
+    return [grid(row, Pair()) for row in x[:SHOWN]]
 
 
 def draw(x):
@@ -181,8 +182,8 @@ def draw(x):
         ("row in x", "row in 2 * x", True),
         ("first: int = 1", "first: int = 2", True),
         ("SIZES = [1, 2]", "SIZES = [1, 3]", True),
-        ("    import main", "    import main\n    from utils import classifier", True),
-        ("utils.latent import align", "utils.files import write_json as align", True),
+        ("    import main", "    import main\n    from experiments import classifier", True),
+        ("utils.images import grid", "utils.files import write_json as grid", True),
     ],
 )
 def test_a_function_is_stale_when_what_it_uses_is_another_and_not_when_the_rest_of_its_file_is(

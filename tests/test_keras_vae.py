@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import main
 from experiments import benchmark, keras_vae, whole_run
+from utils import bounds, chance
 from utils.settings import from_params
 
 
@@ -29,11 +30,11 @@ def test_its_steps_are_those_of_main(black_and_white, monkeypatch):
         each.iterations.assign(first)
 
     batches = tf.constant(black_and_white.reshape(1, 128, 28, 28, 1))
-    steps = [tf.constant(number) for number in (first, first + 3)]
+    steps = [tf.constant(number) for number in (0, first, first + 3)]
     train_steps = main.compile_train_steps(ours, optimizer, settings).python_function  # not compiled: that takes longer
-    sums, _, _ = train_steps(batches, *steps, tf.constant(0), tf.zeros(3))
+    sums, _, _ = train_steps(batches, *steps, tf.zeros(3))
     for step in range(first, first + 3):
-        noise = main.draw_noise(settings, 128, main.random_key(0, main.NOISE, step))
+        noise = bounds.draw_noise(settings, 128, chance.random_key(0, chance.NOISE, step))
         monkeypatch.setattr(tf.random, "normal", lambda shape, noise=noise: noise)
         answer = keras.train_step(tf.constant(black_and_white))
 

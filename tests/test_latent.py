@@ -1,4 +1,4 @@
-"""utils/latent.py against closed forms, SciPy and clouds whose answers are known."""
+"""experiments/latent.py against closed forms, SciPy and clouds whose answers are known."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from scipy.spatial.transform import Rotation
 from scipy.stats import ks_2samp, norm, ortho_group
 
-from utils import latent
+from experiments import latent
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -29,7 +29,12 @@ def islands(per_island=30, latents=3):
     return 20 * np.eye(3, latents)[labels] + rng.normal(size=(len(labels), latents)), labels
 
 
-# --- encode -----------------------------------------------------------------------------------------------------------
+# --- choose and encode ------------------------------------------------------------------------------------------------
+def test_images_are_taken_evenly_and_never_twice():
+    assert latent.evenly(9, 3).tolist() == [0, 4, 8]
+    assert latent.evenly(5, 100).tolist() == [0, 1, 2, 3, 4]
+
+
 def test_encoding_gives_mean_and_log_std_of_every_image_in_order_from_brightness():
     x = keras.Input((2, 2, 1))
     flat = keras.layers.Flatten()(x)

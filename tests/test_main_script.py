@@ -26,7 +26,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.util.tensor_util import make_ndarray
 
 import main
-from tests.shared import REPOSITORY, contents, users_environment
+from tests.shared import REPOSITORY, contents, set_xla, users_environment
 from utils import plots, runs
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.mnist import load
@@ -415,7 +415,7 @@ def few_images_in(folder, mnist):
     fields = (f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels"))
     parts = {name: getattr(mnist, name)[: 600 if "train" in name else 200] for name in fields}
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
-        patch.setattr(main, "xla_pays", lambda vae: False)
+        set_xla(patch)
         patch.setattr(plots, "save_figure", lambda path, figure: path.touch())
         patch.setattr("utils.mnist.load", lambda *_: mnist._replace(**parts))
         yield

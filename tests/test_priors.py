@@ -49,7 +49,8 @@ def move(weights, seed, size):
 def untrained(name, latent_dim, seed=0):
     """A prior as it starts, and its encoder."""
     encoder = build_encoder(latent_dim, seed)
-    asked = dict(prior=name, latent_dim=latent_dim, seed=seed, prior_components=3, prior_layers=3, prior_units=8)
+    asked = dict(prior=name, latent_dim=latent_dim, seed=seed, noise_dim=0)
+    asked |= dict(prior_components=3, prior_layers=3, prior_units=8)
     return priors.build_prior(SimpleNamespace(**asked), encoder, IMAGE_SHAPE), encoder
 
 

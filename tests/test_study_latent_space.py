@@ -2,16 +2,17 @@
 
 import json
 
-import keras
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import norm
 
 import main
-from experiments import latent_space
-from utils import latent, priors
+from experiments import latent, latent_space
+from experiments.study import BASE
 from utils.batches import brightness
+from utils.settings import from_params
+from utils.start import keras, tf
 
 SHAPE = (4, 4, 1)
 
@@ -101,11 +102,6 @@ def test_frames_go_from_the_start_to_the_end_and_grow_rare():
     assert steps[5] < 100
 
 
-def test_images_are_taken_evenly_and_never_twice():
-    assert latent_space.evenly(9, 3).tolist() == [0, 4, 8]
-    assert latent_space.evenly(5, 100).tolist() == [0, 1, 2, 3, 4]
-
-
 def test_pairs_are_of_different_digits_and_follow_from_the_seed():
     labels = np.repeat([0, 1], (900, 100))
     pairs = latent_space.draw_pairs(labels, 200, seed=3)
@@ -156,8 +152,9 @@ def test_a_third_digit_is_one_that_neither_end_shows():
 
 # --- one image --------------------------------------------------------------------------------------------------------
 def small_vae(layers=(8,), latents=3):
-    encoder = main.build_encoder(SHAPE, layers, "silu", latents, seed=1)
-    return main.VAE(encoder, main.build_decoder(SHAPE, (8,), "silu", latents, seed=1), None, priors.standard(latents))
+    """A VAE of the Analysis, but for its size."""
+    size = {"encoder_layers": layers, "decoder_layers": (8,), "latent_dim": latents, "seed": 1}
+    return main.build_vae(from_params(**BASE | size), SHAPE)
 
 
 def binary_images(count):
@@ -183,13 +180,13 @@ def test_the_step_is_that_of_plain_gradient_descent_on_minus_elbo_and_leaves_the
 
     x, noise = brightness(images), np.random.default_rng(7).standard_normal((2, 1, 3), np.float32)
     for row, probe in enumerate((2, 5)):
-        with main.tf.GradientTape() as tape:
+        with tf.GradientTape() as tape:
             z_mean, z_log_std = vae.encoder(x[probe : probe + 1])
-            logits = vae.decoder(z_mean + main.tf.exp(z_log_std) * noise[row])
-            p = main.tf.sigmoid(logits)
+            logits = vae.decoder(z_mean + tf.exp(z_log_std) * noise[row])
+            p = tf.sigmoid(logits)
             pixel = x[probe : probe + 1]
-            log_p = main.tf.reduce_sum(pixel * main.tf.math.log(p) + (1 - pixel) * main.tf.math.log(1 - p))
-            kl = main.tf.reduce_sum(main.kl_to_standard_normal(z_mean, z_log_std))
+            log_p = tf.reduce_sum(pixel * tf.math.log(p) + (1 - pixel) * tf.math.log(1 - p))
+            kl = tf.reduce_sum(main.kl_to_standard_normal(z_mean, z_log_std))
             minus_elbo = kl - log_p
         weights = vae.encoder.trainable_variables
         optimizer = keras.optimizers.SGD(rate)

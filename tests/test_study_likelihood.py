@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-import main
 from experiments import likelihood
 from experiments.study import ROOT, with_tables
+from tests.shared import set_xla
 from utils import runs
 from utils.settings import NAMES
 
@@ -82,7 +82,7 @@ def test_held_out_and_quick_runs_stay_out_of_the_table():
 
 @pytest.mark.slow
 def test_a_toy_row_is_trained_evaluated_and_not_made_twice(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(main, "xla_pays", lambda vae: False)
+    set_xla(monkeypatch)
     monkeypatch.setattr(likelihood, "ROOT", tmp_path)
     toy = {"labels": (0, 1), "encoder_layers": (8,), "decoder_layers": (8,), "latent_dim": 3, "bound_samples": 2}
     monkeypatch.setattr(likelihood, "QUICK", likelihood.QUICK | toy)

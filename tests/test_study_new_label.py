@@ -6,8 +6,8 @@ from PIL import Image
 from scipy.stats import ortho_group
 
 from experiments import new_label
+from experiments.latent import align
 from experiments.study import make_study
-from utils.latent import align
 
 rng = np.random.default_rng(0)
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 import main
-from experiments import sample_quality
+from experiments import classifier, sample_quality
 from experiments.study import make_study, settings_of
-from utils import classifier, data
+from utils.dataset import Dataset
 
 SETS = ("prior", "mixture", "reconstructions")
 
@@ -69,9 +69,7 @@ def test_every_model_names_settings_that_exist_and_differs_from_the_others():
 
 def test_the_sets_are_what_they_are_called(monkeypatch):
     """A decoder that repeats its latent and an encoder that reads it off: N(7, 0.1^2) for every image."""
-    grey = data.Dataset(
-        "toy", np.full((300, 1, 1, 1), 128, np.uint8), None, np.zeros((200, 1, 1, 1), np.uint8), None, ""
-    )
+    grey = Dataset("toy", np.full((300, 1, 1, 1), 128, np.uint8), None, np.zeros((200, 1, 1, 1), np.uint8), None, "")
     study = make_study("sample_quality")
     settings = settings_of(study, latent_dim=1)
     seen = []

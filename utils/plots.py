@@ -1,16 +1,12 @@
 """Saved numbers -> matplotlib figures; trains nothing."""
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.files import write_whole
-from utils.images import grid
 
 CURVES = {
     "objective": "objective (what is minimised)",
@@ -25,20 +21,6 @@ def save_figure(path: Path, figure: Figure) -> None:
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:], dpi=110)
     write_whole(path, content.getvalue())
-
-
-def draw_spread(axes: Axes, x: Sequence[float], values: np.ndarray, label: str, color: str | None = None) -> None:
-    """Draw the mean of `values` (repetitions, len(x)) as a line, and the range from least to greatest behind it."""
-    line = axes.plot(x, np.mean(values, axis=0), label=label, color=color, marker="o", markersize=3)[0]
-    axes.fill_between(x, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
-
-
-def draw_images(axes: Axes, images: np.ndarray, columns: int, title: str) -> None:
-    """Draw images (N, H, W, C), grey or RGB, brightness in [0, 1] or uint8, in rows of `columns`, under a title."""
-    sheet = grid(images, columns)
-    axes.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(title, fontsize=9)
-    axes.set_axis_off()
 
 
 def save_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
@@ -60,42 +42,4 @@ def save_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
         axes.set(xlabel="step", title=label)
         axes.grid(alpha=0.3)
         axes.legend()
-    save_figure(path, figure)
-
-
-def save_bounds(
-    path: Path, bounds: Sequence[dict[str, float]], last: str, title: str, published: tuple[float, str] | None
-) -> None:
-    """Draw the bound on log p(x) as a function of the number of draws. Raises OSError.
-
-    Each of `bounds` has "samples", "bound" and "standard_error_images", the latter two in nats. The last is labelled
-    with the text `last`; `published` is a log-likelihood to stand beside, and whose it is.
-    """
-    sizes, values, errors = (
-        np.array([bound[key] for bound in bounds]) for key in ("samples", "bound", "standard_error_images")
-    )
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(sizes, values, marker="o", markersize=4, label="by K draws of z; K = 1: the ELBO")
-    band = {"alpha": 0.2, "linewidth": 0, "label": "standard error over images (the same images for all K)"}
-    axes.fill_between(sizes, values - errors, values + errors, **band)
-    if published:
-        axes.axhline(published[0], color="C3", linestyle="--", linewidth=1, label=f"{published[0]:.2f}: {published[1]}")
-    place = {"textcoords": "offset points", "xytext": (0, 8), "ha": "right", "weight": "bold"}
-    axes.annotate(last, (sizes[-1], values[-1]), **place)
-    axes.set(xscale="log", xlabel="K", ylabel="bound on the log-likelihood (nats per image)")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.margins(y=0.15)
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=9, loc="lower right")
-    save_figure(path, figure)
-
-
-def save_image_sets(path: Path, sets: dict[str, np.ndarray], columns: int, title: str) -> None:
-    """Draw sets of images, brightness (N, H, W, C) by name, beside each other as grids. Raises OSError."""
-    figure = Figure(figsize=(1 + 3.6 * len(sets), 4.1), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    for axes, (name, images) in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets.items(), strict=True):
-        draw_images(axes, images, columns, name)
     save_figure(path, figure)

@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.chance import standard_normal
+from utils.chance import PRIOR_WEIGHTS, initializers, standard_normal
 from utils.likelihood import LOG_2_PI, log_standard_normal
 from utils.settings import Settings
 from utils.start import keras, tf
 
 LOG_SCALE_BOUND = 2.0  # of one coupling layer, which stretches by at most exp(2): a few layers can't overflow
-INITIAL_WEIGHTS = 1_000  # the initial weights' purpose; those of the networks, in main.py, are small numbers
 
 
 class Prior(NamedTuple):
@@ -86,7 +85,7 @@ def mixture(latent_dim: int, components: int, seed: int) -> Prior:
 
     It starts with equal shares, standard deviation 1, and means drawn from N(0, I).
     """
-    means = np.random.default_rng((seed, INITIAL_WEIGHTS)).standard_normal((components, latent_dim), np.float32)
+    means = np.random.default_rng((seed, PRIOR_WEIGHTS)).standard_normal((components, latent_dim), np.float32)
     means = keras.Variable(means, name="prior_means")  # (C, L)
     log_stds = keras.Variable(np.zeros((components, latent_dim), np.float32), name="prior_log_stds")  # (C, L)
     logits = keras.Variable(np.zeros(components, np.float32), name="prior_logits")  # of the shares, (C,)
@@ -103,7 +102,7 @@ def vampprior(encoder: keras.Model, image_shape: tuple[int, ...], components: in
     The pseudo-inputs are images (C, *image_shape) with a brightness in [0, 1], kept there by a sigmoid. They start as
     noise about as dark as a digit. The gradient goes to them and to the encoder's weights, which are not the prior's.
     """
-    pixels = np.random.default_rng((seed, INITIAL_WEIGHTS)).standard_normal((components, *image_shape), np.float32) - 2
+    pixels = np.random.default_rng((seed, PRIOR_WEIGHTS)).standard_normal((components, *image_shape), np.float32) - 2
     pixels = keras.Variable(pixels, name="prior_pseudo_inputs")  # before the sigmoid
 
     def gaussians():
@@ -172,7 +171,7 @@ def realnvp(latent_dim: int, layers: int, units: int, seed: int) -> Prior:
     """
     if latent_dim < 2:
         raise ValueError(f"latent_dim: {latent_dim} is not allowed with a RealNVP prior; an integer of at least 2 is")
-    couplings = [build_coupling(latent_dim, units, (seed, INITIAL_WEIGHTS), number) for number in range(layers)]
+    couplings = [build_coupling(latent_dim, units, (seed, PRIOR_WEIGHTS), number) for number in range(layers)]
 
     def log_density(z):
         noise, log_det = to_noise(couplings, z)
@@ -190,8 +189,7 @@ def build_coupling(latent_dim: int, units: int, key: tuple[int, ...], number: in
 
     The first layer of a pair keeps the larger half. The last dense layer starts at zero, and so shift and log-scale.
     """
-    seeds = np.random.SeedSequence((*key, number)).generate_state(2)
-    glorot = [keras.initializers.GlorotUniform(int(seed)) for seed in seeds]
+    glorot = initializers((*key, number), 2)
     changed = (latent_dim + number % 2) // 2
     name = f"prior_{number}"
     layers = [

@@ -370,19 +370,6 @@ def read_command_line(argv: Sequence[str] | None = None, prog: str = "main.py", 
         refuse(prog, str(error))
 
 
-def read_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """What the command line asks for, with RUN and --output-dir added: an experiment on a run that is finished."""
-    parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
-    folder = "folder that holds the runs [default OUTPUT_DIR of params.py]"
-    parser.add_argument("--output-dir", metavar="DIR", help=folder)
-    asked = parser.parse_args(argv)
-    try:
-        asked.output_dir = asked.output_dir or from_params().output_dir
-    except SettingsError as error:
-        parser.error(str(error))
-    return asked
-
-
 def _read(argv: Sequence[str], prog: str, params: Path) -> Command:
     constants = read_constants(params)
     # argparse takes -1e-3 for an option; a leading blank makes it a value. Of one dash there is only -h.

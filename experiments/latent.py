@@ -6,9 +6,7 @@ nats where they are KLs.
 
 import warnings
 
-import keras
 import numpy as np
-import tensorflow as tf
 from scipy import stats
 from scipy.linalg import orthogonal_procrustes
 from scipy.special import logsumexp
@@ -19,7 +17,9 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
+from utils.batches import brightness
 from utils.dataset import in_batches
+from utils.start import keras
 
 LOG_2_PI = float(np.log(2 * np.pi))
 TINY = 1e-6  # vectors shorter than this, or this near to one line (in radians), have no arc between them
@@ -28,12 +28,19 @@ MIXTURE_ITERATIONS = 25  # of expectation maximisation at most; it has gained mo
 NEAR_CEILING = 0.2  # nats below log(images), from which on mutual information is taken to have reached it
 
 
-# --- encode -----------------------------------------------------------------------------------------------------------
+# --- choose and encode ------------------------------------------------------------------------------------------------
+def evenly(total: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers 0 .. total - 1, evenly spaced, the first and the last among them: data may be
+    sorted.
+    """
+    return np.linspace(0, total - 1, min(most, total)).astype(int)
+
+
 def encode(encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images (N, H, W, C) -> z_mean and z_log_std of their posteriors, float32 (N, L) each."""
 
     def encode_batch(batch, start):
-        return encoder(tf.cast(batch, tf.float32) / 255)
+        return encoder(brightness(batch))
 
     z_mean, z_log_std = in_batches(encode_batch, images)
     return z_mean, z_log_std

@@ -2,26 +2,23 @@
 how far are they from real images?
 """
 
-import keras
 import numpy as np
 from scipy.special import softmax
 from scipy.stats import entropy
 
+from utils.batches import brightness
+from utils.chance import initializers
 from utils.dataset import epoch_order, in_batches
+from utils.start import keras
 
 BATCH_SIZE = 256
 PEAK_LEARNING_RATE = 6e-3
 SURE = 0.95  # a sample whose digit has a larger probability than this is taken for a clear one
 
 
-def to_brightness(images: np.ndarray) -> np.ndarray:
-    """uint8 images as float32 in [0, 1], of the same shape."""
-    return images.astype(np.float32) / 255
-
-
 def build_classifier(image_shape: tuple[int, ...], classes: int, seed: int) -> keras.Model:
     """Brightness (B, H, W, C) -> logits (B, classes), untrained; the weights follow from the seed."""
-    glorot = [keras.initializers.GlorotUniform(int(s)) for s in np.random.SeedSequence(seed).generate_state(4)]
+    glorot = initializers((seed,), 4)
     layers = [
         keras.Input(image_shape, name="x"),
         keras.layers.Conv2D(16, 5, 2, "same", activation="relu", kernel_initializer=glorot[0], name="conv_0"),
@@ -39,7 +36,7 @@ def train_classifier(
 ) -> keras.Model:
     """Train a classifier on uint8 images (N, H, W, C) with integer labels (N,), of which there are max + 1 classes.
 
-    It gives logits (B, classes) for float32 brightness (B, H, W, C) in [0, 1]; see to_brightness and probabilities.
+    It gives logits (B, classes) for float32 brightness (B, H, W, C) in [0, 1]; see brightness and probabilities.
     The same seed gives the same classifier, whatever was drawn before: Keras's global generator is not used. The
     learning rate falls from `rate` to zero along a cosine, so that as few as two epochs end well.
     """
@@ -52,7 +49,7 @@ def train_classifier(
     )
     for epoch in range(epochs):
         order = epoch_order(len(images), (seed, epoch))
-        classifier.fit(to_brightness(images[order]), labels[order], BATCH_SIZE, shuffle=False, verbose=0)
+        classifier.fit(brightness(images[order]), labels[order], BATCH_SIZE, shuffle=False, verbose=0)
     return classifier
 
 

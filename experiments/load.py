@@ -1,0 +1,42 @@
+"""What experiments on a finished run share: its part of the command line, and the run itself."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import data
+from utils.dataset import Dataset
+from utils.settings import Settings, SettingsError, from_params, load_saved
+
+
+def read_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line asks for, with RUN and --output-dir added to the parser."""
+    parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
+    folder = "folder that holds the runs [default OUTPUT_DIR of params.py]"
+    parser.add_argument("--output-dir", metavar="DIR", help=folder)
+    asked = parser.parse_args(argv)
+    try:
+        asked.output_dir = asked.output_dir or from_params().output_dir
+    except SettingsError as error:
+        parser.error(str(error))
+    return asked
+
+
+def load_vae(folder: Path, settings: Settings, image_shape: tuple[int, ...]) -> Any:
+    """The VAE (main.VAE) of a run's newest checkpoint, for images (B, *image_shape). Raises runs.RunError."""
+    import main  # here, because it brings TensorFlow along, and read_run does without
+    from utils import runs
+
+    vae = main.build_vae(settings, image_shape)
+    runs.load_weights(vae, folder)
+    return vae
+
+
+def load_run(folder: Path) -> tuple[Any, Settings, Dataset]:
+    """The trained VAE of a run, its settings and its data. Raises SettingsError, runs.RunError and DataError."""
+    from utils import runs
+
+    settings = load_saved(runs.read_params(folder)["settings"])
+    dataset = data.prepare(settings, print)
+    return load_vae(folder, settings, dataset.train_images.shape[1:]), settings, dataset
