@@ -1,7 +1,8 @@
 """Every constant you may turn, one ruled block per concern. Edit a value and run `python main.py`.
 
 For a one-off run leave this file alone and name the constant on the command line: `python main.py --latent-dim 2`.
-The annotation behind a name is what is allowed; anything else is told in one line before the run starts.
+The annotation behind a name is what is allowed; anything else is refused in one line before the run starts. A constant
+of your own is one more line, with its annotation: MY_CONSTANT is then `settings.my_constant` and `--my-constant`.
 """
 
 from typing import Annotated, Literal
@@ -9,7 +10,16 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StringConstraints
 
-_Tfds = Annotated[str, StringConstraints(pattern=r"^tfds:[a-z][a-z0-9_]*(/[A-Za-z0-9_.-]+)?(:[0-9.*]+)?$")]
+_Tfds = Annotated[  # a text in an annotation says in words what is allowed
+    str,
+    StringConstraints(pattern=r"^tfds:[a-z][a-z0-9_]*(/[A-Za-z0-9_.-]+)?(:[0-9.*]+)?$"),
+    "a name of TensorFlow Datasets as in 'tfds:cifar10'",
+]
+_Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$"),
+    "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'",
+]
 
 # --- data -------------------------------------------------------------------------------------------------------------
 DATASET: Literal["mnist", "fashion_mnist", "celeba", "folder"] | _Tfds = "mnist"  # 60,000 + 10,000 grey images of 28 x
@@ -87,8 +97,7 @@ MIXED_PRECISION: bool = False  # True computes hidden layers in bfloat16, which 
 
 # --- run --------------------------------------------------------------------------------------------------------------
 SEED: Annotated[int, Ge(0), Lt(2**31)] = 0  # every random draw follows from it; change it to see what is chance
-RUN_NAME: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")] = ""  # folder of the run; "":
-# named after its settings, as in mnist-ce-z20
+RUN_NAME: _Name = ""  # folder of the run; "": named after its settings, as in mnist-ce-z20
 START_FROM: str = ""  # a run (name or folder) whose weights to start from, e.g. to go on with other labels; "":
 # from random ones
 OUTPUT_DIR: str = "predictions"  # folder that holds the runs

@@ -350,7 +350,7 @@ def attribute_walk(folder: Path, asked: Sequence[str], say: Callable[[str], None
 
     Raises SettingsError, runs.RunError, DataError and OSError.
     """
-    vae, s, dataset = load_run(folder)
+    vae, s, dataset = load_run(folder, say)
     attributes, step = find_attributes(dataset), runs.saved_steps(folder)[-1]
     names = attributes.names
     numbers_asked = places(asked, names)  # a typo is told before anything is encoded

@@ -60,7 +60,7 @@ from utils import mnist
 from utils.console import whole
 from utils.dataset import TEST_BINARIZATION_KEY, DataError, binarize
 from utils.files import write_json
-from utils.settings import SettingsError, from_params
+from utils.settings import BEFORE, SettingsError, from_params
 
 OUTPUT = ROOT / "predictions"
 PIXELS, HIDDEN, LATENTS = 784, (500, 500), 20
@@ -111,13 +111,14 @@ def mnist_images(held_out):
 def our_settings(batch_size, activation, architecture="mlp"):
     """The settings with which main.py does the contenders' work."""
     hidden = {"mlp": HIDDEN, "conv": (UNITS,)}[architecture]
-    return from_params(
+    values = dict(
         binarize="dynamic", architecture=architecture, encoder_layers=hidden, decoder_layers=hidden, channels=CHANNELS,
-        activation=activation, latent_dim=LATENTS, noise_dim=0, mixed_precision=False, prior="standard",
+        activation=activation, latent_dim=LATENTS, noise_dim=0, prior="standard",
         autoencoder=False, loss="ce", reconstruction_reduction="sum", bound="elbo", bound_samples=1,
         kl_schedule="constant", kl_weight_end=1.0, decoder_scale="fixed", free_bits=0.0,
         batch_size=batch_size, learning_rate=LEARNING_RATE, gradient_clip=0.0, lr_schedule="constant",
     )  # fmt: skip
+    return from_params(**BEFORE | values)
 
 
 def ours(images, batch_size, activation, architecture):

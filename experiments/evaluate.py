@@ -415,7 +415,7 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
 
     If this code has done so before, they are read. Raises SettingsError, runs.RunError, DataError and OSError.
     """
-    vae, s, dataset = load_run(folder)
+    vae, s, dataset = load_run(folder, say)
     place = unfinished(folder, samples)
     identity = f"{place.name.removeprefix('.evaluation-')}-{components}"
     if before := evaluated(folder, identity):

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from experiments.load import load_vae, read_run
 from utils.console import experiment_parser
-from utils.settings import Settings, load_saved
+from utils.settings import Settings
 
 
 class Asked(NamedTuple):
@@ -200,7 +200,7 @@ def export(folder: Path, to: str | None = None, say: Callable[[str], None] = pri
     Raises SettingsError, runs.RunError and OSError.
     """
     about = runs.read_params(folder)
-    settings = load_saved(about["settings"])
+    settings = runs.saved_settings(folder, say)
     if not runs.saved_steps(folder):
         raise runs.RunError(f"{folder} has no checkpoint to export; train it first")
     place = Path(to).expanduser() if to else folder / "export"

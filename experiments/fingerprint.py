@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from utils.settings import BEFORE, Settings
+from utils.settings import BEFORE, Settings, unread
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = {"output_dir", "data_dir", "run_name"}  # settings that say where a result is, and have no part in it
@@ -27,10 +27,11 @@ def fingerprint(texts: Iterable[str]) -> str:
 def settings_that_count(settings: Settings) -> str:
     """The settings that a training is known by, as a text.
 
-    A constant that has its value of BEFORE is left out, so that one that is added later renames nothing.
+    A constant that nothing reads is left out, and one that has its value of BEFORE: so one that is added later renames
+    nothing. A user's own that is read counts, with whatever value it has: a change in params.py is another training.
     """
-    as_before = {name for name, value in BEFORE.items() if getattr(settings, name) == value}
-    return json.dumps(settings.model_dump(mode="json", exclude=PLACES | as_before), sort_keys=True)
+    without_effect = {name for name, value in BEFORE.items() if getattr(settings, name) == value} | {*unread()}
+    return json.dumps(settings.model_dump(mode="json", exclude=PLACES | without_effect), sort_keys=True)
 
 
 # --- code -------------------------------------------------------------------------------------------------------------

@@ -23,16 +23,14 @@ from typing import Any, NamedTuple
 
 from utils.console import experiment_parser
 from utils.files import write_json, write_whole
-from utils.settings import Settings, from_params
+from utils.settings import BEFORE, Settings, from_params
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 5_000
 
 # What all rows have in common. It names every constant that has a part in the result: params.py is the user's to edit.
-COMMON = {
-    "dataset": "mnist", "image_size": 64, "image_crop": 0, "skip_bad_images": False,  # no part in those of 28 x 28
-    "binarize": "dynamic", "labels": (), "held_out": 0, "noise_dim": 0, "autoencoder": False,
-    "architecture": "mlp", "channels": (32, 64, 128), "residual_blocks": 1, "mixed_precision": False,
+COMMON = BEFORE | {
+    "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0, "noise_dim": 0, "autoencoder": False,
     "prior": "standard", "prior_components": 500, "prior_layers": 6, "prior_units": 128,
     "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
     "kl_schedule": "linear", "kl_weight_start": 0.0, "kl_weight_end": 1.0, "kl_steps": 10_000, "kl_cycles": 4,

@@ -1,13 +1,13 @@
 """What experiments on a finished run share: its part of the command line, and the run itself."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils import data
 from utils.dataset import Dataset
-from utils.settings import Settings, SettingsError, from_params, load_saved
+from utils.settings import Settings, SettingsError, from_params
 
 
 def read_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,10 +33,12 @@ def load_vae(folder: Path, settings: Settings, image_shape: tuple[int, ...]) -> 
     return vae
 
 
-def load_run(folder: Path) -> tuple[Any, Settings, Dataset]:
-    """The trained VAE of a run, its settings and its data. Raises SettingsError, runs.RunError and DataError."""
+def load_run(folder: Path, say: Callable[[str], None]) -> tuple[Any, Settings, Dataset]:
+    """The trained VAE of a run, its settings and its data; `say` is given notes. Raises SettingsError, runs.RunError
+    and DataError.
+    """
     from utils import runs
 
-    settings = load_saved(runs.read_params(folder)["settings"])
-    dataset = data.prepare(settings, print)
+    settings = runs.saved_settings(folder, say)
+    dataset = data.prepare(settings, say)
     return load_vae(folder, settings, dataset.train_images.shape[1:]), settings, dataset

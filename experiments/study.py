@@ -30,16 +30,14 @@ from experiments.fingerprint import ROOT, code_of, fingerprint, settings_that_co
 from experiments.load import load_vae
 from utils import console, data, mnist
 from utils.files import write_json, write_whole
-from utils.settings import Settings, from_params
+from utils.settings import BEFORE, Settings, from_params
 
 PROCESSES_LOG = "processes.log"  # TensorFlow's chatter in the processes that train, and why one of them died
 SEEDS = 3  # trainings behind a claim that rests on a difference between trainings
 
 # The VAE of the Analysis. It names every constant that has a part in the result: params.py is the user's to edit.
-BASE = {
-    "dataset": "mnist", "image_size": 64, "image_crop": 0, "skip_bad_images": False,  # no part in those of 28 x 28
-    "binarize": "dynamic", "labels": (), "held_out": 0,
-    "architecture": "mlp", "channels": (32, 64, 128), "residual_blocks": 1, "mixed_precision": False,
+BASE = BEFORE | {
+    "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0,
     "encoder_layers": (256, 256), "decoder_layers": (256, 256), "activation": "silu", "latent_dim": 20,
     "noise_dim": 0, "autoencoder": False, "prior": "standard", "prior_components": 500,
     "prior_layers": 6, "prior_units": 128, "bound": "elbo", "bound_samples": 1, "bound_chunk": 1_000,
@@ -92,7 +90,9 @@ class Trained(NamedTuple):
     @property
     def settings(self) -> Settings:
         """What it was trained with."""
-        return from_params(**json.loads((self.folder / "params.json").read_text())["settings"])
+        from utils import runs
+
+        return runs.saved_settings(self.folder, lambda note: None)
 
     def history(self, split: str) -> list[dict[str, Any]]:
         """The history's lines of a split, "train" or "test"."""

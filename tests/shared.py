@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.reference_runs import DEFAULT
 from utils.dataset import BadImage, LazyImages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ARRAY = np.random.default_rng(1).integers(256, size=(40, 4, 5, 3), dtype=np.uint8)
+PLACES = {"data_dir", "output_dir", "run_name", "start_from"}
+OURS = {name.replace("-", "_") for name in DEFAULT} | PLACES  # constants; what else is in params.py is the user's own
 
 
 def users_environment():

@@ -16,9 +16,9 @@ from tests.shared import set_xla
 from utils import data, runs
 from utils.batches import brightness
 from utils.dataset import TEST_BINARIZATION_KEY, Dataset, binarize
-from utils.settings import from_params
+from utils.settings import BEFORE, from_params
 
-TINY = {
+TINY = BEFORE | {
     "encoder_layers": (8,), "decoder_layers": (8,), "activation": "tanh", "latent_dim": 2, "noise_dim": 0,
     "autoencoder": False, "prior": "standard", "prior_components": 3, "loss": "ce", "decoder_scale": "fixed",
     "binarize": "dynamic", "dataset": "mnist", "labels": (), "held_out": 0, "seed": 3, "run_name": "tiny",

@@ -16,16 +16,16 @@ import main
 from experiments import export
 from tests.shared import REPOSITORY, contents, users_environment
 from utils import chance, runs
-from utils.settings import from_params
+from utils.settings import BEFORE, from_params
 
 tf = main.tf
 
 SHAPE = (4, 3, 2)  # all sides differ, so that none is taken for another
-TINY = {
-    "architecture": "mlp", "encoder_layers": (8,), "decoder_layers": (), "activation": "silu", "latent_dim": 3,
+TINY = BEFORE | {
+    "encoder_layers": (8,), "decoder_layers": (), "activation": "silu", "latent_dim": 3,
     "noise_dim": 0, "autoencoder": False, "prior": "standard", "prior_components": 2, "prior_layers": 3,
     "prior_units": 8, "loss": "ce", "decoder_scale": "fixed", "binarize": "dynamic", "dataset": "mnist", "labels": (),
-    "held_out": 0, "mixed_precision": False, "seed": 3,
+    "held_out": 0, "seed": 3,
 }  # fmt: skip
 RUNS = {
     "standard": {"noise_dim": 1}, "mixture": {"prior": "mixture"}, "vampprior": {"prior": "vampprior"},

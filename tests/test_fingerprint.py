@@ -8,9 +8,11 @@ import sys
 import pytest
 from pydantic import create_model
 
+import experiments.fingerprint
 from experiments import likelihood, losses, new_label, study
 from experiments.fingerprint import ROOT, code_of, files_of, modules_of, settings_that_count, sources
-from utils.settings import BEFORE, from_params
+from tests.shared import OURS
+from utils.settings import BEFORE, from_params, read_constants
 
 PROJECT = {  # main.py -> near -> middle -> far and others, by all kinds of import
     "main.py": "import numpy as np\nimport utils.near",
@@ -222,7 +224,16 @@ def test_a_constant_that_is_added_later_renames_nothing(monkeypatch):
     assert settings_that_count(more(added=(1, 3))) != before
 
 
-def test_the_rows_of_the_table_have_the_names_from_before_constants_were_added():
-    """As commit 803fe99 named them."""
+def test_a_constant_that_nothing_reads_renames_nothing(monkeypatch):
+    made = from_params()
+    more = create_model("Settings", __base__=type(made), added=(float, 0.5))
+    monkeypatch.setattr(experiments.fingerprint, "unread", lambda: ["added"])
+    assert settings_that_count(more(added=2.0)) == settings_that_count(made)
+
+
+def test_the_rows_of_the_table_have_the_names_from_before_constants_were_added(monkeypatch):
+    """As commit 803fe99 named them, whatever constants of a user's own there are."""
+    for name in read_constants().keys() - OURS:
+        monkeypatch.setitem(BEFORE, name, read_constants()[name].value)
     names = [stage.run_name for stage in likelihood.stages_of("iwae", likelihood.read_command_line(["iwae"]))]
     assert names == ["mnist-ce-z50-28d148e2", "mnist-ce-z50-dreg5-dc5055c2", "mnist-ce-z50-dreg50-f6152959"]

@@ -17,7 +17,7 @@ from utils import chance, densities, pictures, runs
 from utils.dataset import Dataset
 from utils.evaluation import compile_evaluation
 from utils.recorder import Recorder
-from utils.settings import SettingsError, from_params, settings_model
+from utils.settings import LEARNED_WIDTH, SettingsError, from_params, settings_model
 from utils.start import tf
 from utils.workers import ALONE
 
@@ -365,17 +365,17 @@ def test_a_run_starts_from_the_weights_of_another_and_with_an_optimizer_of_its_o
     (tmp_path / "params.json").write_text(json.dumps(about))
     going_on = from_params(**TINY | {"start_from": str(tmp_path), "free_bits": 1.0})
     new = main.build_vae(going_on, SHAPE)
-    runs.start_from(going_on, new, print)
+    runs.start_from(going_on, new, pytest.fail)
     assert all(np.array_equal(weight, same) for weight, same in zip(new.weights, vae.weights, strict=True))
     for name, value in (("latent_dim", 3), ("activation", "relu"), ("encoder_layers", (3, 3))):
         other = from_params(**TINY | {"start_from": str(tmp_path), name: value})
         with pytest.raises(SettingsError, match=f"^{name}: .* is not allowed with start_from"):
-            runs.start_from(other, main.build_vae(other, SHAPE), print)
+            runs.start_from(other, main.build_vae(other, SHAPE), pytest.fail)
     unused = from_params(**TINY | {"start_from": str(tmp_path), "prior_components": 7, "prior_layers": 3})
-    runs.start_from(unused, main.build_vae(unused, SHAPE), print)  # N(0, I) has none of them
+    runs.start_from(unused, main.build_vae(unused, SHAPE), pytest.fail)  # N(0, I) has none of them
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(runs.RunError, match="has no checkpoint to start from"):
-        runs.start_from(going_on, new, print)
+        runs.start_from(going_on, new, pytest.fail)
 
 
 def test_weights_that_are_not_finite_are_not_saved_though_the_objective_is(fit, tmp_path):

@@ -30,7 +30,7 @@ from tests.shared import REPOSITORY, contents, set_xla, users_environment
 from utils import plots, runs
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.mnist import load
-from utils.settings import from_params, load_saved, read_command_line
+from utils.settings import from_params, read_command_line
 
 SMALL = shlex.split("--encoder-layers 32 --decoder-layers 32 --latent-dim 2 --kl-steps 200 --nll-samples 2 --epochs 3")
 SMALL += shlex.split("--activation relu --batch-size 500 --log-every 25 --checkpoint-every 40")  # 120 steps an epoch
@@ -291,7 +291,7 @@ def test_the_projector_has_ten_thousand_codes_labels_and_thumbnails(run):
 def test_report_and_pictures_are_of_the_last_checkpoint(run, mnist):
     """Its networks, worked out in NumPy for the binarised test images, give what was written."""
     binary = binarize(mnist.test_images, TEST_BINARIZATION_KEY)
-    vae = main.build_vae(load_saved(runs.read_params(run)["settings"]), (28, 28, 1))
+    vae = main.build_vae(runs.saved_settings(run, pytest.fail), (28, 28, 1))
     tf.train.Checkpoint(encoder=vae.encoder, decoder=vae.decoder).read(f"{run}/checkpoints/step-360").expect_partial()
     hidden, posterior = ([part.numpy() for part in layer.weights] for layer in vae.encoder.layers if layer.weights)
     features = np.maximum(binary.reshape(10_000, 784) / 255 @ hidden[0] + hidden[1], 0)

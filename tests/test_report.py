@@ -209,6 +209,16 @@ def test_what_the_numbers_are_not_is_remarked(changes, words):
     assert all(sentence in report.table(found) for sentence in found["remarks"])
 
 
+@pytest.mark.parametrize("binarize", ["dynamic", "none"])
+def test_a_loss_of_ones_own_is_no_likelihood_and_gets_no_advice_that_it_cannot_follow(binarize):
+    own = from_params(latent_dim=3, binarize=binarize).model_copy(update={"loss": "focal"})
+    assert report.doubts(own, steps=5_000) == []
+    found = report.make_report(own, RECONSTRUCTION, KL, Z_MEAN, None, history(), pixels=784)
+    assert has(found["remarks"], "Not a likelihood", "focal", "your own")
+    assert "learned" not in report.table(found)
+    assert (found["kind"], found["test_nll"]) == ("none", None)
+
+
 @pytest.mark.parametrize(
     ("test", "weights", "remarked"),
     [

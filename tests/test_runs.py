@@ -104,6 +104,7 @@ def test_a_run_is_found_by_its_name_or_its_folder(tmp_path):
         ('{"settings": {', "can't be read: "),
         ("[]", "is not what a run wrote"),
         ('{"settings": {}}', "is not what a run wrote"),
+        ('{"settings": [], "schedule_epochs": 3}', "is not what a run wrote"),
         ('{"schedule_epochs": 3}', "is not what a run wrote"),
     ],
 )
@@ -259,7 +260,7 @@ def test_an_event_file_that_cannot_be_cut_for_want_of_room_stays_whole(tmp_path)
 def state(value=0.0):
     """Something to save: a checkpoint of one array, and the array."""
     weights = tf.Variable(tf.fill([50, 20], value))
-    return runs.checkpoint(weights=weights, log_scale=None), weights
+    return tf.train.Checkpoint(weights=weights), weights
 
 
 def saved(folder, *steps):

@@ -7,10 +7,11 @@ import numpy as np
 from scipy.stats import laplace, norm
 
 import main
+from utils.settings import BEFORE
 from utils.start import tf
 
 SHAPE = (4, 2, 2)
-TINY = {  # all that these tests rely on: params.py is the user's to edit
+TINY = BEFORE | {  # all that these tests rely on: params.py is the user's to edit
     "binarize": "none", "encoder_layers": (3,), "decoder_layers": (3,), "activation": "tanh", "latent_dim": 2,
     "autoencoder": False, "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
     "kl_schedule": "linear", "kl_weight_start": 0.25, "kl_weight_end": 1.5, "kl_steps": 4, "kl_cycles": 2,

@@ -16,7 +16,7 @@ from typing import Any
 from utils import batches, evaluation, pictures, report, runs, workers
 from utils.console import Stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
-from utils.settings import Settings
+from utils.settings import Settings, unread_notes
 from utils.start import HAS_GPU, tf, xla_pays
 
 Say = Callable[[str], None]
@@ -47,6 +47,8 @@ def recording(
     say(report.header(s, dataset, sum(math.prod(weight.shape) for weight in vae.weights), device, folder))
     for doubt in report.doubts(s, run.last_step, dataset.train_images.shape[-1]):
         say(f"note       {doubt}")
+    for note in unread_notes():
+        say(note)
     go_on = f"python main.py --resume {shlex.quote(str(folder))}"
     with runs.locked(folder):
         try:
@@ -64,7 +66,7 @@ def recording(
 class Recorder:
     """A run while it trains. `step` is the number of steps that have been made."""
 
-    def __init__(self, vae, s, dataset, folder, say, watch, watch_at, crew):
+    def __init__(self, vae: Any, s: Settings, dataset: Dataset, folder: Path, say: Say, watch, watch_at, crew):
         """Touch nothing yet; the parameters are those of main.train."""
         self.vae, self.s, self.dataset, self.folder, self.say, self.crew = vae, s, dataset, folder, say, crew
         self.watch, self.watch_at = watch, watch_at

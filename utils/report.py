@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from utils.dataset import Dataset, LazyImages
 from utils.pictures import grids_of
-from utils.settings import Settings
+from utils.settings import LEARNED_WIDTH, Settings
 
 ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over the test set (Burda et al. 2015, section 5)
 PUBLISHED_NLL = {  # by data set, for a single stochastic layer trained on the ELBO, dynamic binarisation
@@ -31,7 +31,7 @@ def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
         )
     elif s.loss == "ce" and s.binarize == "none":
         found.append("LOSS = ce on grey pixels (BINARIZE = none) is no likelihood: ELBO and NLL in nats mean nothing.")
-    if s.loss != "ce" and s.binarize == "dynamic":
+    if s.loss in LEARNED_WIDTH and s.binarize == "dynamic":
         found.append(f"LOSS = {s.loss} on black and white pixels; BINARIZE = none keeps the grey ones it is made for.")
     if annealed and s.kl_steps > steps:
         found.append(f"KL_STEPS = {s.kl_steps:,} exceeds the run's {steps:,} steps: KL_WEIGHT_END will not be reached.")
@@ -246,6 +246,8 @@ def remarks(settings: Settings, report: dict[str, Any], history: list[dict[str, 
         found.append("A plain autoencoder has no prior and no likelihood: no samples, no ELBO, no NLL.")
     elif s.loss == "ce" and s.binarize == "none":
         found.append("Not a likelihood: cross-entropy on grey pixels. BINARIZE = dynamic makes it one.")
+    elif report["kind"] == "none" and s.loss not in LEARNED_WIDTH:
+        found.append(f"Not a likelihood: {s.loss} is a loss of your own, so -(loss + KL) bounds no log p(x).")
     elif report["kind"] == "none":
         found.append(
             f"Not a likelihood: {s.loss} without its constants. DECODER_SCALE = learned makes it a density of pixels."

@@ -1,6 +1,6 @@
 """One run's folder: its settings, history, TensorBoard files and checkpoints, and how an interrupted run goes on.
 
-params.json     every setting, the git commit, versions and device
+params.json     every setting, those that nothing read, the git commit, versions and device
 history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test)
 checkpoints/    the last three, each whole or not there
 tensorboard/    event files and the projector's data
@@ -29,7 +29,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from utils.console import Problem, raise_stopped
 from utils.dataset import BadImage
 from utils.files import write_json, write_whole
-from utils.settings import Settings, SettingsError, load_saved
+from utils.settings import Settings, SettingsError, load_saved, unread
 from utils.start import tf
 
 KEPT_CHECKPOINTS = 3
@@ -89,6 +89,7 @@ def create(settings: Settings, device: str, image_shape: Sequence[int]) -> Path:
             number += 1
     about = {
         "settings": settings.model_dump(mode="json"),
+        "unread": unread(),  # settings that have no effect, so that the run can do without them later
         "image_shape": list(image_shape),  # (H, W, C), so that the networks can be built without the images
         "schedule_epochs": settings.epochs,  # what the learning rate's cosine spans, also when EPOCHS grows later
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -130,20 +131,37 @@ def read_params(folder: Path) -> dict[str, Any]:
         about = json.loads((folder / "params.json").read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / 'params.json'} can't be read: {error}") from None
-    if not (isinstance(about, dict) and isinstance(about.get("schedule_epochs"), int) and "settings" in about):
+    kinds = {"schedule_epochs": int, "settings": dict}
+    if not (isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in kinds.items())):
         raise RunError(f"{folder / 'params.json'} is not what a run wrote: settings or schedule_epochs is missing")
     return about
+
+
+def saved_settings(folder: Path, say: Callable[[str], None]) -> Settings:
+    """The settings of a run, with `say` given notes where params.py has other constants by now.
+
+    Raises SettingsError (see load_saved) and RunError.
+    """
+    about = read_params(folder)
+    return load_saved(about["settings"], say, about.get("unread", ()))
 
 
 def note_changes(folder: Path, settings: Settings) -> None:
     """Note in params.json what a resumed run may change: its epochs, where its data are, and SKIP_BAD_IMAGES.
 
-    Raises OSError.
+    The constants that it was saved without are added: it is trained with their values from now on. One that had no
+    effect, but is read by now, is one that has. Raises OSError.
     """
     about = read_params(folder)
-    changed = {name: getattr(settings, name) for name in ("epochs", "data_dir", "skip_bad_images")}
-    if about["settings"] != about["settings"] | changed:
-        write_json(folder / "params.json", about | {"settings": about["settings"] | changed})
+    before, now, no_effect = about["settings"], settings.model_dump(mode="json"), unread()
+    changed = {
+        name: now[name] for name in now if name not in before or name in ("epochs", "data_dir", "skip_bad_images")
+    }
+    without = [name for name in about.get("unread", ()) if name in no_effect or name not in now]
+    without += [name for name in no_effect if name not in before]
+    after = about | {"settings": before | changed, "unread": without}
+    if after != about:
+        write_json(folder / "params.json", after)
 
 
 @contextlib.contextmanager
@@ -321,10 +339,11 @@ def load_weights(vae: Any, folder: Path) -> None:
 def start_from(settings: Settings, vae: Any, say: Callable[[str], None]) -> None:
     """Give an untrained VAE the newest weights of the run START_FROM.
 
+    `say` is given notes where that run was saved with other constants than params.py has.
     Raises SettingsError if that run's networks are others, and RunError.
     """
     folder = find(settings.start_from, settings.output_dir, "--start-from")
-    saved = load_saved(read_params(folder)["settings"])
+    saved = saved_settings(folder, say)
     more = *ARCHITECTURE_DEPENDS_ON.get(settings.architecture, ()), *PRIOR_DEPENDS_ON.get(settings.prior, ())
     for name in (*WEIGHTS_DEPEND_ON, *more):
         if (here := getattr(settings, name)) != (there := getattr(saved, name)):

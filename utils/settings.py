@@ -1,24 +1,24 @@
-"""params.py and the command line -> one checked, frozen Settings; whatever is wrong is told in one line.
+"""params.py and the command line -> one checked, frozen Settings; whatever is wrong is reported in one line.
 
 The annotation of a constant in params.py is the only place that says what it may be. It checks the file, parses the
-command line and is put in words for error messages and --help. No TensorFlow here: a typo is told before that loads.
+command line and is put in words for error messages and --help. No TensorFlow here: a typo is reported before that
+loads.
 """
 
 import argparse
 import ast
-import contextlib
 import importlib.util
 import inspect
+import keyword
 import re
 import sys
-import tokenize
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
-from types import ModuleType, UnionType
+from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model, field_validator, model_validator
@@ -27,26 +27,15 @@ from pydantic_core import PydanticCustomError
 from utils.console import Problem, refuse
 
 PARAMS = Path(__file__).resolve().parent.parent / "params.py"
-
-# The constants that the code reads. Names only, so that a renamed one is noticed; its annotation says what each may be.
-NAMES = (
-    "DATASET", "DATA_DIR", "IMAGE_SIZE", "IMAGE_CROP", "SKIP_BAD_IMAGES", "BINARIZE", "LABELS", "HELD_OUT",
-    "ARCHITECTURE", "ENCODER_LAYERS", "DECODER_LAYERS", "CHANNELS", "RESIDUAL_BLOCKS", "ACTIVATION", "LATENT_DIM",
-    "NOISE_DIM", "AUTOENCODER",
-    "PRIOR", "PRIOR_COMPONENTS", "PRIOR_LAYERS", "PRIOR_UNITS",
-    "LOSS", "RECONSTRUCTION_REDUCTION", "DECODER_SCALE",
-    "KL_SCHEDULE", "KL_WEIGHT_START", "KL_WEIGHT_END", "KL_STEPS", "KL_CYCLES", "FREE_BITS",
-    "BOUND", "BOUND_SAMPLES", "BOUND_CHUNK",
-    "BATCH_SIZE", "EPOCHS", "LEARNING_RATE", "GRADIENT_CLIP", "LR_SCHEDULE", "MIXED_PRECISION",
-    "SEED", "RUN_NAME", "START_FROM", "OUTPUT_DIR", "LOG_EVERY", "IMAGES_EVERY", "CHECKPOINT_EVERY", "NLL_SAMPLES",
-)  # fmt: skip
+ROOT = PARAMS.parent  # where the code is that reads the constants
 
 # The constants that were added since commit 803fe99, each with the value that does what the code did without it. A run
-# from before there was a constant is a run with this value. Whoever adds a constant adds it here too.
+# that was saved without one is a run with this value. Whoever adds a constant adds it here too.
 BEFORE: dict[str, Any] = {
     "image_size": 64, "image_crop": 0, "skip_bad_images": False,
     "architecture": "mlp", "channels": (32, 64, 128), "residual_blocks": 1, "mixed_precision": False,
 }  # fmt: skip
+LEARNED_WIDTH = ("mse", "ad", "logistic")  # losses for which DECODER_SCALE may be "learned": densities of grey pixels
 
 
 class SettingsError(Problem, ValueError):
@@ -63,7 +52,9 @@ class SettingsError(Problem, ValueError):
 class Settings(BaseModel):
     """Every constant of params.py, in lower case, checked and frozen. `settings_model` adds the fields."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -72,48 +63,40 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _rules_across_constants(self) -> "Settings":
-        if self.loss == "ce" and self.decoder_scale == "learned":
-            raise _clash("decoder_scale", "loss", "whose Bernoulli has no scale; loss 'mse' or 'ad' is")
-        if self.loss == "logistic" and self.decoder_scale == "fixed":
-            raise _clash("decoder_scale", "loss", "whose width is learned; decoder_scale 'learned' is")
-        if self.architecture != "mlp" and not self.channels:
-            raise _clash("channels", "architecture", "which has at least one stage")
-        if self.architecture != "mlp" and self.dataset not in ("mnist", "fashion_mnist") and self.image_size % 4:
-            raise _clash("image_size", "architecture", "which halves images; multiples of 4 are")
-        if self.autoencoder and self.noise_dim:
-            raise _clash("noise_dim", "autoencoder", "which is trained without any noise")
-        if self.autoencoder and self.prior != "standard":
-            raise _clash("prior", "autoencoder", "which has no prior")
-        if self.autoencoder and self.bound != "elbo":
-            raise _clash("bound", "autoencoder", "which has none")
-        if self.autoencoder and self.bound_samples > 1:
-            raise _clash("bound_samples", "autoencoder", "which draws no samples")
-        if self.prior == "realnvp" and self.latent_dim == 1:
-            raise _clash("latent_dim", "prior", "whose layers couple one half of the latents to the other")
-        if self.free_bits and self.prior != "standard":
-            raise _clash("free_bits", "prior", "whose KL is not a sum over latents")
-        if self.free_bits and self.bound != "elbo":
-            raise _clash("free_bits", "bound", "whose weights are of all latents together")
-        if self.free_bits and self.bound_samples > 1:
-            raise _clash("free_bits", "bound_samples", "which may split a batch, and free bits are of a whole one")
-        if self.reconstruction_reduction == "mean" and self.bound != "elbo":
-            raise _clash("reconstruction_reduction", "bound", "whose weights are probabilities of whole images")
-        if self.bound_samples > self.bound_chunk:
-            raise _clash("bound_samples", "bound_chunk", "which has to hold the samples of one image at least")
-        if self.kl_schedule == "cyclical" and self.kl_cycles > self.kl_steps:
-            raise _clash("kl_cycles", "kl_steps", "which leaves a cycle less than a step; at most one cycle a step is")
+        s, fits = self, "whose width is learned; decoder_scale 'learned' is"
+        widths = f"which has no width to learn; loss {_either(LEARNED_WIDTH)} is"
+        learned, plain, convolves = s.decoder_scale == "learned", s.autoencoder, s.architecture in ("conv", "resnet")
+        other_prior, other_bound = s.prior != "standard", s.bound != "elbo"
+        odd = s.dataset not in ("mnist", "fashion_mnist") and s.image_size % 4
+        means, cyclical = s.reconstruction_reduction == "mean", s.kl_schedule == "cyclical"
+        rules = (  # what is not allowed, the constant that is to change, the one that it clashes with, and why
+            (learned and s.loss not in LEARNED_WIDTH, "decoder_scale", "loss", widths),
+            (not learned and s.loss == "logistic", "decoder_scale", "loss", fits),
+            (convolves and not s.channels, "channels", "architecture", "which has at least one stage"),
+            (convolves and odd, "image_size", "architecture", "which halves images; multiples of 4 are"),
+            (plain and s.noise_dim, "noise_dim", "autoencoder", "which is trained without any noise"),
+            (plain and other_prior, "prior", "autoencoder", "which has no prior"),
+            (plain and other_bound, "bound", "autoencoder", "which has none"),
+            (plain and s.bound_samples > 1, "bound_samples", "autoencoder", "which draws no samples"),
+            (s.prior == "realnvp" and s.latent_dim == 1, "latent_dim", "prior", "which couples halves of the latents"),
+            (s.free_bits and other_prior, "free_bits", "prior", "whose KL is not a sum over latents"),
+            (s.free_bits and other_bound, "free_bits", "bound", "whose weights are of all latents together"),
+            (s.free_bits and s.bound_samples > 1, "free_bits", "bound_samples", "which may split a batch"),
+            (means and other_bound, "reconstruction_reduction", "bound", "whose weights need whole images"),
+            (s.bound_samples > s.bound_chunk, "bound_samples", "bound_chunk", "which has to hold those of an image"),
+            (cyclical and s.kl_cycles > s.kl_steps, "kl_cycles", "kl_steps", "at most one cycle a step is"),
+        )
+        for broken, name, other, reason in rules:
+            if broken:
+                raise PydanticCustomError("clash", reason, {"names": (name, other)})
         return self
-
-
-def _clash(name: str, other: str, reason: str) -> PydanticCustomError:
-    return PydanticCustomError("clash", reason, {"names": (name, other)})
 
 
 @cache
 def settings_model(params: Path = PARAMS) -> type[Settings]:
     """The Settings whose fields, annotations and defaults are the constants of params.py.
 
-    Made on demand and not at import, so that a mistake in params.py is an error somebody tells. Raises SettingsError.
+    Made on demand and not at import, so that a mistake in params.py is reported like any other. Raises SettingsError.
     """
     fields = {name: (constant.annotation, constant.value) for name, constant in read_constants(params).items()}
     return create_model("Settings", __base__=Settings, **fields)
@@ -124,12 +107,32 @@ def from_params(**overrides: Any) -> Settings:
     return _build(overrides)
 
 
-def load_saved(saved: dict[str, Any]) -> Settings:
-    """The settings that `model_dump(mode="json")` wrote; SettingsError where they no longer fit params.py."""
-    for name in settings_model().model_fields:
-        if name not in saved:  # today's default may not be what the run was trained with
-            raise SettingsError(f"saved {name} is missing")
-    return _build(saved, "saved ")
+def load_saved(
+    saved: dict[str, Any], say: Callable[[str], None], unread: Iterable[str] = (), params: Path = PARAMS
+) -> Settings:
+    """The settings that `model_dump(mode="json")` wrote, though params.py may have changed since; `say` gets notes.
+
+    A constant that was not there then has its value of BEFORE or, if it is the user's own, that of params.py. One that
+    is no longer there is dropped if it had no effect: nothing read it (`unread`), or it had its value of BEFORE. Raises
+    SettingsError for another one, and for a value that params.py does not allow.
+    """
+    constants = read_constants(params)
+    new = {name: BEFORE.get(name, constants[name].value) for name in constants if name not in saved}
+    old = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items() if name not in constants}
+    for name, value in old.items():
+        if name not in unread and (name not in BEFORE or value != BEFORE[name]):
+            way_on = f"put it back to use the run: {_example(name.upper(), value)}"
+            raise SettingsError(f"saved {name}: {value!r} had an effect, but {params.name} lacks it; {way_on}")
+    if new:
+        say(f"note       not saved with the run, and so taken as: {_assigned(new)}")
+    if old:
+        say(f"note       saved with the run, without effect and not in {params.name}, so dropped: {_assigned(old)}")
+    values = {name: value for name, value in (BEFORE | saved).items() if name in constants}
+    return _build(values, "saved ", params)
+
+
+def _assigned(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name.upper()} = {value!r}" for name, value in values.items())
 
 
 def resumed(saved: Settings, given: dict[str, Any]) -> Settings:
@@ -188,47 +191,47 @@ def _explain(error: Any, values: dict[str, Any], prefix: str, params: Path) -> s
         return f"{place(name)} is not allowed with {other} {everything[other]!r}, {error['msg']}"
     name = error["loc"][0]
     if error["type"] == "extra_forbidden":
-        return f"{place(name)} is not allowed; nothing reads that name{_did_you_mean(name, constants)}"
-    annotation = constants[name].annotation
-    words = allowed(annotation, typed=prefix == "--" and name in values)
-    kinds = get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
-    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        return f"{place(name)} is not allowed; {params.name} has no such constant{_did_you_mean(name, constants)}"
+    words = allowed(constants[name].annotation, typed=prefix == "--" and name in values)
+    choices = re.findall(r"'(\w{2,})'", words)
     return f"{place(name)} is not allowed; {words} is{_did_you_mean(everything[name], choices)}"
 
 
-def _did_you_mean(word: Any, known: Iterable[str]) -> str:
+def _did_you_mean(word: Any, known: Iterable[str], show: Callable[[str], str] = repr) -> str:
     close = get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f" (did you mean {show(close[0])}?)" if close else ""
 
 
 # --- annotations in words ---------------------------------------------------------------------------------------------
 UNIONS = (Union, UnionType)  # A | B is the one or the other, depending on what A and B are
-NOUNS = {bool: "True or False", int: "an integer", float: "a finite number"}
+NOUNS = {bool: "True or False", int: "an integer", float: "a finite number", type(None): "None"}
 BOUNDS = {"ge": "of at least", "gt": "greater than", "le": "of at most", "lt": "less than"}
-PLAIN_NAME = r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$"  # put in words here, as is ...
-TFDS_NAME = r"^tfds:[a-z][a-z0-9_]*(/[A-Za-z0-9_.-]+)?(:[0-9.*]+)?$"  # ... this; any other pattern is shown as it is
 
 
 def allowed(annotation: Any, typed: bool = False) -> str:
     """What an annotation allows, in words; `typed` on the command line, where texts and lists need no punctuation."""
     kind, rules = _bare(annotation), getattr(annotation, "__metadata__", ())
+    if words := [rule for rule in rules if isinstance(rule, str)]:
+        return words[0]  # the annotation's own
     if get_origin(kind) in UNIONS:
         return ", or ".join(allowed(choice, typed) for choice in get_args(kind))
     if get_origin(kind) is Literal:
-        return " or ".join(", ".join(map(repr, get_args(kind))).rsplit(", ", 1))
+        return _either(get_args(kind))
     if get_origin(kind) is tuple:
         items = re.sub(r"^an? ((?:finite )?\w+)", r"\1s", allowed(get_args(kind)[0]))
         return f"none or a list of {items} as in 512 512" if typed else f"a tuple of {items} as in (512, 512) or ()"
     if kind is str:
         pattern = next((rule.pattern for rule in rules if hasattr(rule, "pattern")), None)
-        if pattern == PLAIN_NAME:
-            return "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'"
-        if pattern == TFDS_NAME:
-            return "a name of TensorFlow Datasets as in 'tfds:cifar10'"
         return ("a text" if typed else "a text in quotes") + (f" that matches {pattern}" if pattern else "")
+    if kind not in NOUNS:
+        raise TypeError(f"{kind} is none of bool, int, float, str, Literal[...], tuple[...] and unions of these")
     bounds = [(words, getattr(rule, key, None)) for rule in rules for key, words in BOUNDS.items()]
     limits = [f"{words} {bound:,}" for words, bound in bounds if bound is not None]
-    return f"{NOUNS.get(kind, kind)} {' and '.join(limits).replace('and of', 'and')}".strip()
+    return f"{NOUNS[kind]} {' and '.join(limits).replace('and of', 'and')}".strip()
+
+
+def _either(choices: Sequence[Any]) -> str:
+    return " or ".join(", ".join(map(repr, choices)).rsplit(", ", 1))
 
 
 def _bare(annotation: Any) -> Any:
@@ -249,91 +252,68 @@ class Constant(NamedTuple):
 @cache
 def read_constants(params: Path = PARAMS) -> dict[str, Constant]:
     """The constants of params.py by their lower-case names, in the file's order. Raises SettingsError."""
-    module, annotations = _import(params)
-    assignments = _assignments(params)
-    _check_names(params, module, assignments, annotations)
-    lines = _source(params).split("\n")
+    values, annotations = _import(params)
+    text = params.read_text("utf-8-sig", "replace")
+    assignments, lines = _assignments(text), text.split("\n")
+    there = {name.lower() for name in assignments if name in values}
+    if missing := sorted(_needed() - there):
+        hint = _did_you_mean(missing[0], there - _needed(), str.upper)
+        raise SettingsError(f"{params.name}: {missing[0].upper()} is missing; the code reads it{hint}")
     constants = {}
     for name, node in assignments.items():
-        value, annotation = getattr(module, name), annotations[name]
-        _check_annotation(f"{params.name}, line {node.lineno}: {name}", annotation, value)
-        constants[name.lower()] = Constant(value, annotation, node.lineno, _group(lines, node), _comment(lines, node))
+        _check(f"{params.name}, line {node.lineno}: {name}", name, values, annotations)
+        around = node.lineno, _group(lines, node), _comment(lines, node)
+        constants[name.lower()] = Constant(values[name], annotations[name], *around)
     return constants
 
 
-def _import(params: Path) -> tuple[ModuleType, dict[str, Any]]:
-    """params.py, imported from its path, and its annotations; whatever it raises becomes one line that says where."""
+def _import(params: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What params.py defines, and its annotations; whatever it raises becomes one line that says where."""
     spec = importlib.util.spec_from_file_location("params", params)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module, inspect.get_annotations(module, eval_str=True)
+        return vars(module), inspect.get_annotations(module, eval_str=True)
     except SyntaxError as error:
         raise SettingsError(f"{params.name}, line {error.lineno or 1}: {error.msg}: {error.text or ''}") from None
     except Exception as error:
-        raise SettingsError(_import_error(error, vars(module), params)) from None
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(params)]
+        what = f", line {lines[-1]}: {type(error).__name__}: {error}" if lines else f": {error}"
+        raise SettingsError(f"{params.name}{what}") from None
 
 
-def _import_error(error: Exception, names: dict[str, Any], params: Path) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(params)]
-    if not lines:
-        return f"{params.name}: {error}"
-    place = f"{params.name}, line {lines[-1]}"
-    for name, node in _assignments(params).items():
-        if node.lineno <= lines[-1] <= node.end_lineno and node.value:
-            place = f"{place}: {name} = {ast.get_source_segment(_source(params), node.value)}"
-            with contextlib.suppress(Exception):  # another kind of error, or an annotation missing or wrong as well
-                return place + _without_quotes(node, error, names)
-    return f"{place}: {type(error).__name__}: {error}"
-
-
-def _without_quotes(node: ast.AnnAssign, error: NameError, names: dict[str, Any]) -> str:
-    """Tell LOSS = mse. Python evaluates a value before its annotation, so there is only the source of the latter."""
-    if error.name not in [part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)]:
-        raise error
-    annotation = eval(ast.unparse(node.annotation), names)
-    is_text = _bare(annotation) is str or get_origin(annotation) in (Literal, *UNIONS)
-    return f" is not allowed; {allowed(annotation)} is" + (" (is a quote missing?)" if is_text else "")
-
-
-def _check_names(params: Path, module: ModuleType, assignments: dict[str, Any], annotations: dict[str, Any]) -> None:
-    """Refuse a constant that nothing reads, one without its annotation, and the lack of one that the code reads."""
-    values = vars(module)
-    missing = [name for name in NAMES if name not in assignments or name not in values]
-    for name, node in assignments.items():
-        place = f"{params.name}, line {node.lineno}: {name}"
-        if name not in NAMES:
-            renamed = get_close_matches(name, missing or NAMES, n=1) or missing[:1]
-            hint = f" (did you mean {renamed[0]!r}?)" if renamed else ""
-            raise SettingsError(f"{place} is not allowed; nothing reads that name{hint}")
-        if name in values and name not in annotations:
-            example = f"{name}: {type(values[name]).__name__} = {values[name]!r}"
-            raise SettingsError(f"{place} has no annotation, which says what is allowed, as in {example}")
-    if missing:
-        raise SettingsError(f"{params.name}: {missing[0]} is missing; the code reads it")
-
-
-def _check_annotation(place: str, annotation: Any, value: Any) -> None:
+def _check(place: str, name: str, values: dict[str, Any], annotations: dict[str, Any]) -> None:
+    """Refuse a constant without value or annotation, with one that says nothing, or with a name that can't be used."""
+    if keyword.iskeyword(name.lower()) or hasattr(BaseModel, name.lower()) or name in ("HELP", "RESUME"):
+        raise SettingsError(f"{place} is a name that is taken; choose another")
+    if name not in values:
+        raise SettingsError(f"{place} has no value")
+    if name not in annotations:
+        example = _example(name, values[name])
+        raise SettingsError(f"{place} has no annotation, which says what is allowed, as in {example}")
     try:
-        allowed(annotation)
-        TypeAdapter(annotation).validate_python(value)
+        allowed(annotations[name])
+        TypeAdapter(annotations[name]).validate_python(values[name])
     except ValidationError:
-        pass  # the annotation works; the value is told later, unless the command line replaces it
+        pass  # the annotation works; the value is reported later, unless the command line replaces it
     except Exception as error:  # pydantic has no common class for annotations it cannot use
         reason = str(error).split(". ")[0]
         raise SettingsError(f"{place} has an annotation that says nothing: {reason}") from None
 
 
-def _source(params: Path) -> str:
-    with tokenize.open(params) as file:  # decodes as Python does
-        return file.read()
+def _example(name: str, value: Any) -> str:
+    kinds = " | ".join(sorted({type(item).__name__ for item in value})) if isinstance(value, tuple) else ""
+    return f"{name}: {f'tuple[{kinds}, ...]' if kinds else type(value).__name__} = {value!r}"
 
 
-def _assignments(params: Path) -> dict[str, Any]:
-    """The UPPER_CASE names that the file assigns, each with its statement."""
-    nodes = [node for node in ast.parse(_source(params)).body if isinstance(node, ast.Assign | ast.AnnAssign)]
-    named = [(ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]), node) for node in nodes]
-    return {name: node for name, node in named if name.isupper() and not name.startswith("_")}
+def _assignments(text: str) -> dict[str, ast.stmt]:
+    """The UPPER_CASE names that a source assigns, each with its statement."""
+    found = {}
+    for node in [node for node in ast.parse(text).body if isinstance(node, ast.Assign | ast.AnnAssign)]:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+        found |= {name: node for name in names if name.isupper() and not name.startswith("_")}
+    return found
 
 
 def _group(lines: list[str], node: ast.stmt) -> str:
@@ -344,13 +324,47 @@ def _group(lines: list[str], node: ast.stmt) -> str:
 def _comment(lines: list[str], node: ast.stmt) -> str:
     """What follows the statement on its last line, and the comment lines right below, as far as one indent goes."""
     comment = [lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()]  # ast counts bytes
-    below = lines[node.end_lineno :]
-    indent = re.match(r"\s*", below[0])[0] if below else ""
-    for line in below:
-        if not re.match(rf"{indent}#(?! ---)", line):
-            break
-        comment.append(line)
+    indent = re.match(r"\s*", "".join(lines[node.end_lineno :][:1]))[0]
+    comment += takewhile(re.compile(rf"{indent}#(?! ---)").match, lines[node.end_lineno :])
     return " ".join(line.strip(" #") for line in comment)
+
+
+# --- what the code reads ----------------------------------------------------------------------------------------------
+def _code(*patterns: str) -> str:
+    return "\n".join(path.read_text("utf-8", "replace") for pattern in patterns for path in ROOT.glob(pattern))
+
+
+@cache
+def _needed() -> set[str]:
+    """What main.py and utils/ read of a Settings: `settings` is one everywhere, `s` in functions that mention settings.
+
+    This is a search in the text, without docstrings, comments and calls: parsing it would take a tenth of a second.
+    """
+    code, found = re.sub(r'""".*?"""|(?-s:#.*)', "", _code("main.py", "utils/*.py"), flags=re.DOTALL), set()
+    for part in re.split(r"\n(?=[\w@])", code):
+        named = r"(?<=[^\w/]settings\.)" + (r"|(?<=[^\w/]s\.)" if "settings" in part.lower() else "")
+        found.update(re.findall(rf"s\.(?:{named})([a-z][a-z0-9_]*)\b(?!\()", part))  # begins with what is found fast
+    return found - set(dir(BaseModel))
+
+
+@cache
+def _mentioned() -> set[str]:
+    """All that main.py, utils/ or experiments/ have as an attribute or, but for a dictionary's keys, in quotes."""
+    code = _code("main.py", "utils/*.py", "experiments/*.py")
+    return {*re.findall(r"\.([a-z][a-z0-9_]*)", code), *re.findall(r"""["']([a-z][a-z0-9_]*)["'](?!\s*:)""", code)}
+
+
+def unread(params: Path = PARAMS) -> list[str]:
+    """The constants that nothing reads, by their lower-case names. Raises SettingsError."""
+    return [name for name in read_constants(params) if name not in _mentioned()]
+
+
+def unread_notes(params: Path = PARAMS) -> list[str]:
+    """A line for the console about each constant that nothing reads. Raises SettingsError."""
+    constants, names = read_constants(params), unread(params)
+    hints = {name: _did_you_mean(name, constants.keys() - names, str.upper) for name in names}
+    place = f"note       {params.name}, line"
+    return [f"{place} {constants[name].line}: nothing reads {name.upper()}{hint}" for name, hint in hints.items()]
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -364,26 +378,22 @@ class Command(NamedTuple):
 
 def read_command_line(argv: Sequence[str] | None = None, prog: str = "main.py", params: Path = PARAMS) -> Command:
     """The settings of params.py and the command line. Any mistake prints one line to stderr and exits with code 2."""
-    try:
-        return _read(sys.argv[1:] if argv is None else argv, prog, params)
-    except SettingsError as error:
-        refuse(prog, str(error))
-
-
-def _read(argv: Sequence[str], prog: str, params: Path) -> Command:
-    constants = read_constants(params)
+    argv = sys.argv[1:] if argv is None else argv
     # argparse takes -1e-3 for an option; a leading blank makes it a value. Of one dash there is only -h.
     argv = [f" {word}" if re.match("-[^-]", word) and word != "-h" else word for word in argv]
     try:
+        constants = read_constants(params)
         namespace, strays = _parser(prog, constants).parse_known_args(argv)
+        if strays:
+            raise SettingsError(_stray(strays[0], argv, prog, constants))
+        typed = vars(namespace)
+        resume = typed.pop("resume")
+        values = {name: _value(words, constants[name].annotation) for name, words in typed.items()}
+        return Command(_build(values, "--", params), values, resume)
     except argparse.ArgumentError as error:
-        raise SettingsError(_option_error(error, constants)) from None
-    if strays:
-        raise SettingsError(_stray(strays[0], argv, prog, constants))
-    typed = vars(namespace)
-    resume = typed.pop("resume")
-    values = {name: _value(words, constants[name].annotation) for name, words in typed.items()}
-    return Command(_build(values, "--", params), values, resume)
+        refuse(prog, _misused(error.argument_name, constants) or f"{error.argument_name}: {error.message}")
+    except SettingsError as error:
+        refuse(prog, str(error))
 
 
 def _value(typed: Any, annotation: Any) -> Any:
@@ -394,6 +404,8 @@ def _value(typed: Any, annotation: Any) -> Any:
         return tuple(_value(word, get_args(kind)[0]) for word in words if words != ["none"])
     if isinstance(typed, str) and typed.startswith(" -"):
         typed = typed.strip()
+    if typed == "none" and type(None) in get_args(kind):
+        return None
     try:
         return TypeAdapter(kind).validate_strings(typed)
     except ValidationError:
@@ -409,28 +421,23 @@ def _option(name: str, value: bool = True) -> str:
     return ("--" if value else "--no-") + name.replace("_", "-")
 
 
-def _option_error(error: argparse.ArgumentError, constants: dict[str, Constant]) -> str:
-    name = error.argument_name.split("/")[0].removeprefix("--").replace("-", "_")  # a flag has two, of which the first
+def _misused(option: str, constants: dict[str, Constant], only_flags: bool = False) -> str | None:
+    """What is wrong with the option of a constant that has no value or, if it is a flag, has one."""
+    name = option.split("/")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
     if name in constants and constants[name].annotation is bool:
-        return _flag_error(name)
-    if name in constants:
-        return f"{error.argument_name} lacks its value: {allowed(constants[name].annotation, typed=True)}"
-    return f"{error.argument_name}: {error.message}"
-
-
-def _flag_error(name: str) -> str:
-    return f"{_option(name)} takes no value; it is a flag: {_option(name)} turns it on, {_option(name, False)} off"
+        return f"{_option(name)} takes no value; it is a flag: {_option(name)} turns it on, {_option(name, False)} off"
+    if name not in constants or only_flags:
+        return None
+    return f"{_option(name)} lacks its value: {allowed(constants[name].annotation, typed=True)}"
 
 
 def _stray(word: str, argv: Sequence[str], prog: str, constants: dict[str, Constant]) -> str:
-    flags = {name: (_option(name), _option(name, False)) for name in constants if constants[name].annotation is bool}
-    behind = [name for before, stray in pairwise(argv) for name in flags if before in flags[name] and stray == word]
+    told = [_misused(before, constants, only_flags=True) for before, after in pairwise(argv) if after == word]
     word = word.strip()
-    if behind and not word.startswith("-"):
-        return _flag_error(behind[0])
+    if any(told) and not word.startswith("-"):
+        return next(filter(None, told))
     name = word.split("=")[0].strip("-").replace("-", "_").lower()
-    close = get_close_matches(name, [*constants, "resume"], n=1)
-    hint = f" (did you mean {_option(close[0])}?)" if close else "; --help lists the options"
+    hint = _did_you_mean(name, [*constants, "resume"], _option) or "; --help lists the options"
     return f"{prog} takes no {'option' if word.startswith('-') else 'argument'} {word!r}{hint}"
 
 
