@@ -8,12 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import main
 from experiments import benchmark, whole_run
 from utils import data
 from utils.settings import from_params
+from utils.start import tf
 
 
 def test_flops_are_those_of_the_networks():

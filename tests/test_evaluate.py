@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 from scipy.special import expit, logsumexp
 from scipy.stats import bernoulli, norm
@@ -17,6 +16,7 @@ from utils import data, runs
 from utils.batches import brightness
 from utils.dataset import TEST_BINARIZATION_KEY, Dataset, binarize
 from utils.settings import BEFORE, from_params
+from utils.start import tf
 
 TINY = BEFORE | {
     "encoder_layers": (8,), "decoder_layers": (8,), "activation": "tanh", "latent_dim": 2, "noise_dim": 0,

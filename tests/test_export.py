@@ -17,8 +17,7 @@ from experiments import export
 from tests.shared import REPOSITORY, contents, users_environment
 from utils import chance, runs
 from utils.settings import BEFORE, from_params
-
-tf = main.tf
+from utils.start import tf
 
 SHAPE = (4, 3, 2)  # all sides differ, so that none is taken for another
 TINY = BEFORE | {
@@ -41,7 +40,6 @@ READER = """
 import importlib.util, json, os, sys, warnings
 import keras
 import numpy as np
-import tensorflow as tf
 
 warnings.simplefilter("error")
 repository, draws, *folders = sys.argv[1:]

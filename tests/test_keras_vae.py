@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import main
 from experiments import benchmark, keras_vae, whole_run
 from utils import bounds, chance
 from utils.settings import from_params
+from utils.start import tf
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
@@ -10,6 +9,7 @@ from scipy.stats import laplace, multivariate_normal, norm
 
 from tests.tiny import float32
 from utils.likelihood import add_draws, bounds, estimate, log_add, log_likelihood, log_standard_normal, no_draws
+from utils.start import tf
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**32 - 1)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 import main
 from tests.shared import REPOSITORY, users_environment
 from utils import batches
 from utils.settings import read_command_line
+from utils.start import tf
 
 pytestmark = pytest.mark.slow
 RAGGED = shlex.split(  # 1,300 images to test on: two unequal batches, or of the bound 350, 350, 350 and 250 images
@@ -52,9 +52,10 @@ TRACED = """if True:
     from utils.settings import read_command_line
     command = read_command_line(sys.argv[1:])
     import main
-    (processor,) = main.tf.config.list_physical_devices("CPU")
-    halves = [main.tf.config.LogicalDeviceConfiguration()] * 2
-    main.tf.config.set_logical_device_configuration(processor, halves)
+    from utils.start import tf
+    (processor,) = tf.config.list_physical_devices("CPU")
+    halves = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(processor, halves)
     from tests.test_main_compiled import traces
     code, counts = traces(lambda: main.main(command))
     print(json.dumps(counts))
@@ -75,19 +76,19 @@ def modules(folder, *words):
 
 
 def traces(run):
-    """What `run` returns, and how often each tf.function that it makes in main.py is traced, by name."""
+    """What `run` returns, and how often each tf.function of the project is traced, by name."""
     made, real = [], tf.function
 
     def recorded(function=None, **options):
         if function is None:
             return lambda function: recorded(function, **options)
         compiled = real(function, **options)
-        if function.__module__ == main.__name__:  # Keras makes some, too
+        if function.__module__ == "main" or function.__module__.startswith("utils."):  # Keras makes some, too
             made.append((function.__name__, compiled))
         return compiled
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main.tf, "function", recorded)
+        patch.setattr(tf, "function", recorded)
         result = run()
     return result, [(name, function.experimental_get_tracing_count()) for name, function in made]
 

@@ -18,7 +18,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from google.protobuf import text_format
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -27,10 +26,11 @@ from tensorboard.util.tensor_util import make_ndarray
 
 import main
 from tests.shared import REPOSITORY, contents, set_xla, users_environment
-from utils import plots, runs
+from utils import plots, recorder, report, runs
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.mnist import load
 from utils.settings import from_params, read_command_line
+from utils.start import tf
 
 SMALL = shlex.split("--encoder-layers 32 --decoder-layers 32 --latent-dim 2 --kl-steps 200 --nll-samples 2 --epochs 3")
 SMALL += shlex.split("--activation relu --batch-size 500 --log-every 25 --checkpoint-every 40")  # 120 steps an epoch
@@ -478,10 +478,10 @@ def test_speed_is_by_the_clock_with_all_that_lies_between_two_lines(small, monke
 
         return compile_slowly
 
-    def seconds_of_steps(batches, step, stop, *_):
+    def seconds_of_steps(batches, first, step, stop, sums):
         return int(stop - step) or 1_000  # a call for no steps compiles
 
-    monkeypatch.setattr(main, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(main, "compile_train_steps", tick(main.compile_train_steps, seconds_of_steps))
     monkeypatch.setattr(main, "compile_test", tick(main.compile_test, lambda *_: 2))
     assert here(*FEW, "--run-name", "clock") == 0
@@ -495,13 +495,13 @@ def test_a_run_that_logs_and_saves_rarely_stops_soon_and_goes_on_as_if_it_never_
     rarely = ("--log-every", "100000", "--checkpoint-every", "100000", "--run-name")
     assert here(*FEW, *rarely, "unbroken") == 0
 
-    def interrupt(bar, step, *more, real=main.report.show_progress):
+    def interrupt(bar, step, *more, real=report.show_progress):
         if step == 12:
             os.kill(os.getpid(), signal.SIGINT)
         real(bar, step, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(main.report, "show_progress", interrupt)
+        patch.setattr(report, "show_progress", interrupt)
         assert here(*FEW, *rarely, "broken") == 130
     folders = [small / "predictions" / name for name in ("unbroken", "broken")]
     assert runs.saved_steps(folders[1]) == [2 * 6]

@@ -25,7 +25,8 @@ def test_samples_stand_in_rows_of_ten(tmp_path):
     def decode(z):
         return z.reshape(-1, 1, 1, 1) / 255  # image n has brightness n
 
-    sheet = pictures.write_samples(tmp_path, 7, decode, latents)
+    sheet = pictures.samples(decode, latents)
+    pictures.write_grids(tmp_path, 7, {"samples": sheet})
     np.testing.assert_array_equal(sheet[2::3, 2::3, 0], np.arange(20).reshape(2, 10))
     assert shown(tmp_path / "samples_007.png", sheet)
 
@@ -40,7 +41,8 @@ def test_reconstructions_are_of_the_first_three_of_each_label_below_their_origin
         assert originals.dtype == np.uint8
         return (200 - originals.astype(np.float32)) / 255
 
-    sheet = pictures.write_reconstructions(tmp_path, 12, reconstruct, dataset)
+    sheet = pictures.reconstructions(reconstruct, dataset)
+    pictures.write_grids(tmp_path, 12, {"reconstructions": sheet})
     columns = sheet[:, 2::3, 0].T  # one for each label
     found = [[pixel for pixel in column if pixel < 255] for column in columns]
     assert found == [[value for n in rows for value in (n, 200 - n)] for rows in first_three.values()]

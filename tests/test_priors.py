@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logsumexp
@@ -14,6 +13,7 @@ from scipy.stats import chisquare, norm
 
 from tests.tiny import float32
 from utils import priors
+from utils.start import tf
 
 few = settings(max_examples=20, deadline=None)
 seeds = st.integers(0, 2**32 - 1)

@@ -14,13 +14,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests.shared import contents
 from utils import console, runs
 from utils.settings import from_params
+from utils.start import tf
 
 
 def full_disk(*_):

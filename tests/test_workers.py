@@ -9,7 +9,6 @@ import threading
 from contextlib import ExitStack
 
 import pytest
-import tensorflow as tf
 
 from tests.shared import REPOSITORY, free_addresses, users_environment
 from utils import workers
@@ -191,6 +190,7 @@ with quiet_start():
     import tensorflow as tf
     cpu = tf.config.list_physical_devices("CPU")[0]
 from utils import workers
+from utils.start import tf
 {SHARES}
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 print(json.dumps(shares(workers.start(None).strategy)))

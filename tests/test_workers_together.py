@@ -105,9 +105,10 @@ def test_two_devices_of_one_process_learn_what_one_device_learns(faces, alone, t
         from utils.settings import read_command_line
         command = read_command_line(sys.argv[1:])
         import main
-        (processor,) = main.tf.config.list_physical_devices("CPU")
-        halves = [main.tf.config.LogicalDeviceConfiguration()] * 2
-        main.tf.config.set_logical_device_configuration(processor, halves)
+        from utils.start import tf
+        (processor,) = tf.config.list_physical_devices("CPU")
+        halves = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(processor, halves)
         sys.exit(main.main(command))"""
     words = ["--data-dir", str(faces), "--output-dir", str(tmp_path), *WORDS]
     command = [sys.executable, "-c", code, *words]
