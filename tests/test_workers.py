@@ -13,6 +13,7 @@ import pytest
 from tests.shared import REPOSITORY, free_addresses, users_environment
 from utils import workers
 from utils.settings import SettingsError
+from utils.start import tf
 
 PAIR = ["one:2222", "two:2222"]
 
@@ -190,7 +191,6 @@ with quiet_start():
     import tensorflow as tf
     cpu = tf.config.list_physical_devices("CPU")[0]
 from utils import workers
-from utils.start import tf
 {SHARES}
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 print(json.dumps(shares(workers.start(None).strategy)))
