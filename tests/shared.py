@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util.tensor_util import make_ndarray
 
 from tests.reference_runs import DEFAULT
+from utils import recorder
 from utils.dataset import BadImage, LazyImages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -63,3 +66,23 @@ def lazy(numbers=range(40), bad=(), skip=False, seen=None):
         return ARRAY[number]
 
     return LazyImages(read, np.array(numbers, int), ARRAY.shape[1:], skip)
+
+
+def written(folder, steps, split="train"):
+    """A history and one event file with a line for each step."""
+    with recorder.event_writer(folder) as events:
+        for step in steps:
+            recorder.write_line(
+                folder, events, recorder.history_line(split, step, 10, np.float32([step + 0.1, 2, 3]), 0.5)
+            )
+
+
+def scalars(folder):
+    """What TensorBoard's own reader finds: {(tag, step): value}; that none is there twice is checked on the way."""
+    found = {}
+    for path in sorted((folder / "tensorboard").glob("*tfevents*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                assert (value.tag, event.step) not in found
+                found[value.tag, event.step] = make_ndarray(value.tensor).item()
+    return found

@@ -13,7 +13,7 @@ from scipy.stats import kstest, norm
 import main
 from tests.shared import set_xla
 from tests.tiny import SHAPE, TINY, NumpyVAE, drawn, float32, plain_kl_weight, random_images, random_vae
-from utils import chance, densities, pictures, runs
+from utils import chance, densities, pictures, recorder, runs
 from utils.dataset import Dataset
 from utils.evaluation import compile_evaluation
 from utils.recorder import Recorder
@@ -382,7 +382,7 @@ def test_weights_that_are_not_finite_are_not_saved_though_the_objective_is(fit, 
     chosen = from_params(**TINY | {"loss": "mse", "autoencoder": True})
     vae = random_vae(chosen)
     vae.encoder.get_layer("posterior").bias.assign([0, 0, 0, math.nan])  # z_log_std, of no use here
-    with pytest.raises(runs.Diverged, match="posterior/bias has weights that are not finite"):
+    with pytest.raises(recorder.Diverged, match="posterior/bias has weights that are not finite"):
         fit(vae, chosen)
     assert runs.saved_steps(tmp_path) == []
 

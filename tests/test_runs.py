@@ -1,24 +1,19 @@
-"""utils/runs.py: names, history, event files, checkpoints and signals, each broken on purpose."""
+"""utils/runs.py: names, history, event files and checkpoints, each broken on purpose."""
 
 import errno
 import json
 import os
-import pickle
 import resource
 import shutil
-import signal
 import subprocess
-import threading
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.util.tensor_util import make_ndarray
 
-from tests.shared import contents
-from utils import console, runs
+from tests.shared import contents, scalars, written
+from utils import runs
 from utils.settings import from_params
 from utils.start import tf
 
@@ -143,53 +138,23 @@ def test_two_cannot_train_in_one_folder_and_the_second_may_afterwards(tmp_path):
         pass
 
 
+def test_longer_means_longer_and_the_rest_is_as_it_was(tmp_path):
+    folder = runs.create(from_params(epochs=5, output_dir=str(tmp_path)), "CPU", SHAPE)
+    before = json.loads((folder / "params.json").read_text())
+    runs.note_changes(folder, from_params(epochs=9, data_dir="moved", skip_bad_images=True, learning_rate=0.5))
+    after = json.loads((folder / "params.json").read_text())
+    assert (after["settings"].pop("epochs"), before["settings"].pop("epochs")) == (9, 5)
+    assert after["settings"].pop("data_dir") == "moved" != before["settings"].pop("data_dir")
+    assert (after["settings"].pop("skip_bad_images"), before["settings"].pop("skip_bad_images")) == (True, False)
+    assert after == before
+    assert after["image_shape"] == list(SHAPE)
+    assert after["schedule_epochs"] == 5
+
+
 # --- history and event files ------------------------------------------------------------------------------------------
-def written(folder, steps, split="train"):
-    """A history and one event file with a line for each step."""
-    with runs.event_writer(folder) as events:
-        for step in steps:
-            runs.write_line(folder, events, runs.history_line(split, step, 10, np.float32([step + 0.1, 2, 3]), 0.5))
-
-
-def scalars(folder):
-    """What TensorBoard's own reader finds: {(tag, step): value}; that none is there twice is checked on the way."""
-    found = {}
-    for path in sorted((folder / "tensorboard").glob("*tfevents*")):
-        for event in EventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                assert (value.tag, event.step) not in found
-                found[value.tag, event.step] = make_ndarray(value.tensor).item()
-    return found
-
-
 def only_event_file(folder):
     [path] = (folder / "tensorboard").iterdir()
     return path
-
-
-def test_a_line_of_the_history_adds_up():
-    line = runs.history_line("train", 150, 468, tf.constant([90.5, 80.25, 20.5]), tf.constant(0.5))
-    assert line == {
-        "step": 150, "epoch": 0.3205, "split": "train", "objective": 90.5, "reconstruction": 80.25, "kl": 20.5,
-        "kl_weight": 0.5, "elbo": -100.75,
-    }  # fmt: skip
-
-
-def test_a_line_of_the_autoencoder_has_neither_kl_nor_elbo():
-    line = runs.history_line("test", 468, 468, tf.constant([80.25, 80.25, 0]), None)
-    assert (line["kl"], line["kl_weight"], line["elbo"], line["reconstruction"]) == (None, None, None, 80.25)
-
-
-def test_tensorboard_gets_the_numbers_of_the_history_and_no_others(tmp_path):
-    written(tmp_path, [10, 20])
-    written(tmp_path, [20], split="test")
-    expected = {
-        (f"{line['split']}/{name}", line["step"]): np.float32(line[name]).item()
-        for line in runs.read_history(tmp_path)
-        for name in ("objective", "reconstruction", "kl", "kl_weight", "elbo")
-    }
-    assert len(expected) == 15
-    assert scalars(tmp_path) == expected
 
 
 def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path):
@@ -382,73 +347,3 @@ def test_a_folder_without_checkpoints_has_nothing_to_restore_and_leavings_are_sw
     shutil.copytree(tmp_path / "checkpoints", tmp_path / "checkpoints" / ".killed")
     runs.restore(state()[0], tmp_path, pytest.fail)
     assert not (tmp_path / "checkpoints" / ".killed").exists()
-
-
-@pytest.mark.parametrize("steps", [(), (10, 1_200)])
-@pytest.mark.parametrize(
-    ("terms", "words"),
-    [
-        ([np.nan, 80, 20], "objective is nan"),
-        ([np.inf, np.inf, 20], "objective is inf, reconstruction is inf"),
-        ([90, 80, -np.inf], "kl is -inf"),
-    ],
-)
-def test_terms_that_are_not_finite_are_told_with_what_is_left(terms, words, steps, tmp_path):
-    saved(tmp_path, *steps)
-    runs.check_terms(tf.constant([90.0, 80, 20]), 1_234, tmp_path)
-    left = "the checkpoint of step 1,200 is good" if steps else "there is no checkpoint yet"
-    with pytest.raises(runs.Diverged, match=f"^diverged in step 1,234: {words}; {left}; .*LEARNING_RATE"):
-        runs.check_terms(tf.constant(terms, tf.float32), 1_234, tmp_path)
-
-
-def test_weights_that_are_not_finite_are_told(tmp_path):
-    good, bad = keras.Variable([1.0, 2.0], name="good"), keras.Variable([1.0, np.inf], name="bad")
-    runs.check_weights([good], 7, tmp_path)
-    with pytest.raises(runs.Diverged, match=r"^diverged in step 7: bad has weights that are not finite; there is no"):
-        runs.check_weights([good, bad], 7, tmp_path)
-
-
-# --- interrupts -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_noted_and_the_second_stops_at_once(number):
-    before = signal.getsignal(number)
-    with runs.deferred_signals() as asked:
-        os.kill(os.getpid(), number)
-        assert asked == [number]
-        with pytest.raises(console.Stopped) as stopped:
-            os.kill(os.getpid(), signal.SIGINT)
-    assert stopped.value.args == (signal.SIGINT,)
-    assert not isinstance(stopped.value, Exception)  # so that `except Exception` lets it pass
-    assert signal.getsignal(number) is before
-
-
-def test_signals_are_left_alone_outside_the_main_thread():
-    before, asked = signal.getsignal(signal.SIGINT), []
-
-    def work():
-        with runs.deferred_signals() as signals:
-            asked.append((list(signals), signal.getsignal(signal.SIGINT)))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert asked == [([], before)]
-
-
-def test_longer_means_longer_and_the_rest_is_as_it_was(tmp_path):
-    folder = runs.create(from_params(epochs=5, output_dir=str(tmp_path)), "CPU", SHAPE)
-    before = json.loads((folder / "params.json").read_text())
-    runs.note_changes(folder, from_params(epochs=9, data_dir="moved", skip_bad_images=True, learning_rate=0.5))
-    after = json.loads((folder / "params.json").read_text())
-    assert (after["settings"].pop("epochs"), before["settings"].pop("epochs")) == (9, 5)
-    assert after["settings"].pop("data_dir") == "moved" != before["settings"].pop("data_dir")
-    assert (after["settings"].pop("skip_bad_images"), before["settings"].pop("skip_bad_images")) == (True, False)
-    assert after == before
-    assert after["image_shape"] == list(SHAPE)
-    assert after["schedule_epochs"] == 5
-
-
-def test_a_divergence_keeps_its_words_on_the_way_out_of_a_process(tmp_path):
-    error = pickle.loads(pickle.dumps(runs.diverged(7, "kl is nan", tmp_path)))
-    assert isinstance(error, runs.Diverged)
-    assert str(error).startswith("diverged in step 7: kl is nan; there is no checkpoint yet; ")

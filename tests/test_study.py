@@ -20,8 +20,9 @@ from experiments import fingerprint
 from experiments import study as studies
 from experiments.study import BASE, Training, make_study, settings_of, train_all, training_name
 from tests.shared import OURS
-from utils import console, data, runs
+from utils import console, data, recorder, runs
 from utils.dataset import DataError
+from utils.evaluation import compile_evaluation
 
 RUN_ONLY = {"data_dir", "seed", "run_name", "output_dir"}  # what has no part in a result, or is asked for
 
@@ -61,14 +62,14 @@ def test_trainings_in_processes_are_those_in_this_one_and_are_made_once(study, t
     monkeypatch.setattr(main, "train", None)  # what is finished is not trained again
     assert train_all(study, wanted[::-1]) == here[::-1]
     images = data.prepare(wanted[0].settings, print).test_images
-    loaded = main.compile_evaluation(here[0].load(), wanted[0].settings)(images)
+    loaded = compile_evaluation(here[0].load(), wanted[0].settings, main.loss_terms)(images)
     assert float(-(loaded[0] + loaded[1].sum(axis=1)).mean()) == pytest.approx(here[0].report["test_elbo"], rel=1e-6)
 
 
 @pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_was(study, monkeypatch):
     training = Training(settings_of(study, epochs=2, nll_samples=0, checkpoint_every=50), first_code, (10, 200))
-    write_line, lines = runs.write_line, []
+    write_line, lines = recorder.write_line, []
 
     def interrupt(*arguments):
         lines.append(arguments)
@@ -76,7 +77,7 @@ def test_an_interrupted_training_goes_on_where_it_was(study, monkeypatch):
             raise KeyboardInterrupt
         write_line(*arguments)
 
-    monkeypatch.setattr(runs, "write_line", interrupt)
+    monkeypatch.setattr(recorder, "write_line", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_all(study, [training])
     steps = runs.saved_steps(study.trainings / training_name(training))

@@ -1,20 +1,24 @@
 """What keeps a run while it trains: its folder, history, pictures, checkpoints, timing, signals, and several workers.
 
-main.py's loop calls a Recorder. What it says here is called by all workers in the same order, because each waits for
-the others; files are read and written by the chief alone.
+main.py's loop calls a Recorder. All workers call its methods in the same order, because each waits for the others. The
+chief alone reads and writes files.
 """
 
 import contextlib
+import json
 import math
 import shlex
 import signal
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils import batches, evaluation, pictures, report, runs, workers
-from utils.console import Stopped
+from utils.console import Problem, Stopped, raise_stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.settings import Settings, unread_notes
 from utils.start import HAS_GPU, tf, xla_pays
@@ -94,8 +98,8 @@ class Recorder:
             ends = self.horizon // self.steps_per_epoch
             self.say(f"note       the learning rate's cosine ends with epoch {ends}, as saved, and stays a hundredth")
         with (
-            runs.event_writer(folder) as self.events,
-            runs.deferred_signals() as self.signals,
+            event_writer(folder) as self.events,
+            deferred_signals() as self.signals,
             report.progress_bar(self.last_step, self.step, shown=crew.is_chief) as self.bar,
             contextlib.closing(batches.of_run(self.dataset.train_images, s, self.step, crew)) as self.coming,
         ):
@@ -130,8 +134,11 @@ class Recorder:
         """batches.of_run for the steps that are left. If an image cannot be read, a checkpoint is saved first."""
         while self.step < self.last_step:
             asked = time.perf_counter()
-            with runs.saved_if_unreadable(self.checkpoint, self.folder, self.step):
+            try:
                 coming = next(self.coming)
+            except BadImage:
+                runs.save(self.checkpoint, self.folder, self.step)
+                raise
             self.waited += time.perf_counter() - asked
             yield coming
 
@@ -145,7 +152,7 @@ class Recorder:
         """Take over what train_steps returned. Here, once for many steps, Python waits. Raises Diverged."""
         self.step = int(step)
         self.sums_so_far.assign(sums)
-        runs.check_terms(terms, self.step, self.folder)
+        check_terms(terms, self.step, self.folder)
 
     def call_watch(self) -> None:
         """Show the VAE to whoever watches it after this number of steps."""
@@ -165,7 +172,7 @@ class Recorder:
             line["images_per_second"] = round((self.step - self.last_line) * self.s.batch_size / (now - self.clock))
             if isinstance(self.dataset.train_images, LazyImages):
                 line["waiting"] = round(self.waited / (now - self.clock), 3)
-            runs.write_line(self.folder, self.events, line)
+            write_line(self.folder, self.events, line)
             self.sums_so_far.assign(tf.zeros(3))
             self.start.assign(self.step)
             self.last_line, self.clock, self.waited = self.step, now, 0.0
@@ -173,8 +180,8 @@ class Recorder:
 
     def write_test_line(self, terms: tf.Tensor, weight: tf.Tensor) -> None:
         """Write a test line of the history. Raises Diverged."""
-        runs.check_terms(terms, self.step, self.folder)
-        runs.write_line(self.folder, self.events, self._line("test", terms, weight))
+        check_terms(terms, self.step, self.folder)
+        write_line(self.folder, self.events, self._line("test", terms, weight))
 
     def write_pictures(self, draw: Callable[[], dict[str, Any]]) -> None:
         """Write the grids that draw() returns, if they are due: at the start, and every IMAGES_EVERY epochs."""
@@ -182,11 +189,11 @@ class Recorder:
         if is_due and self.crew.is_chief:
             grids = draw()
             pictures.write_grids(self.folder, self.epoch, grids)
-            runs.write_images(self.folder, self.events, self.step, grids)
+            write_images(self.folder, self.events, self.step, grids)
 
     def _line(self, split: str, terms: tf.Tensor, weight: tf.Tensor) -> dict[str, Any]:
         weight = None if self.s.autoencoder else weight
-        return runs.history_line(split, self.step, self.steps_per_epoch, terms, weight)
+        return history_line(split, self.step, self.steps_per_epoch, terms, weight)
 
     # --- what is saved ------------------------------------------------------------------------------------------------
     def save(self) -> None:
@@ -197,7 +204,7 @@ class Recorder:
         self.call_watch()
         stopped = workers.agree(self.crew, bool(self.signals))
         if stopped or self.step in (self.save_due, self.last_step):
-            runs.check_weights(self.vae.weights, self.step, self.folder)
+            check_weights(self.vae.weights, self.step, self.folder)
             if self.crew.is_chief:
                 runs.save(self.checkpoint, self.folder, self.step)
         if stopped:
@@ -213,3 +220,97 @@ class Recorder:
         self.say(report.table(judged))
         if skipped := report.skipped(self.dataset):
             self.say(skipped)
+
+
+# --- history ----------------------------------------------------------------------------------------------------------
+def history_line(split: str, step: int, steps_per_epoch: int, terms: Any, weight: Any | None) -> dict[str, Any]:
+    """A line of history.jsonl after `step` steps; `terms` (3,) are objective, reconstruction loss and KL, in nats.
+
+    `weight` is the KL's; None is the plain autoencoder, which has neither KL nor ELBO.
+    """
+    objective, reconstruction, kl = (float(term) for term in terms)
+    line = {"step": step, "epoch": round(step / steps_per_epoch, 4), "split": split, "objective": objective}
+    line |= {"reconstruction": reconstruction} | dict.fromkeys(("kl", "kl_weight", "elbo"))
+    if weight is not None:
+        line |= {"kl": kl, "kl_weight": float(weight), "elbo": -(reconstruction + kl)}
+    return line
+
+
+@contextlib.contextmanager
+def event_writer(folder: Path) -> Iterator[tf.summary.SummaryWriter]:
+    """TensorBoard's writer for a run; it is closed at the end of the block. Raises OSError."""
+    place = folder / "tensorboard"
+    with runs.os_errors(place):
+        events = tf.summary.create_file_writer(str(place))
+    try:
+        yield events
+    finally:
+        with runs.os_errors(place):
+            events.close()
+
+
+def write_line(folder: Path, events: tf.summary.SummaryWriter, line: dict[str, Any]) -> None:
+    """Add a line to history.jsonl, and its numbers to TensorBoard under train/ or test/. Raises OSError."""
+    with open(folder / "history.jsonl", "a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+    with runs.os_errors(folder / "tensorboard"), events.as_default(step=line["step"]):
+        for name, value in line.items():
+            if isinstance(value, float) and name != "epoch":
+                tf.summary.scalar(f"{line['split']}/{name}", value)
+
+
+def write_images(folder: Path, events: tf.summary.SummaryWriter, step: int, grids: dict[str, np.ndarray]) -> None:
+    """Show grids, uint8 (height, width, C) by name, in TensorBoard. Raises OSError."""
+    with runs.os_errors(folder / "tensorboard"), events.as_default(step=step):
+        for name, sheet in grids.items():
+            tf.summary.image(name, sheet[np.newaxis])
+
+
+# --- what ends a training ---------------------------------------------------------------------------------------------
+def check_terms(terms: tf.Tensor, step: int, folder: Path) -> None:
+    """Raise Diverged if objective, reconstruction loss or KL, in this order (3,), is NaN or infinite."""
+    named = zip(("objective", "reconstruction", "kl"), terms.numpy(), strict=True)
+    if broken := [f"{name} is {value}" for name, value in named if not np.isfinite(value)]:
+        raise diverged(step, ", ".join(broken), folder)
+
+
+def check_weights(weights: Iterable[Any], step: int, folder: Path) -> None:
+    """Raise Diverged if a weight is NaN or infinite."""
+    if broken := [weight.path for weight in weights if not np.isfinite(weight.numpy()).all()]:
+        raise diverged(step, f"{broken[0]} has weights that are not finite", folder)
+
+
+class Diverged(Problem):
+    """Training broke at a step; its text says how, and what is left to go on from."""
+
+
+def diverged(step: int, what: str, folder: Path) -> Diverged:
+    """The error for `what` happened in a step of the run in `folder`."""
+    steps = runs.saved_steps(folder)
+    left = f"the checkpoint of step {steps[-1]:,} is good" if steps else "there is no checkpoint yet"
+    advice = "going on would break it again; a new run with a lower LEARNING_RATE may not"
+    return Diverged(f"diverged in step {step:,}: {what}; {left}; {advice}")
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[list[int]]:
+    """Within the block a Ctrl-C or SIGTERM only adds its number to the list, for the loop to read where it is safe.
+
+    A second one raises Stopped at once. Signals reach the main thread only; in another one the list stays empty.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            raise_stopped(number, frame)
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -14,20 +14,16 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
 
-from utils.console import Problem, raise_stopped
-from utils.dataset import BadImage
+from utils.console import Problem
 from utils.files import write_json, write_whole
 from utils.settings import Settings, SettingsError, load_saved, unread
 from utils.start import tf
@@ -181,19 +177,6 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 # --- history ----------------------------------------------------------------------------------------------------------
-def history_line(split: str, step: int, steps_per_epoch: int, terms: Any, weight: Any | None) -> dict[str, Any]:
-    """A line of history.jsonl after `step` steps; `terms` (3,) are objective, reconstruction loss and KL, in nats.
-
-    `weight` is the KL's; None is the plain autoencoder, which has neither KL nor ELBO.
-    """
-    objective, reconstruction, kl = (float(term) for term in terms)
-    line = {"step": step, "epoch": round(step / steps_per_epoch, 4), "split": split, "objective": objective}
-    line |= {"reconstruction": reconstruction} | dict.fromkeys(("kl", "kl_weight", "elbo"))
-    if weight is not None:
-        line |= {"kl": kl, "kl_weight": float(weight), "elbo": -(reconstruction + kl)}
-    return line
-
-
 @contextlib.contextmanager
 def os_errors(place: Path) -> Iterator[None]:
     """Raise what TensorFlow's writers raise (a full disk, no permission) as OSError."""
@@ -201,36 +184,6 @@ def os_errors(place: Path) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         raise OSError(errno.EIO, one_line(error.message), str(place)) from None
-
-
-@contextlib.contextmanager
-def event_writer(folder: Path) -> Iterator[tf.summary.SummaryWriter]:
-    """TensorBoard's writer for a run; it is closed at the end of the block. Raises OSError."""
-    place = folder / "tensorboard"
-    with os_errors(place):
-        events = tf.summary.create_file_writer(str(place))
-    try:
-        yield events
-    finally:
-        with os_errors(place):
-            events.close()
-
-
-def write_line(folder: Path, events: tf.summary.SummaryWriter, line: dict[str, Any]) -> None:
-    """Add a line to history.jsonl, and its numbers to TensorBoard under train/ or test/. Raises OSError."""
-    with open(folder / "history.jsonl", "a") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-    with os_errors(folder / "tensorboard"), events.as_default(step=line["step"]):
-        for name, value in line.items():
-            if isinstance(value, float) and name != "epoch":
-                tf.summary.scalar(f"{line['split']}/{name}", value)
-
-
-def write_images(folder: Path, events: tf.summary.SummaryWriter, step: int, grids: dict[str, np.ndarray]) -> None:
-    """Show grids, uint8 (height, width, C) by name, in TensorBoard. Raises OSError."""
-    with os_errors(folder / "tensorboard"), events.as_default(step=step):
-        for name, sheet in grids.items():
-            tf.summary.image(name, sheet[np.newaxis])
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
@@ -315,16 +268,6 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], 
         raise RunError(f"{folder}: all its checkpoints are damaged or of another main.py; start a new run")
 
 
-@contextlib.contextmanager
-def saved_if_unreadable(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> Iterator[None]:
-    """Save the checkpoint of `step` if an image cannot be read, so that nothing is lost by it."""
-    try:
-        yield
-    except BadImage:
-        save(checkpoint, folder, step)
-        raise
-
-
 def load_weights(vae: Any, folder: Path) -> None:
     """Load the newest weights of a run into a VAE of the same shape. Raises RunError if there are none."""
     if not (steps := saved_steps(folder)):
@@ -351,57 +294,7 @@ def start_from(settings: Settings, vae: Any, say: Callable[[str], None]) -> None
     load_weights(vae, folder)
 
 
-def check_terms(terms: tf.Tensor, step: int, folder: Path) -> None:
-    """Raise Diverged if objective, reconstruction loss or KL, in this order (3,), is NaN or infinite."""
-    named = zip(("objective", "reconstruction", "kl"), terms.numpy(), strict=True)
-    if broken := [f"{name} is {value}" for name, value in named if not np.isfinite(value)]:
-        raise diverged(step, ", ".join(broken), folder)
-
-
-def check_weights(weights: Iterable[Any], step: int, folder: Path) -> None:
-    """Raise Diverged if a weight is NaN or infinite."""
-    if broken := [weight.path for weight in weights if not np.isfinite(weight.numpy()).all()]:
-        raise diverged(step, f"{broken[0]} has weights that are not finite", folder)
-
-
-class Diverged(Problem):
-    """Training broke at a step; its text says how, and what is left to go on from."""
-
-
-def diverged(step: int, what: str, folder: Path) -> Diverged:
-    """The error for `what` happened in a step of the run in `folder`."""
-    steps = saved_steps(folder)
-    left = f"the checkpoint of step {steps[-1]:,} is good" if steps else "there is no checkpoint yet"
-    advice = "going on would break it again; a new run with a lower LEARNING_RATE may not"
-    return Diverged(f"diverged in step {step:,}: {what}; {left}; {advice}")
-
-
 def one_line(message: str) -> str:
     """An error's first line, or its last 60 characters if it is long."""
     line = next(iter(message.strip().splitlines()), "no reason given")
     return line if len(line) <= 60 else f"...{line[-60:]}"
-
-
-# --- interrupts -------------------------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def deferred_signals() -> Iterator[list[int]]:
-    """Within the block a Ctrl-C or SIGTERM only adds its number to the list, for the loop to read where it is safe.
-
-    A second one raises Stopped at once. Signals reach the main thread only; in another one the list stays empty.
-    """
-    asked: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if asked:
-            raise_stopped(number, frame)
-        asked.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
