@@ -40,6 +40,7 @@ READER = """
 import importlib.util, json, os, sys, warnings
 import keras
 import numpy as np
+import tensorflow as tf
 
 warnings.simplefilter("error")
 repository, draws, *folders = sys.argv[1:]
