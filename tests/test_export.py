@@ -205,7 +205,7 @@ def test_what_is_in_the_folder_is_told_beside_it_and_on_the_console(exported):
     assert {path.name for path in place.iterdir()} == set(export.FILES)
     about = json.loads((place / "export.json").read_text())
     images = {"shape": [None, 4, 3, 2], "dtype": "float32"}
-    latents = {"shape": [None, 3], "dtype": "float32"}
+    latents = {"shape": [None, 4], "dtype": "float32"}  # three, and one of noise
     assert about["signatures"] == {
         "encode": {"inputs": {"x": images}, "outputs": {"z_mean": latents, "z_log_std": latents}},
         "decode": {"inputs": {"z": {"shape": [None, 4], "dtype": "float32"}}, "outputs": {"brightness": images}},
@@ -219,7 +219,7 @@ def test_what_is_in_the_folder_is_told_beside_it_and_on_the_console(exported):
     assert about["versions"]["tensorflow"] == tf.__version__
     assert run.lines[:5] == [
         f"run        {run.folder}, step 7",
-        "encode     x float32 (B, 4, 3, 2) -> z_mean float32 (B, 3), z_log_std float32 (B, 3)",
+        "encode     x float32 (B, 4, 3, 2) -> z_mean float32 (B, 4), z_log_std float32 (B, 4)",
         "decode     z float32 (B, 4) -> brightness float32 (B, 4, 3, 2)",
         "sample     count int32, seed int64 -> brightness float32 (B, 4, 3, 2)",
         f"export     {place}: encoder.keras, decoder.keras, saved_model, export.json",
