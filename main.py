@@ -243,7 +243,9 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, s: Settings, crew:
     step. It returns the sums, the terms of the last step, and the step it has come to, which is earlier than `stop` if
     these terms are not finite. Steps are integer tensors: a new Python number would be compiled once more.
 
-    `crew` is who trains together (utils/workers.py): each device differentiates for its share of the images.
+    `crew` is who trains together (utils/workers.py): each device differentiates for its share of the images. Most runs
+    have one device, and a batch is one part: then `own_shares`, `in_parts`, `mean_over_replicas` and `on_replicas` do
+    nothing.
     """
     weights, parts = vae.weights, parts_of_batch(s, crew.replicas)
     compiled = xla_pays(vae.encoder, vae.decoder)
@@ -255,7 +257,7 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, s: Settings, crew:
             minimised, terms = on_batch(vae, brightness(images), noise, weight, s)
         return tape.gradient(minimised, [variable.value for variable in weights]), terms
 
-    differentiate = bounds.in_parts(differentiate, parts, weights)  # if one batch would take too much memory
+    differentiate = bounds.in_parts(differentiate, parts, weights)  # where a whole batch would take too much memory
 
     def train_step(images, step, weight):
         gradients, terms = differentiate(images, step, weight)
@@ -276,7 +278,24 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, s: Settings, crew:
     return train_steps
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- evaluation -------------------------------------------------------------------------------------------------------
+def compile_test(vae: VAE, s: Settings, evaluate: Callable) -> Callable:
+    """A function: uint8 test images (N, H, W, C), KL weight -> their mean_terms (3,), with the training's objective.
+
+    `evaluate` is from evaluation.compile_evaluation.
+    """
+    bound = bounds.compile_bound(vae, s, reconstruction_loss)
+
+    def test(images, weight):
+        reconstruction, kl, _ = evaluate(images)
+        minimised = objective(reconstruction, kl, weight, s, math.prod(images.shape[1:]))
+        if s.bound != "elbo":
+            minimised = -bound(images, weight).mean()
+        return mean_terms(minimised, reconstruction, kl)
+
+    return test
+
+
 def sample_prior(vae: VAE, count: int, key: tf.Tensor) -> tf.Tensor:
     """Latents (count, L) from the prior. Decoded, they are the model's own images."""
     return vae.prior.sample(count, key)
@@ -302,23 +321,6 @@ def draw_grids(vae: VAE, s: Settings, dataset: Dataset) -> dict[str, np.ndarray]
 
 
 # --- loop -------------------------------------------------------------------------------------------------------------
-def compile_test(vae: VAE, s: Settings, evaluate: Callable) -> Callable:
-    """A function: uint8 test images (N, H, W, C), KL weight -> their mean_terms (3,), with the training's objective.
-
-    `evaluate` is from evaluation.compile_evaluation.
-    """
-    bound = bounds.compile_bound(vae, s, reconstruction_loss)
-
-    def test(images, weight):
-        reconstruction, kl, _ = evaluate(images)
-        minimised = objective(reconstruction, kl, weight, s, math.prod(images.shape[1:]))
-        if s.bound != "elbo":
-            minimised = -bound(images, weight).mean()
-        return mean_terms(minimised, reconstruction, kl)
-
-    return test
-
-
 def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Recorder) -> None:
     """Train to the last epoch, from the newest checkpoint or from the start.
 

@@ -67,7 +67,8 @@ def test_the_film_has_a_frame_for_every_grid_in_the_order_of_the_epochs(name, ep
     sheet = np.full((4, 90, 1), 7, np.uint8)  # a collapsed run: the same picture all the time
     for epoch in reversed(epochs):
         images.save_png(tmp_path / f"{name}_{epoch:03}.png", images.captioned(sheet, f"epoch {epoch}"))
-    images.save_png(tmp_path / "curves.png", Image.new("L", (180, 34)))  # no frame
+    for other in ("curves", f"{name}_mixture"):  # no frames; the second is from experiments/evaluate.py
+        images.save_png(tmp_path / f"{other}.png", Image.new("L", (180, 34)))
     pictures.write_film(tmp_path, name)
     with Image.open(tmp_path / "training.gif") as film:
         assert (film.n_frames, film.info["loop"]) == (len(epochs), 0)

@@ -48,7 +48,7 @@ def write_grids(folder: Path, epoch: int, grids: dict[str, np.ndarray]) -> None:
 
 def grids_of(folder: Path, name: str) -> list[Path]:
     """A run's grids called `name`, in the order of their epochs."""
-    return sorted(folder.glob(f"{name}_*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    return sorted(folder.glob(f"{name}_[0-9]*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))
 
 
 def write_film(folder: Path, name: str) -> None:
