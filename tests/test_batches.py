@@ -15,7 +15,7 @@ import main
 from experiments import draw_faces
 from tests.shared import ARRAY, lazy
 from tests.tiny import TINY, random_images
-from utils import batches, chance, runs
+from utils import batches, runs
 from utils.batches import chunk_steps, draw_epoch, of_run, one_ahead, parts_of_batch, places_of_worker, stream
 from utils.chance import SHUFFLE
 from utils.dataset import BadImage, DataError, LazyImages, epoch_order
@@ -244,8 +244,8 @@ def trained(folder, **changes):
 def test_a_bad_image_ends_a_run_which_goes_on_with_the_next_one_as_if_it_had_always_been_skipped(tmp_path, monkeypatch):
     faces = tmp_path / "faces"
     draw_faces.draw(faces, 100)
-    monkeypatch.setattr(main, "steps_at_once", lambda images, settings: 1)  # so that the pieces are many
-    order = epoch_order(80, (from_params().seed, chance.SHUFFLE, 1))
+    monkeypatch.setattr(batches, "CHUNK_BYTES", 0)  # so that the pieces are many
+    order = epoch_order(80, (from_params().seed, SHUFFLE, 1))
     bad = faces / "img_align_celeba" / f"{order[3 * 16 + 5] + 1:06}.jpg"  # of the fourth step
     whole = bad.read_bytes()
     never = trained(faces, output_dir=str(tmp_path / "never"))[1]
