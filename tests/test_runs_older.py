@@ -142,7 +142,7 @@ for count in "34":
     run("--resume", "old", "--epochs", count)
 folder = runs.find("forgetful", "predictions")
 print("evaluate")
-evaluate.load_run(folder)
+evaluate.load_run(folder, print)
 print("export")
 export.export(folder)
 print("start")
