@@ -6,19 +6,8 @@ The VAE of the Analysis (784-256-256-20) with one thing changed at a time: the w
 the number of latents. Each is trained with three seeds.
 """
 
-from experiments.study import (
-    Study,
-    Trained,
-    Training,
-    publish,
-    read_command_line,
-    run_study,
-    settings_of,
-    shown,
-    summary,
-    table,
-    train_all,
-)
+from experiments.results import publish, shown, summary, table
+from experiments.study import Study, Trained, Training, read_command_line, run_study, settings_of, train_all
 
 if __name__ == "__main__":
     STUDY = read_command_line("architecture", __doc__)  # before the seconds that TensorFlow takes

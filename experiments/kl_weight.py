@@ -9,7 +9,8 @@ Then takes the KL of the trained models in other ways: by one sample instead of 
 together instead of each image's.
 """
 
-from experiments.study import read_command_line
+from experiments.results import in_percent, over_seeds, publish, shown, summary, table
+from experiments.study import Study, Trained, Training, read_command_line, run_study, settings_of, steps_of, train_all
 
 if __name__ == "__main__":
     STUDY = read_command_line("kl_weight", __doc__)  # before the seconds that TensorFlow takes
@@ -26,24 +27,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 import main
 from experiments import latent
 from experiments.figures import draw_images, draw_spread
-from experiments.study import (
-    Study,
-    Trained,
-    Training,
-    digit_classifier,
-    in_percent,
-    judge_samples,
-    over_seeds,
-    prior_samples,
-    publish,
-    run_study,
-    settings_of,
-    shown,
-    steps_of,
-    summary,
-    table,
-    train_all,
-)
+from experiments.samples import digit_classifier, judge_samples, prior_samples
 from utils import data
 from utils.batches import brightness
 from utils.plots import save_figure

@@ -18,23 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.results import in_percent, over_seeds, publish, shown, table
 from experiments.study import (
     BASE,
     Study,
     Trained,
     Training,
-    digit_classifier,
-    in_percent,
-    judge_samples,
-    over_seeds,
-    prior_samples,
-    publish,
     read_command_line,
     run_study,
     settings_of,
-    shown,
     steps_of,
-    table,
     train_all,
 )
 
@@ -53,6 +46,7 @@ from experiments import latent
 from experiments.classifier import probabilities, sure_share
 from experiments.figures import draw_images, draw_spread
 from experiments.latent import evenly
+from experiments.samples import digit_classifier, judge_samples, prior_samples
 from utils import data
 from utils.batches import brightness
 from utils.dataset import Dataset, in_batches

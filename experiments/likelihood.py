@@ -138,7 +138,7 @@ from matplotlib.figure import Figure
 import main as vae_main
 from experiments import evaluate
 from experiments.fingerprint import fingerprint, settings_that_count
-from experiments.study import table, with_tables
+from experiments.results import table, with_tables
 from utils import console, plots, runs
 
 

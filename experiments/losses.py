@@ -7,25 +7,8 @@ grey pixels, with the reconstruction averaged over pixels and the KL summed. The
 scored on the same things: CE, MSE and AD of their reconstructions of the test set, KL, active units, samples.
 """
 
-from experiments.study import (
-    Study,
-    Trained,
-    Training,
-    digit_classifier,
-    in_percent,
-    judge_samples,
-    over_seeds,
-    prior_samples,
-    publish,
-    read_command_line,
-    run_study,
-    settings_of,
-    shown,
-    steps_of,
-    summary,
-    table,
-    train_all,
-)
+from experiments.results import in_percent, over_seeds, publish, shown, summary, table
+from experiments.study import Study, Trained, Training, read_command_line, run_study, settings_of, steps_of, train_all
 
 if __name__ == "__main__":
     STUDY = read_command_line("losses", __doc__)  # before the seconds that TensorFlow takes
@@ -35,6 +18,7 @@ from matplotlib.figure import Figure
 
 import main
 from experiments import classifier, figures
+from experiments.samples import digit_classifier, judge_samples, prior_samples
 from utils import data, plots
 from utils.batches import brightness
 from utils.dataset import Dataset, in_batches

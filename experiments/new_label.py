@@ -25,18 +25,15 @@ from typing import Any
 
 import numpy as np
 
+from experiments.results import publish, shown, summary, table
 from experiments.study import (
     Study,
     Trained,
     Training,
-    publish,
     read_command_line,
     run_study,
     settings_of,
-    shown,
     steps_of,
-    summary,
-    table,
     train_all,
     training_name,
 )

@@ -25,23 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.study import (
-    Study,
-    Trained,
-    Training,
-    digit_classifier,
-    in_percent,
-    judge_samples,
-    prior_samples,
-    publish,
-    read_command_line,
-    run_study,
-    settings_of,
-    shown,
-    summary,
-    table,
-    train_all,
-)
+from experiments.results import in_percent, publish, shown, summary, table
+from experiments.study import Study, Trained, Training, read_command_line, run_study, settings_of, train_all
 
 if __name__ == "__main__":
     STUDY = read_command_line("noise_latents", __doc__)  # before the seconds that TensorFlow takes
@@ -51,6 +36,7 @@ from scipy.special import expit
 
 import main
 from experiments import figures
+from experiments.samples import digit_classifier, judge_samples, prior_samples
 from utils import data, plots
 from utils.batches import brightness
 from utils.dataset import Dataset

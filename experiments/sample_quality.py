@@ -20,24 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.study import (
-    BASE,
-    Study,
-    Trained,
-    Training,
-    digit_classifier,
-    in_percent,
-    judge_samples,
-    over_seeds,
-    prior_samples,
-    publish,
-    read_command_line,
-    run_study,
-    settings_of,
-    shown,
-    table,
-    train_all,
-)
+from experiments.results import in_percent, over_seeds, publish, shown, table
+from experiments.study import BASE, Study, Trained, Training, read_command_line, run_study, settings_of, train_all
 
 if __name__ == "__main__":
     STUDY = read_command_line("sample_quality", __doc__)  # before the seconds that TensorFlow takes
@@ -46,6 +30,7 @@ from matplotlib.figure import Figure
 
 import main
 from experiments import classifier, figures, latent
+from experiments.samples import digit_classifier, judge_samples, prior_samples
 from utils import data, plots
 from utils.batches import brightness
 from utils.dataset import Dataset, binarize

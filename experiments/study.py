@@ -14,9 +14,8 @@ import contextlib
 import json
 import multiprocessing
 import os
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -29,7 +28,7 @@ from tqdm import tqdm
 from experiments.fingerprint import ROOT, code_of, fingerprint, settings_that_count, sources
 from experiments.load import load_vae
 from utils import console, data, mnist
-from utils.files import write_json, write_whole
+from utils.files import write_json
 from utils.settings import BEFORE, Settings, from_params
 
 PROCESSES_LOG = "processes.log"  # TensorFlow's chatter in the processes that train, and why one of them died
@@ -290,94 +289,3 @@ def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tup
         os.replace(beside, place / f"{step}.npz")
 
     main.train(settings, started, lambda line: None, keep, watch_at)
-
-
-# --- samples ----------------------------------------------------------------------------------------------------------
-def digit_classifier(study: Study) -> Any:
-    """The classifier of experiments/classifier.py that judges samples, trained on the grey images in ten seconds."""
-    from experiments import classifier
-
-    dataset = mnist.load(BASE["dataset"], from_params().data_dir)
-    images = 5_000 if study.quick else len(dataset.train_images)
-    return classifier.train_classifier(dataset.train_images[:images], dataset.train_labels[:images], study.seed)
-
-
-def prior_samples(vae: Any, count: int, seed: int) -> np.ndarray:
-    """Images (count, H, W, C) decoded from draws from the prior, brightness in [0, 1]; the same draws for a seed."""
-    import main
-    from utils.chance import GRID_LATENTS, random_key
-
-    if vae.prior.weights:
-        latents = main.sample_prior(vae, count, random_key(seed, GRID_LATENTS, 0))
-    else:  # N(0, I), drawn as ever
-        latents = np.random.default_rng(seed).standard_normal((count, vae.decoder.input_shape[1])).astype(np.float32)
-    return main.decode(vae, latents)
-
-
-def judge_samples(judge: Any, samples: np.ndarray) -> dict[str, float]:
-    """What the digit classifier says of samples (N, H, W, C): the share it is sure of, and of how many digits.
-
-    `digits` is the exponential of the entropy of its verdicts: 10 if all digits are equally frequent, 1 if it sees the
-    same in all.
-    """
-    from experiments.classifier import effective_classes, probabilities, sure_share
-
-    verdicts = probabilities(judge, samples)
-    return {"sure": sure_share(verdicts), "digits": effective_classes(verdicts)}
-
-
-# --- results ----------------------------------------------------------------------------------------------------------
-def summary(values: Iterable[float]) -> dict[str, Any]:
-    """Mean and, of several values, their standard deviation (of one: None), with the values themselves."""
-    values = [float(value) for value in values]
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "sd": spread, "values": values}
-
-
-def over_seeds(values: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """The same numbers of several seeds, each summarised."""
-    return {name: summary(value[name] for value in values) for name in values[0]}
-
-
-def in_percent(summarised: dict[str, Any]) -> dict[str, Any]:
-    """A summary of shares as one of percents."""
-    return summary(100 * value for value in summarised["values"])
-
-
-def shown(summarised: dict[str, Any], digits: int = 1) -> str:
-    """A summary as tables show it, "96.3 ± 0.2"; without a spread that rounds to 0."""
-    mean, spread = summarised["mean"], summarised["sd"]
-    if spread is None or round(spread, digits) == 0:
-        return f"{mean:,.{digits}f}"
-    return f"{mean:,.{digits}f} ± {spread:.{digits}f}"
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> None:
-    """Write numbers and tables to <name>.json beside the figures, print the tables, and put them into the README.
-
-    In the README a table stands between <!-- table: <key> --> and <!-- end -->. It is replaced only when the README's
-    own figures are, in images/.
-    """
-    about = {"command": f"python -m experiments.{study.name}", "seeds": study.seeds, "quick": study.quick}
-    write_json(study.images / f"{study.name}.json", about | numbers | {"tables": tables})
-    for text in tables.values():
-        print(f"\n{text}")
-    if not study.quick and study.images == ROOT / "images":
-        path = ROOT / "README.md"
-        write_whole(path, with_tables(path.read_text(), tables).encode())
-
-
-def with_tables(readme: str, tables: dict[str, str]) -> str:
-    """The README with these tables in their places. Raises ValueError if a place is missing."""
-    for key, text in tables.items():
-        place = re.compile(rf"(<!-- table: {re.escape(key)} -->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
-        readme, replaced = place.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", readme)
-        if replaced != 1:
-            raise ValueError(f"README.md: {replaced} places for the table {key!r}, not one")
-    return readme

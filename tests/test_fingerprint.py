@@ -9,7 +9,7 @@ import pytest
 from pydantic import create_model
 
 import experiments.fingerprint
-from experiments import likelihood, losses, new_label, study
+from experiments import likelihood, losses, new_label, samples, study
 from experiments.fingerprint import ROOT, code_of, files_of, modules_of, settings_that_count, sources
 from tests.shared import OURS
 from utils.settings import BEFORE, from_params, read_constants
@@ -130,9 +130,10 @@ def test_a_watch_is_known_by_all_that_it_uses():
     assert found[f"{here}.HELD_OUT"] == "300"
     assert found["utils.mnist"] == code_of("utils.mnist")
     found = sources(losses.progress, {})
-    assert {"experiments.study.prior_samples", "experiments.losses.JUDGED", "main"} <= set(found)
+    assert {"experiments.samples.prior_samples", "experiments.losses.JUDGED", "main"} <= set(found)
     assert "experiments.classifier" not in found
-    assert "experiments.classifier" in sources(study.judge_samples, {})  # which it imports within
+    assert "experiments.classifier" in sources(samples.judge_samples, {})
+    assert "utils.start" in sources(study.use_one_thread, {})  # which it imports within
 
 
 EXPERIMENT = '''

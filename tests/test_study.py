@@ -16,7 +16,7 @@ import pytest
 
 import main
 from experiments import all as everything
-from experiments import fingerprint
+from experiments import fingerprint, results
 from experiments import study as studies
 from experiments.study import BASE, Training, make_study, settings_of, train_all, training_name
 from tests.shared import OURS
@@ -112,20 +112,20 @@ def test_a_training_is_known_by_its_settings_what_is_watched_and_the_code(study,
 
 
 def test_a_summary_is_a_mean_with_its_spread():
-    assert studies.summary([1, 2, 6]) == {"mean": 3, "sd": pytest.approx(7**0.5), "values": [1, 2, 6]}
-    assert studies.shown(studies.summary([1, 2, 6])) == "3.0 ± 2.6"
-    assert studies.shown(studies.summary([1234.5])) == "1,234.5"
-    assert studies.shown(studies.summary([2.01, 2.02])) == "2.0"
-    assert studies.table(["a", "b"], [[1, 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert results.summary([1, 2, 6]) == {"mean": 3, "sd": pytest.approx(7**0.5), "values": [1, 2, 6]}
+    assert results.shown(results.summary([1, 2, 6])) == "3.0 ± 2.6"
+    assert results.shown(results.summary([1234.5])) == "1,234.5"
+    assert results.shown(results.summary([2.01, 2.02])) == "2.0"
+    assert results.table(["a", "b"], [[1, 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
 def test_tables_replace_what_stands_in_their_places_only():
     readme = "1\n<!-- table: a -->\nold\n<!-- end -->\n2\n<!-- table: b -->\n<!-- end -->\n3\n"
-    new = studies.with_tables(readme, {"a": r"| \1 |", "b": "| 2 |"})
+    new = results.with_tables(readme, {"a": r"| \1 |", "b": "| 2 |"})
     assert new == "1\n<!-- table: a -->\n| \\1 |\n<!-- end -->\n2\n<!-- table: b -->\n| 2 |\n<!-- end -->\n3\n"
-    assert studies.with_tables(new, {"a": "old", "b": ""}).count("old") == 1
+    assert results.with_tables(new, {"a": "old", "b": ""}).count("old") == 1
     with pytest.raises(ValueError, match="0 places for the table 'c'"):
-        studies.with_tables(readme, {"c": ""})
+        results.with_tables(readme, {"c": ""})
 
 
 @pytest.mark.parametrize("name", everything.EXPERIMENTS)
@@ -133,12 +133,12 @@ def test_the_readme_shows_the_tables_of_the_committed_numbers(name):
     numbers = json.loads((studies.ROOT / "images" / f"{name}.json").read_text())
     assert not numbers["quick"]
     readme = (studies.ROOT / "README.md").read_text()
-    assert studies.with_tables(readme, numbers["tables"]) == readme
+    assert results.with_tables(readme, numbers["tables"]) == readme
 
 
 def test_a_quick_study_touches_neither_the_readme_nor_its_images(study, capsys):
     before = (studies.ROOT / "README.md").read_text()
-    studies.publish(study, {"x": 1}, {"nowhere": "| 1 |"})
+    results.publish(study, {"x": 1}, {"nowhere": "| 1 |"})
     assert json.loads((study.images / "toy.json").read_text())["x"] == 1
     assert "| 1 |" in capsys.readouterr().out
     assert (studies.ROOT / "README.md").read_text() == before
@@ -151,7 +151,7 @@ def test_all_runs_what_is_not_finished_and_goes_on_behind_what_is(study, monkeyp
     assert ran == ["losses"]
 
     def finish(words):
-        studies.run_study(study._replace(name=ran[-1]), lambda one: studies.publish(one, {}, {}))
+        studies.run_study(study._replace(name=ran[-1]), lambda one: results.publish(one, {}, {}))
         return 0
 
     monkeypatch.setattr(everything, "run", finish)

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from experiments import likelihood
-from experiments.study import ROOT, with_tables
+from experiments.results import with_tables
+from experiments.study import ROOT
 from tests.shared import OURS, set_xla
 from utils import runs
 

@@ -1,0 +1,67 @@
+"""Numbers of an experiment as its tables show them, and where they go: a JSON file, the console, the README."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.fingerprint import ROOT
+from experiments.study import Study
+from utils.files import write_json, write_whole
+
+
+def summary(values: Iterable[float]) -> dict[str, Any]:
+    """Mean and, of several values, their standard deviation (of one: None), with the values themselves."""
+    values = [float(value) for value in values]
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": spread, "values": values}
+
+
+def over_seeds(values: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """The same numbers of several seeds, each summarised."""
+    return {name: summary(value[name] for value in values) for name in values[0]}
+
+
+def in_percent(summarised: dict[str, Any]) -> dict[str, Any]:
+    """A summary of shares as one of percents."""
+    return summary(100 * value for value in summarised["values"])
+
+
+def shown(summarised: dict[str, Any], digits: int = 1) -> str:
+    """A summary as tables show it, "96.3 ± 0.2"; without a spread that rounds to 0."""
+    mean, spread = summarised["mean"], summarised["sd"]
+    if spread is None or round(spread, digits) == 0:
+        return f"{mean:,.{digits}f}"
+    return f"{mean:,.{digits}f} ± {spread:.{digits}f}"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> None:
+    """Write numbers and tables to <name>.json beside the figures, print the tables, and put them into the README.
+
+    In the README a table stands between <!-- table: <key> --> and <!-- end -->. It is replaced only when the README's
+    own figures are, in images/.
+    """
+    about = {"command": f"python -m experiments.{study.name}", "seeds": study.seeds, "quick": study.quick}
+    write_json(study.images / f"{study.name}.json", about | numbers | {"tables": tables})
+    for text in tables.values():
+        print(f"\n{text}")
+    if not study.quick and study.images == ROOT / "images":
+        path = ROOT / "README.md"
+        write_whole(path, with_tables(path.read_text(), tables).encode())
+
+
+def with_tables(readme: str, tables: dict[str, str]) -> str:
+    """The README with these tables in their places. Raises ValueError if a place is missing."""
+    for key, text in tables.items():
+        place = re.compile(rf"(<!-- table: {re.escape(key)} -->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
+        readme, replaced = place.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", readme)
+        if replaced != 1:
+            raise ValueError(f"README.md: {replaced} places for the table {key!r}, not one")
+    return readme
