@@ -1,13 +1,13 @@
 """What do width, depth and latents buy? And where do further latents stop being used?
 
-    python -m experiments.architecture
+    python -m experiments.architecture    # 5 minutes on two cores
 
-The VAE of the Analysis (784-256-256-20) with one thing changed at a time: the width of its hidden layers, their number,
-the number of latents. Each is trained with three seeds.
+Trains the VAE of the Analysis (784-256-256-20) with one thing changed at a time: the width of its hidden layers, their
+number, the number of latents. Writes architecture.json and architecture.png to images/.
 """
 
 from experiments.results import publish, shown, summary, table
-from experiments.study import Study, Trained, Training, read_command_line, run_study, settings_of, train_all
+from experiments.study import Study, Trained, read_command_line, repeated, run_study, train_groups
 
 if __name__ == "__main__":
     STUDY = read_command_line("architecture", __doc__)  # before the seconds that TensorFlow takes
@@ -60,41 +60,34 @@ def measure(runs: list[Trained]) -> dict[str, Any]:
     }
 
 
+def by_seed(measured: dict[int, dict[str, Any]], name: str) -> np.ndarray:
+    """A number of every seed and value, (seeds, values)."""
+    return np.array([numbers[name]["values"] for numbers in measured.values()]).T
+
+
 def draw_quality(axes: Axes, label: str, measured: dict[int, dict[str, Any]]) -> None:
     """ELBO and log-likelihood over the values of a question."""
-    values = list(measured)
+    places = range(len(measured))
     for name, title, sign in (("elbo", "ELBO", 1), ("nll", "log-likelihood", -1)):
-        seeds = np.array([measured[value][name]["values"] for value in values]).T
-        figures.draw_spread(axes, range(len(values)), sign * seeds, title)
-    axes.set(xlabel=label, ylabel="nats per test image", xticks=range(len(values)), xticklabels=values)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        figures.draw_spread(axes, places, sign * by_seed(measured, name), title)
+    axes.set(xlabel=label, ylabel="nats per test image", xticks=places, xticklabels=list(measured))
 
 
 def draw_cost(axes: Axes, measured: dict[str, dict[int, dict[str, Any]]]) -> None:
     """ELBO over the number of parameters, for width and for depth."""
     for question in ("width", "depth"):
-        numbers = measured[question].values()
-        millions = [each["parameters"] / 1e6 for each in numbers]
-        figures.draw_spread(
-            axes, millions, np.array([each["elbo"]["values"] for each in numbers]).T, f"more {question}"
-        )
+        millions = [numbers["parameters"] / 1e6 for numbers in measured[question].values()]
+        figures.draw_spread(axes, millions, by_seed(measured[question], "elbo"), f"more {question}")
     axes.set(xlabel="million parameters", ylabel="ELBO (nats per test image)", xscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
 def draw_use(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
     """How many of the latents are active."""
     values = list(measured)
     axes.plot(values, values, color="grey", linewidth=1, linestyle="--", label="all of them")
-    seeds = np.array([measured[value]["active"]["values"] for value in values]).T
-    figures.draw_spread(axes, values, seeds, "active units (variance above 0.01)")
-    seeds = np.array([measured[value]["telling"]["values"] for value in values]).T
-    figures.draw_spread(axes, values, seeds, f"KL above {TELLING} nats")
+    figures.draw_spread(axes, values, by_seed(measured, "active"), "active units (variance above 0.01)")
+    figures.draw_spread(axes, values, by_seed(measured, "telling"), f"KL above {TELLING} nats")
     axes.set(xlabel="latents", ylabel="how many of them")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
 def draw_shares(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
@@ -102,8 +95,6 @@ def draw_shares(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
     for value, numbers in measured.items():
         axes.plot(range(1, value + 1), numbers["kl_per_latent"], marker=".", label=f"{value} latents")
     axes.set(xlabel="latents, in the order of their KL", ylabel="KL (nats)", xscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
 def draw(study: Study, measured: dict[str, dict[int, dict[str, Any]]]) -> None:
@@ -116,40 +107,34 @@ def draw(study: Study, measured: dict[str, dict[int, dict[str, Any]]]) -> None:
     draw_cost(panels[3], measured)
     draw_use(panels[4], measured["latents"])
     draw_shares(panels[5], measured["latents"])
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     plots.save_figure(study.images / "architecture.png", figure)
 
 
 def run(study: Study) -> None:
     """Train, measure, draw and publish."""
     values = QUICK_VALUES if study.quick else {"width": WIDTHS, "depth": DEPTHS, "latents": LATENTS}
-    wanted = [
-        Training(settings_of(study, seed=seed, **overrides(question, value)))
-        for question in values
-        for value in values[question]
-        for seed in study.seeds
-    ]
-    runs = iter(train_all(study, wanted))
-    measured = {
-        question: {value: measure([next(runs) for _ in study.seeds]) for value in values[question]}
-        for question in values
-    }
+    questions = [(question, value) for question in values for value in values[question]]
+    trained = train_groups(study, {asked: repeated(study, **overrides(*asked)) for asked in questions})
+    measured: dict[str, dict[int, dict[str, Any]]] = {question: {} for question in values}
+    for (question, value), runs in trained.items():
+        measured[question][value] = measure(runs)
     draw(study, measured)
     publish(study, {"measured": measured}, tables(measured))
 
 
 def tables(measured: dict[str, dict[int, dict[str, Any]]]) -> dict[str, str]:
     """The table of the README, a row for each network."""
-    rows, seen = [], set()
+    rows = {}  # by name, as the network of the Analysis answers all three questions
     for question, values in measured.items():
         for value, numbers in values.items():
             names = {"width": f"2 x {value}, 20", "depth": f"{value} x 256, 20", "latents": f"2 x 256, {value}"}
-            name = names[question]
-            if name not in seen:  # the network of the Analysis answers all three questions
-                rows.append(row(name, numbers))
-            seen.add(name)
-    headers = ("hidden, latents", "parameters", "ELBO", "NLL", "KL", "active units", f"KL above {TELLING} nats")
-    headers += ("seconds an epoch",)
-    return {"architecture": table(headers, rows)}
+            rows.setdefault(names[question], row(names[question], numbers))
+    headers = ("hidden, latents", "parameters", "ELBO", "NLL", "KL", "active units", f"KL above {TELLING} nats",
+               "seconds an epoch")  # fmt: skip
+    return {"architecture": table(headers, rows.values())}
 
 
 def row(name: str, numbers: dict[str, Any]) -> list[str]:

@@ -5,27 +5,25 @@
 
 An attribute's vector is the mean z_mean of the training images that have it minus that of those that have not (Larsen
 et al. 2016, arXiv 1512.09300), and a walk goes from the z_mean of a test image along it: t = 1 is one whole vector.
-Attributes that go together in the training images are added together: a vector of smiling has in it whatever else those
-who smile in them have more often (White 2016, arXiv 1609.04468, who balances the images against it; not done here).
+Attributes that occur together are added together: the vector of smiling contains whatever else smiling people have more
+often (White 2016, arXiv 1609.04468, balances the images against this; not done here).
 
-Attributes are those of the data set, as CelebA's; else, each label is one ("is it a 7?"). Those not asked for by name
-are chosen by how well the latents tell them, at most three. Every image is taken as the run knows it: with BINARIZE =
-dynamic it is black and white, by a fixed draw. Printed, and written to the run's folder:
+Attributes are those of the data set, as CelebA's; else, each label is one ("is it a 7?"). Without --attribute the three
+that the latents know best are taken. With BINARIZE = dynamic the images are black and white, by a fixed draw. It prints
+and writes to the run's folder, as attribute_walk.json:
 
-- how well the latents tell the attribute: the AUC of the projection of test images' z_mean on the vector, which is the
+- how well the latents know the attribute: the AUC of the projection of test images' z_mean on the vector, which is the
   chance that an image with it lies further along than one without; 0.5 is a guess;
-- whether walks work, by a small classifier of the attribute that is trained here, on training images as they are: the
-  share of test images without the attribute that it judges to have it, at each t. It has seen real images only, and
-  decoded ones are blurry. So what it says of t = 0, the reconstructions, is the floor, and the share among
-  reconstructions of images that do have the attribute is the ceiling;
+- whether walks work: the share of test images without the attribute in which a small classifier, trained here on
+  real training images, sees it at each t. Decoded images are blurry; so t = 0, the reconstructions, is the floor, and
+  the share among reconstructions of images that do have the attribute is the ceiling;
 - how much of the image moves: the mean absolute change of a pixel's brightness (0 to 1) from t = 0 to t = 1;
 - attribute_walk_<name>.png: walks of eight test images without the attribute that gain it, and of eight that lose it.
-
-All numbers are in attribute_walk.json. They are the same from call to call.
 """
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
 
+import argparse
 import math
 import re
 import signal
@@ -43,21 +41,12 @@ from utils.console import experiment_parser
 from utils.settings import Settings, SettingsError
 
 
-class Asked(NamedTuple):
-    """What the command line asks for."""
-
-    run: str
-    attribute: tuple[str, ...]  # none: those that the latents tell best
-    output_dir: str
-
-
-def read_command_line(argv: Sequence[str] | None = None) -> Asked:
+def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
     parser = experiment_parser("attribute_walk", __doc__)
     names = "attributes or labels, upper or lower case [default: the three that the latents tell best]"
     parser.add_argument("--attribute", nargs="+", default=(), metavar="NAME", help=names)
-    asked = read_run(parser, argv)
-    return Asked(asked.run, tuple(asked.attribute), asked.output_dir)
+    return read_run(parser, argv)
 
 
 if __name__ == "__main__":
@@ -159,11 +148,6 @@ def attribute_vector(z: np.ndarray, has: np.ndarray) -> np.ndarray:
     return z[has].mean(axis=0) - z[~has].mean(axis=0)
 
 
-def told_by(z: np.ndarray, has: np.ndarray, vector: np.ndarray) -> float:
-    """The AUC, 0 to 1, of the projection of points (N, L) on the vector (L,) as a score of the attribute, bool (N,)."""
-    return float(roc_auc_score(has, z @ vector))
-
-
 def walk(z: np.ndarray, vector: np.ndarray, steps: Sequence[float]) -> np.ndarray:
     """Points (N, L) and where t times the vector (L,) takes them, for T steps t: (T, N, L)."""
     return z + np.multiply.outer(np.asarray(steps), vector)[:, np.newaxis]
@@ -173,7 +157,7 @@ class Told(NamedTuple):
     """What the latents tell of an attribute."""
 
     vector: np.ndarray  # float64 (L + NOISE_DIM,); no noise latent tells anything, so 0 there
-    auc: float  # of test images
+    auc: float  # 0 to 1, of the projection of test images on the vector, as a score of the attribute
 
 
 def tell_attributes(train: Encoded, test: Encoded) -> dict[int, Told]:
@@ -183,7 +167,7 @@ def tell_attributes(train: Encoded, test: Encoded) -> dict[int, Told]:
         has, test_has = train.has[:, number], test.has[:, number]
         if not too_few(has, "training") and not too_few(test_has, "test"):
             vector = attribute_vector(train.z, has)
-            told[number] = Told(vector, told_by(test.z, test_has, vector))
+            told[number] = Told(vector, float(roc_auc_score(test_has, test.z @ vector)))
     return told
 
 
@@ -234,9 +218,8 @@ def draw_walks(
 ) -> None:
     """Draw a row for each uint8 image (N, H, W, C) with z_mean (N, L): itself, its reconstruction, and its walk."""
     decoded = [vae_main.decode(vae, points) for points in walk(z, vector, sign * np.array(STEPS))]
-    columns = [brightness(originals), *decoded]
-    images = np.stack(columns, axis=1)  # (N, columns, H, W, C)
-    figures.draw_images(axes, images.reshape(-1, *originals.shape[1:]), len(columns), "")
+    images = np.stack([brightness(originals), *decoded], axis=1)  # (N, columns, H, W, C)
+    figures.draw_images(axes, images.reshape(-1, *originals.shape[1:]), images.shape[1], "")
     names = ["original", "t = 0:\nreconstruction", *(f"t = {sign * t:g}" for t in STEPS[1:])]
     pitch = originals.shape[2] + 2  # an image and the gap beside it
     above = {"textcoords": "offset points", "xytext": (0, 2), "ha": "center", "va": "bottom", "fontsize": 8}
@@ -288,9 +271,8 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 # --- main -------------------------------------------------------------------------------------------------------------
-def encode_data(vae: Any, settings: Settings, dataset: Dataset, attributes: Attributes) -> tuple[Encoded, Encoded]:
+def encode_data(vae: Any, s: Settings, dataset: Dataset, attributes: Attributes) -> tuple[Encoded, Encoded]:
     """Training and test images, at most MOST_TRAINING and MOST_TEST of them. Raises DataError."""
-    s = settings
     grey, key = dataset, None
     if s.binarize == "dynamic":
         grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
@@ -374,7 +356,7 @@ def attribute_walk(folder: Path, asked: Sequence[str], say: Callable[[str], None
     return numbers
 
 
-def main(asked: Asked) -> int:
+def main(asked: argparse.Namespace) -> int:
     """Walk as the command line says; return the exit code."""
 
     def work():

@@ -1,20 +1,21 @@
-"""Draw a small data set of faces in CelebA's layout and file formats, to try what reads CelebA without having it.
+"""Draw a data set of faces in CelebA's layout and file formats, to try what reads CelebA without having it.
 
     python -m experiments.draw_faces faces --images 2000
     python -m experiments.draw_faces many --images 200000 --seed 1
 
-Into the folder, which is made if it is missing, go
+It writes into the folder, which is made if it is missing:
 
 - img_align_celeba/000001.jpg and so on, RGB JPEGs of 178 x 218 pixels;
 - list_attr_celeba.txt, the 40 attributes of each image, 1 or -1. 22 of them are drawn and true to the drawing, such as
   Smiling, Eyeglasses or Black_Hair (the function `attributes` has them all); the others are -1 throughout;
 - list_eval_partition.txt, in CelebA's proportions: the first images train (0), then come validation (1) and test (2).
 
-What makes up a face is drawn independently, so that no attribute gives away another, but for what cannot be: hair has
-one colour, only men have beards, and a hat hides bangs and bald heads. Image 7 of a seed is the same in every set.
-The lists are written last. Stopped with Ctrl-C, the same command goes on with the images that are missing.
+The parts of a face are drawn independently, except that hair has one colour, only men have beards, and a hat hides
+bangs and bald heads. Image 7 of a seed is the same in every set. The lists are written last. After Ctrl-C the same
+command goes on with the images that are missing.
 """
 
+import argparse
 import io
 import os
 import signal
@@ -406,17 +407,13 @@ def in_processes(work: Callable, chunks: Sequence, jobs: int) -> Iterator:
     if not jobs:
         yield from map(work, chunks)
         return
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"))  # a fork of a process with threads may hang
-    try:
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:  # a fork of a process with threads may hang
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
         try:
-            futures = [pool.submit(work, chunk) for chunk in chunks]
+            drawn = pool.map(work, chunks)  # starts the processes
         finally:
             signal.signal(signal.SIGINT, before)
-        for future in futures:
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        yield from drawn
 
 
 def draw_chunk(folder: Path, seed: int, numbers: Sequence[int]) -> list[str]:
@@ -445,25 +442,17 @@ def splits(images: int) -> tuple[int, int, int]:
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
-class Asked(NamedTuple):
-    """What the command line asks for."""
-
-    folder: Path
-    images: int
-    seed: int
-
-
-def read_command_line(argv: Sequence[str] | None = None) -> Asked:
+def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
     parser = experiment_parser("draw_faces", __doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder to draw into")
     parser.add_argument("--images", type=whole(3, 999_999), required=True, metavar="N", help="images to draw")
     seed = "from which all faces follow [default 0]"
     parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="S", help=seed)
-    return Asked(**vars(parser.parse_args(argv)))
+    return parser.parse_args(argv)
 
 
-def main(asked: Asked) -> int:
+def main(asked: argparse.Namespace) -> int:
     """Draw as the command line says; return the exit code."""
 
     def work():

@@ -3,31 +3,27 @@
     python -m experiments.evaluate mnist-ce-z20
     python -m experiments.evaluate predictions/mnist-ce-z20 --samples 1000
 
-Everything is of the run's newest checkpoint and of all test images. With BINARIZE = dynamic these are binarised once,
-by a fixed draw which is the same for every run. Printed, and written to the run's folder:
+It takes the run's newest checkpoint and all test images. With BINARIZE = dynamic these are binarised once, by a fixed
+draw that is the same for every run. It prints the following, and writes it to the run's folder:
 
-- the log-likelihood by importance sampling (Burda et al. 2015) with two standard errors: over images, what another set
-  of test images would change, and of the sampling, what other draws would. It is a lower bound in expectation; and the
-  bound as a function of the number of draws, from the ELBO on, as bound.png. A loss that is no likelihood has neither;
+- the log-likelihood by importance sampling (Burda et al. 2015), a lower bound in expectation, with two standard errors:
+  over images, what other test images would change, and of the sampling, what other draws would. bound.png shows the
+  bound for fewer draws. A loss that is no likelihood has neither;
 - active units; and with the standard prior, if some are inactive, the log-likelihood again with these drawn from the
-  prior instead of from the encoder's posterior (section 5.2 of the paper): about the same if they say nothing indeed;
-- why reconstructions are good and samples bad. A sample is decoded from a z of the prior, a reconstruction from one of
-  a posterior, and training makes the posteriors of all images together equal to the prior only as far as it pays. So a
-  mixture of Gaussians is fitted to draws from the posteriors of the training images, and decoded draws from it are
-  shown between the two, in samples_mixture.png. If they are better than those of the prior, the prior is to blame, and
-  one that is learned (PRIOR) may help; if they are as bad, the decoder is;
-- Frechet distances of reconstructions and samples from the test images, in the features of a small classifier that is
-  trained here, on the run's own data: they rank samples of runs that share DATASET, LABELS and HELD_OUT. They are not
-  comparable with an "FID", which has the features of Inception. What real images have, training against test, is the
-  floor.
+  prior (section 5.2 of the paper): about the same if they say nothing;
+- Frechet distances from the test images of reconstructions, of samples from the prior, and of samples from a mixture of
+  Gaussians that is fitted to the posteriors of the training images; samples_mixture.png shows all three. If the mixture
+  has the better samples, the prior is to blame, and one that is learned (PRIOR) may help; if not, the decoder is.
+  The features are those of a small classifier that is trained here. So the distances rank runs that share DATASET,
+  LABELS and HELD_OUT; they are not comparable with an "FID". The floor is the distance of the training images.
 
-All numbers are in evaluation.json; but for the seconds they are the same from run to run. Stopped with Ctrl-C, the same
-command goes on with the log-likelihood where it was; the rest takes a minute and starts anew. What is finished, by this
-code, is only shown again.
+All numbers are in evaluation.json. After Ctrl-C the same command goes on with the log-likelihood, which takes minutes;
+the rest takes one, and starts again. What this code has finished is only shown.
 """
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
 
+import argparse
 import io
 import json
 import math
@@ -48,24 +44,14 @@ from utils.console import experiment_parser, whole
 from utils.settings import Settings
 
 
-class Asked(NamedTuple):
-    """What the command line asks for."""
-
-    run: str
-    samples: int
-    components: int
-    output_dir: str
-
-
-def read_command_line(argv: Sequence[str] | None = None) -> Asked:
+def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
     parser = experiment_parser("evaluate", __doc__)
     samples = "importance samples per test image, as K in papers [default 5000]"
     parser.add_argument("--samples", type=whole(2, 10**6), default=5_000, metavar="K", help=samples)
     components = "Gaussians in the mixture fitted to the latents [default 25]"
     parser.add_argument("--components", type=whole(1, 1_000), default=25, metavar="N", help=components)
-    asked = read_run(parser, argv)
-    return Asked(**vars(asked))
+    return read_run(parser, argv)
 
 
 if __name__ == "__main__":
@@ -108,13 +94,12 @@ def sizes_up_to(samples: int) -> tuple[int, ...]:
     return (*(number for number in round_numbers if number < samples), samples)
 
 
-def compile_weighing(vae: Any, settings: Settings, sizes: Sequence[int]) -> Callable:
+def compile_weighing(vae: Any, s: Settings, sizes: Sequence[int]) -> Callable:
     """weigh(images, start, z_mean, z_log_std, first, stop, sums) -> sums with the draws `first` to `stop` - 1 added.
 
     The uint8 images (B, H, W, C) have the posteriors N(z_mean, exp(z_log_std)^2), (B, L + NOISE_DIM), and `start` is
     the number of the first of them. A draw depends on the seed, on `start` and on its own number alone.
     """
-    s = settings
 
     @tf.function(jit_compile=xla_pays(vae.encoder, vae.decoder))
     def weigh(images, start, z_mean, z_log_std, first, stop, sums):
@@ -226,11 +211,8 @@ def with_inactive_from_prior(
     return tuple(np.where(keep, part, np.float32(0)) for part in posteriors)
 
 
-def evaluate_likelihood(
-    vae: Any, settings: Settings, images: np.ndarray, samples: int, place: Path
-) -> dict[str, Any]:  # fmt: skip
+def evaluate_likelihood(vae: Any, s: Settings, images: np.ndarray, samples: int, place: Path) -> dict[str, Any]:
     """The log-likelihood (or log-density) of uint8 images (N, H, W, C), its bounds and the active units, as numbers."""
-    s = settings
     posteriors = latent.encode(vae.encoder, images)
     at_once, started = not any(place.iterdir()), time.perf_counter()
     weighed = weigh_all(vae, s, images, posteriors, samples, place, "weighing")
@@ -250,9 +232,8 @@ def evaluate_likelihood(
         "bits_per_dimension": None,
     }
     if s.loss == "logistic":
-        numbers["bits_per_dimension"] = report.bits_per_dimension(
-            -numbers["log_likelihood"], math.prod(images.shape[1:])
-        )
+        nll, dimensions = -numbers["log_likelihood"], math.prod(images.shape[1:])
+        numbers["bits_per_dimension"] = report.bits_per_dimension(nll, dimensions)
     if s.prior == "standard" and not active.all():  # a learned prior need not have independent latents to draw
         replaced = with_inactive_from_prior(posteriors, active)
         numbers["inactive_from_prior"] = summary(weigh_all(vae, s, images, replaced, samples, place, "inactive"))
@@ -260,24 +241,23 @@ def evaluate_likelihood(
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------
-def draw_latents(vae: Any, settings: Settings, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw_latents(vae: Any, s: Settings, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A z (N, L), without noise latents, from the posterior of each uint8 image (N, H, W, C); of the plain autoencoder
     its code."""
-    z_mean, z_log_std = (part[:, : settings.latent_dim] for part in latent.encode(vae.encoder, images))
-    if settings.autoencoder:
+    z_mean, z_log_std = (part[:, : s.latent_dim] for part in latent.encode(vae.encoder, images))
+    if s.autoencoder:
         return z_mean
     return z_mean + np.exp(z_log_std) * rng.standard_normal(z_mean.shape, np.float32)
 
 
 def evaluate_samples(
-    vae: Any, settings: Settings, dataset: Dataset, grey: Dataset, components: int, folder: Path,
+    vae: Any, s: Settings, dataset: Dataset, grey: Dataset, components: int, folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Compare reconstructions, samples from the prior and samples from a mixture fitted to the latents; draw them.
 
     `dataset` is as the run knows it, of which `grey` has the images as they are. Returns the numbers.
     """
-    s = settings
     rng = np.random.default_rng((s.seed, MIXTURE))
     train = dataset.train_images
     if s.binarize == "dynamic":
@@ -403,13 +383,6 @@ def unfinished(folder: Path, samples: int) -> Path:
     return folder / f".evaluation-{fingerprint([*texts, code_of('experiments.evaluate')])}"
 
 
-def evaluated(folder: Path, identity: str) -> dict[str, Any] | None:
-    """The numbers of an evaluation that is finished, if it was by this code, of this checkpoint and just as asked."""
-    path = folder / "evaluation.json"
-    numbers = json.loads(path.read_text()) if path.exists() else {}
-    return numbers if numbers.get("identity") == identity else None
-
-
 def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Evaluate a run: write evaluation.json and the pictures into its folder, and return the numbers.
 
@@ -418,7 +391,9 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
     vae, s, dataset = load_run(folder, say)
     place = unfinished(folder, samples)
     identity = f"{place.name.removeprefix('.evaluation-')}-{components}"
-    if before := evaluated(folder, identity):
+    path = folder / "evaluation.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if before.get("identity") == identity:
         say(f"run        {folder}, step {before['step']:,}, evaluated before")
         return before
     meaning = report.kind(s)
@@ -448,12 +423,12 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
         save_bounds(folder, numbers)
     grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
     numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, folder, say)
-    write_json(folder / "evaluation.json", numbers)
+    write_json(path, numbers)
     shutil.rmtree(place, ignore_errors=True)
     return numbers
 
 
-def main(asked: Asked) -> int:
+def main(asked: argparse.Namespace) -> int:
     """Evaluate as the command line says; return the exit code."""
 
     def work():

@@ -3,7 +3,7 @@
     python -m experiments.export mnist-ce-z20
     python -m experiments.export predictions/mnist-ce-z20 --to /srv/models/digits
 
-Written of the run's newest checkpoint, into the run's folder as export/, and read without any code of this repository:
+It writes the run's newest checkpoint into the run's folder as export/, which is read without any code of this project:
 
 - encoder.keras, x (B, H, W, C) -> z_mean, z_log_std (B, L), and decoder.keras, z (B, L + NOISE_DIM) -> logits
   (B, H, W, C), for keras.models.load_model;
@@ -11,15 +11,16 @@ Written of the run's newest checkpoint, into the run's folder as export/, and re
     encode   x, brightness in [0, 1] (B, H, W, C)    -> z_mean, z_log_std (B, L)
     decode   z (B, L + NOISE_DIM)                    -> brightness (B, H, W, C), the sigmoid of the logits
     sample   count, int32, and seed, int64           -> brightness (count, H, W, C) of draws from the prior
-  The same count and seed give the same draws. The run's own SEED and a count of 100 give what its samples_*.png shows;
-- export.json: which run and step it is, the signatures, versions, the run's settings, and how to load it.
+  The same count and seed give the same draws; the run's SEED and a count of 100 give those of its samples_*.png.
+  A plain autoencoder has no prior, and so no sample;
+- export.json: the run and its settings, the step, the signatures, versions, and how to load it.
 
-A batch can have any size B. A plain autoencoder has no prior, and so no sample. An earlier export of the run is
-replaced; the folder holds the old one or the new one, never parts of both.
+An earlier export of the run is replaced; the folder holds the old one or the new one, never parts of both.
 """
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
 
+import argparse
 import json
 import platform
 import signal
@@ -27,27 +28,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.load import load_vae, read_run
 from utils.console import experiment_parser
 from utils.settings import Settings
 
 
-class Asked(NamedTuple):
-    """What the command line asks for."""
-
-    run: str
-    output_dir: str
-    to: str | None
-
-
-def read_command_line(argv: Sequence[str] | None = None) -> Asked:
+def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
     parser = experiment_parser("export", __doc__)
     parser.add_argument("--to", metavar="FOLDER", help="folder to write [default export in the run's folder]")
-    asked = read_run(parser, argv)
-    return Asked(**vars(asked))
+    return read_run(parser, argv)
 
 
 if __name__ == "__main__":
@@ -245,7 +237,7 @@ def table(described: dict[str, Any], settings: Settings) -> list[str]:
     return [*lines, note] if settings.autoencoder else lines
 
 
-def main(asked: Asked) -> int:
+def main(asked: argparse.Namespace) -> int:
     """Export as the command line says; return the exit code."""
 
     def work():

@@ -1,16 +1,16 @@
 """How hard should the KL pull, and from when on? And what does it charge for?
 
-    python -m experiments.kl_weight
+    python -m experiments.kl_weight    # 16 minutes on two cores
 
 Trains the VAE of the Analysis with five schedules of the KL weight, with weights (beta) from 0.1 to 10, and with free
-bits, each with several seeds. Measures on the test images: ELBO, log-likelihood, the two terms of the ELBO against
-each other (rate and distortion), the KL of each latent while it is trained, and how a digit classifier judges samples.
-Then takes the KL of the trained models in other ways: by one sample instead of the formula, and of all images' latents
-together instead of each image's.
+bits. Measures on the test images: ELBO, log-likelihood, the two terms of the ELBO against each other (rate and
+distortion), the KL of each latent while it is trained, and how a digit classifier judges samples. Then takes the KL of
+the trained models in other ways: by one sample instead of the formula, and of all images' latents together instead of
+each image's. Writes kl_weight.json and kl_weight_*.png to images/.
 """
 
 from experiments.results import in_percent, over_seeds, publish, shown, summary, table
-from experiments.study import Study, Trained, Training, read_command_line, run_study, settings_of, steps_of, train_all
+from experiments.study import Study, Trained, Training, read_command_line, repeated, run_study, steps_of, train_groups
 
 if __name__ == "__main__":
     STUDY = read_command_line("kl_weight", __doc__)  # before the seconds that TensorFlow takes
@@ -27,13 +27,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 import main
 from experiments import latent
 from experiments.figures import draw_images, draw_spread
-from experiments.samples import digit_classifier, judge_samples, prior_samples
-from utils import data
+from experiments.samples import dataset_of, digit_classifier, judge_samples, prior_samples
 from utils.batches import brightness
 from utils.plots import save_figure
 from utils.start import tf
 
 AWAKE = 0.1  # nats: a latent whose KL, averaged over test images, is above this is awake
+TERMS = ("test_kl", "test_reconstruction")  # rate and distortion
 WATCHED = ("linear", "constant")  # the schedules during which the KL of each latent is watched
 WATCHED_IMAGES = 1_000  # test images whose latents are watched
 
@@ -53,6 +53,7 @@ class Sizes(NamedTuple):
     mixture_samples: int = 2_000  # of the mixture of their posteriors
 
 
+Posteriors = dict[float, list[tuple[np.ndarray, np.ndarray]]]  # by beta: z_mean and z_log_std (N, L) for each seed
 QUICK_SIZES = Sizes(("constant", "linear"), 100, (1, 10), (1, 10), (0.5,), 200, 12, 500, 50, 500)
 
 
@@ -70,13 +71,9 @@ def watch_steps(last: int, count: int) -> tuple[int, ...]:
 
 def ask(study: Study, sizes: Sizes) -> dict[tuple[str, Any], list[Training]]:
     """What is trained, a training per seed, by what is varied and its value; weight 1 throughout is in all three."""
-
-    def repeated(**overrides: Any) -> list[Training]:
-        return [Training(settings_of(study, seed=seed, **overrides)) for seed in study.seeds]
-
-    asked = {("schedule", "constant"): repeated(kl_schedule="constant")}
+    asked = {("schedule", "constant"): repeated(study, kl_schedule="constant")}
     for schedule in sizes.schedules[1:]:
-        asked["schedule", schedule] = repeated(kl_schedule=schedule, kl_steps=sizes.kl_steps)
+        asked["schedule", schedule] = repeated(study, kl_schedule=schedule, kl_steps=sizes.kl_steps)
     for schedule in WATCHED:
         first, *others = asked["schedule", schedule]
         steps = watch_steps(steps_of(first.settings), sizes.watched_steps)
@@ -86,19 +83,18 @@ def ask(study: Study, sizes: Sizes) -> dict[tuple[str, Any], list[Training]]:
     plain = asked["schedule", "constant"]
     for beta in sizes.betas:
         changed = {"kl_schedule": "constant", "kl_weight_end": beta, "nll_samples": 0}
-        asked["beta", beta] = plain if beta == 1 else repeated(**changed)
+        asked["beta", beta] = plain if beta == 1 else repeated(study, **changed)
     asked["free bits", 0] = plain
     for nats in sizes.free_bits:
-        asked["free bits", nats] = repeated(kl_schedule="constant", free_bits=nats, nll_samples=0)
+        asked["free bits", nats] = repeated(study, kl_schedule="constant", free_bits=nats, nll_samples=0)
     return asked
 
 
 def train_asked(study: Study, asked: dict[tuple[str, Any], list[Training]]) -> dict[str, dict[Any, list[Trained]]]:
     """Train all that is asked for: what is varied -> its value -> a trained VAE for each seed."""
-    trained = iter(train_all(study, [training for trainings in asked.values() for training in trainings]))
     by_value: dict[str, dict[Any, list[Trained]]] = {}
-    for (varied, value), trainings in asked.items():
-        by_value.setdefault(varied, {})[value] = [next(trained) for _ in trainings]
+    for (varied, value), runs in train_groups(study, asked).items():
+        by_value.setdefault(varied, {})[value] = runs
     return by_value
 
 
@@ -139,7 +135,7 @@ def draw_schedules(by_schedule: dict[str, list[Trained]], numbers: dict[str, Any
         for axes, split, key in ((kls, "train", "kl"), (elbos, "test", "elbo")):
             lines = [run.history(split) for run in runs]
             steps = [line["step"] for line in lines[0]]
-            draw_spread(axes, steps, [[line[key] for line in repeated] for repeated in lines], schedule, color)
+            draw_spread(axes, steps, [[line[key] for line in one] for one in lines], schedule, color)
         weights.plot(main.kl_weight(tf.range(steps[-1]), runs[0].settings), color=color, label=schedule)
         for marker, key, sign in (("o", "test_elbo", -1), ("x", "test_nll", 1)):
             values = sign * np.array(numbers[schedule][key]["values"])
@@ -176,9 +172,7 @@ def measure_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]
         verdicts = [judge_samples(judge, drawn) for drawn in samples]
         ends = ends_of(runs, "test_kl", "test_reconstruction", "test_elbo", "active_units")
         numbers[f"{beta:g}"] = ends | over_seeds(verdicts)
-    rates, distortions = (
-        np.array([n[key]["mean"] for n in numbers.values()]) for key in ("test_kl", "test_reconstruction")
-    )
+    rates, distortions = (np.array([n[key]["mean"] for n in numbers.values()]) for key in TERMS)
     for n, rate in zip(numbers.values(), [*exchange_rates(rates, distortions).tolist(), None], strict=True):
         n["exchange_rate_to_next"] = rate
     return numbers
@@ -231,9 +225,7 @@ def draw_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]], 
 
 def draw_rate_distortion(axes: Axes, numbers: dict[str, Any]) -> None:
     """The rate-distortion curve, a dot per training, and the lines on which the ELBO is the same."""
-    rates, distortions = (
-        np.array([n[key]["values"] for n in numbers.values()]) for key in ("test_kl", "test_reconstruction")
-    )
+    rates, distortions = (np.array([n[key]["values"] for n in numbers.values()]) for key in TERMS)
     axes.plot(rates.mean(axis=1), distortions.mean(axis=1), color="C0", linewidth=1)
     axes.plot(rates.ravel(), distortions.ravel(), "o", color="C0", markersize=4)
     for beta, rate, distortion in zip(numbers, rates.mean(axis=1), distortions.mean(axis=1), strict=True):
@@ -318,9 +310,8 @@ def draw_latents(by_schedule: dict[str, list[Trained]], by_free_bits: dict[float
         steps, kl = watched_kl(by_schedule[schedule][0])
         rows = np.arange(1, kl.shape[1] + 1)
         logarithmic = steps > 0  # step 0 has no place on a log axis; what was awake then has its dot at step 1
-        colors = axes.pcolormesh(
-            steps[logarithmic], rows, kl[logarithmic].T.clip(0.01), norm=LogNorm(0.01, 10), cmap="viridis"
-        )
+        shades = {"norm": LogNorm(0.01, 10), "cmap": "viridis"}
+        colors = axes.pcolormesh(steps[logarithmic], rows, kl[logarithmic].T.clip(0.01), **shades)
         woken = [(row, at) for row, at in zip(rows, awake_since(steps, kl, AWAKE), strict=True) if at is not None]
         axes.plot([max(at, 1) for _, at in woken], [row for row, _ in woken], ".", color="red", markersize=5)
         title = f"{schedule} weight: {len(woken)} of {len(rows)} awake at the end"
@@ -333,12 +324,8 @@ def draw_latents(by_schedule: dict[str, list[Trained]], by_free_bits: dict[float
     for nats, runs in by_free_bits.items():
         kl = [sorted(run.report["kl_per_latent"], reverse=True) for run in runs]
         draw_spread(axes, rows, kl, f"{nats:g} nats free per latent" if nats else "no free bits")
-    axes.set(
-        xlabel="latent, by its KL",
-        ylabel="KL (nats)",
-        xticks=rows,
-        title="KL of each latent at the end, with weight 1 throughout",
-    )
+    axes.set(xlabel="latent, by its KL", ylabel="KL (nats)", xticks=rows)
+    axes.set_title("KL of each latent at the end, with weight 1 throughout")
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
@@ -379,9 +366,8 @@ def gradient_noise(z_mean: np.ndarray, z_log_std: np.ndarray) -> float:
 def draw_values(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """The KL (draws, N) of images by one sample, many times, in nats."""
     rng = np.random.default_rng(seed)
-    return np.stack(
-        [kl_by_one_sample(z_mean, z_log_std, rng.standard_normal(z_mean.shape)).sum(axis=1) for _ in range(draws)]
-    )
+    noises = (rng.standard_normal(z_mean.shape) for _ in range(draws))
+    return np.stack([kl_by_one_sample(z_mean, z_log_std, noise).sum(axis=1) for noise in noises])
 
 
 def take_kl(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, mixture_samples: int, seed: int) -> dict[str, float]:
@@ -425,9 +411,7 @@ def mixture_by_count(
     }
 
 
-def measure_ways(
-    study: Study, sizes: Sizes, posteriors: dict[float, list[tuple[np.ndarray, np.ndarray]]]
-) -> dict[str, Any]:
+def measure_ways(study: Study, sizes: Sizes, posteriors: Posteriors) -> dict[str, Any]:
     """The KL of trained models in all ways, for each beta; for the first seed the mixture's by how many images too.
 
     at_ceiling: so few images bound the information from above, and the mixture's KL from below.
@@ -435,12 +419,12 @@ def measure_ways(
     images = len(next(iter(posteriors.values()))[0][0])
     counts = [images // part for part in (100, 30, 10, 3, 1)]
     by_beta = {}
-    for beta, repeated in posteriors.items():
-        taken = [take_kl(*posterior, sizes.draws, sizes.mixture_samples, study.seed) for posterior in repeated]
+    for beta, of_seeds in posteriors.items():
+        taken = [take_kl(*posterior, sizes.draws, sizes.mixture_samples, study.seed) for posterior in of_seeds]
         n = over_seeds(taken)
         by_beta[f"{beta:g}"] = n | {
             "at_ceiling": latent.at_ceiling(n["information"]["mean"], images),
-            "by_count": mixture_by_count(*repeated[0], counts, sizes.mixture_samples, study.seed),
+            "by_count": mixture_by_count(*of_seeds[0], counts, sizes.mixture_samples, study.seed),
         }
     return {"images": images, "log_images": float(np.log(images)), "counts": counts, "by_beta": by_beta}
 
@@ -464,9 +448,7 @@ def ways_table(numbers: dict[str, Any]) -> str:
     return table(headers, rows)
 
 
-def draw_ways(
-    study: Study, sizes: Sizes, posteriors: dict[float, list[tuple[np.ndarray, np.ndarray]]], numbers: dict[str, Any]
-) -> Figure:
+def draw_ways(study: Study, sizes: Sizes, posteriors: Posteriors, numbers: dict[str, Any]) -> Figure:
     """One sample against the formula, image by image; the mixture against how many images it is of."""
     figure = Figure(figsize=(10, 8), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1.2])
@@ -498,18 +480,13 @@ def draw_ways(
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
-def test_images(study: Study, sizes: Sizes, binarize: str) -> np.ndarray:
-    """The test images that are measured, uint8 (N, H, W, C): black and white ("dynamic") or grey ("none")."""
-    return data.prepare(settings_of(study, binarize=binarize), lambda line: None).test_images[: sizes.images]
-
-
 def run(study: Study) -> None:
     """Train, measure, draw, publish."""
     sizes = QUICK_SIZES if study.quick else Sizes()
     trained = train_asked(study, ask(study, sizes))
     by_schedule, by_beta, by_free_bits = (trained[varied] for varied in ("schedule", "beta", "free bits"))
     judge = digit_classifier(study)
-    binary, grey = (test_images(study, sizes, binarize) for binarize in ("dynamic", "none"))
+    binary, grey = (dataset_of(study, pixels).test_images[: sizes.images] for pixels in ("dynamic", "none"))
     posteriors = {beta: [latent.encode(run.load().encoder, binary) for run in runs] for beta, runs in by_beta.items()}
 
     schedules, latents = measure_schedules(by_schedule), measure_latents(by_schedule)
@@ -520,14 +497,17 @@ def run(study: Study) -> None:
     save_figure(study.images / "kl_weight_beta.png", draw_betas(study, sizes, by_beta, betas))
     save_figure(study.images / "kl_weight_latents.png", draw_latents(by_schedule, by_free_bits))
     save_figure(study.images / "kl_weight_ways.png", draw_ways(study, sizes, posteriors, ways))
-    numbers = {"schedules": schedules, "latents": latents, "beta": betas, "test_images": real}
+    numbers = {
+        "schedules": schedules, "latents": latents, "beta": betas, "test_images": real, "free_bits": free_bits,
+        "ways": ways,
+    }  # fmt: skip
     tables = {
         "kl_weight schedules": schedule_table(schedules),
         "kl_weight beta": beta_table(betas, real),
         "kl_weight free bits": free_bits_table(free_bits),
         "kl_weight ways": ways_table(ways),
     }
-    publish(study, numbers | {"free_bits": free_bits, "ways": ways}, tables)
+    publish(study, numbers, tables)
 
 
 if __name__ == "__main__":

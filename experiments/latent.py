@@ -38,12 +38,7 @@ def evenly(total: int, most: int) -> np.ndarray:
 
 def encode(encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images (N, H, W, C) -> z_mean and z_log_std of their posteriors, float32 (N, L) each."""
-
-    def encode_batch(batch, start):
-        return encoder(brightness(batch))
-
-    z_mean, z_log_std = in_batches(encode_batch, images)
-    return z_mean, z_log_std
+    return tuple(in_batches(lambda batch, start: encoder(brightness(batch)), images))
 
 
 # --- fit --------------------------------------------------------------------------------------------------------------
@@ -100,24 +95,20 @@ def project(z: np.ndarray, method: str, seed: int) -> np.ndarray:
     et al. 2018, arXiv 1802.03426) keep neighbours together: neither the size of a cluster nor the distance between two
     means anything in them. UMAP wants at least 5 points. Raises KeyError for another method.
     """
-    return {"pca": project_pca, "tsne": project_tsne, "umap": project_umap}[method](np.float32(z), seed)
+    z = np.float32(z)
+    few = len(z) - 1  # other points: few of them get a perplexity and neighbours that they can have
+    return {
+        "pca": lambda: PCA(2, random_state=seed),  # whose randomised solver, should it be chosen, draws
+        "tsne": lambda: TSNE(2, init="pca", perplexity=min(30, few / 3), random_state=seed),
+        "umap": lambda: new_umap(n_neighbors=min(15, few), random_state=seed, n_jobs=1),  # more threads: a warning
+    }[method]().fit_transform(z)
 
 
-def project_pca(z: np.ndarray, seed: int) -> np.ndarray:
-    """The two directions of largest variance; the seed is for scikit-learn's randomised solver, should it choose it."""
-    return PCA(2, random_state=seed).fit_transform(z)
+def new_umap(**options):
+    """An untrained UMAP. It is imported here, because that takes seconds, most of them numba's compiler."""
+    import umap
 
-
-def project_tsne(z: np.ndarray, seed: int) -> np.ndarray:
-    """t-SNE from the PCA; few points get a perplexity that they can have."""
-    return TSNE(2, init="pca", perplexity=min(30, (len(z) - 1) / 3), random_state=seed).fit_transform(z)
-
-
-def project_umap(z: np.ndarray, seed: int) -> np.ndarray:
-    """UMAP in one thread, without which it warns that a seed allows one only."""
-    import umap  # here, as it takes seconds, most of them numba's compiler
-
-    return umap.UMAP(n_neighbors=min(15, len(z) - 1), random_state=seed, n_jobs=1).fit_transform(z)
+    return umap.UMAP(**options)
 
 
 # --- what the latents know of the labels ------------------------------------------------------------------------------

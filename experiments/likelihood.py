@@ -1,17 +1,17 @@
-"""The table of likelihoods: published models trained anew, and what goes past them, row by row.
+"""The table of likelihoods in the README: published models trained here, and models that go past them.
 
     python -m experiments.likelihood vae            # one row
-    python -m experiments.likelihood                # all rows, then the table
+    python -m experiments.likelihood                # all rows, which takes hours, then the table
 
-A row is a training, or several of which each goes on with the weights of the one before; then it is evaluated as by
-experiments.evaluate: 5,000 importance samples for each of the 10,000 test images, which are binarised once, by a fixed
-draw. Networks, rates and clipping were judged on 5,000 images held out of the training set (--held-out trains a row
-without them and evaluates on them); for the table it is trained on all 60,000. Trainings are kept in
-predictions/likelihood/; what is finished is not done again, and Ctrl-C loses nothing: the same command goes on.
+A row is one training, or several of which each starts from the weights of the one before. Then it is evaluated as by
+experiments.evaluate. Networks, rates and clipping were chosen on 5,000 images held out of the training set (--held-out
+trains a row without them and evaluates on them); rows of the table are trained on all 60,000. Trainings are kept in
+predictions/likelihood/, the numbers and their figure in images/. After Ctrl-C the same command goes on.
 """
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
 
+import argparse
 import json
 import os
 import signal
@@ -103,18 +103,8 @@ ROWS = {
 }  # fmt: skip
 
 
-class Asked(NamedTuple):
-    """What the command line asks for."""
-
-    rows: list[str]
-    samples: int
-    held_out: bool
-    quick: bool
-    images: Path
-
-
-def read_command_line(argv: Sequence[str] | None = None) -> Asked:
-    """What the command line asks for."""
+def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for: rows, samples (for each test image), held_out, quick, images (a folder)."""
     rows = "\n".join(f"  {name:<8} {row.title}{row.aim and f'; aim {row.aim}'}" for name, row in ROWS.items())
     parser = experiment_parser("likelihood", f"{__doc__}\nrows:\n{rows}")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which to make: {', '.join(ROWS)} [default all]")
@@ -125,7 +115,8 @@ def read_command_line(argv: Sequence[str] | None = None) -> Asked:
     if unknown := [name for name in asked.rows if name not in ROWS]:
         parser.error(f"ROW: {unknown[0]!r} is not allowed; {', '.join(ROWS)} are")
     place = ROOT / ("predictions/quick" if asked.quick else "predictions/likelihood" if asked.held_out else "images")
-    return Asked(asked.rows or list(ROWS), 50 if asked.quick else 5_000, asked.held_out, asked.quick, place)
+    asked.rows, asked.samples, asked.images = asked.rows or list(ROWS), 50 if asked.quick else 5_000, place
+    return asked
 
 
 if __name__ == "__main__":
@@ -136,14 +127,14 @@ if __name__ == "__main__":
 from matplotlib.figure import Figure
 
 import main as vae_main
-from experiments import evaluate
+from experiments import benchmark, evaluate
 from experiments.fingerprint import fingerprint, settings_that_count
 from experiments.results import table, with_tables
 from utils import console, plots, runs
 
 
 # --- a row ------------------------------------------------------------------------------------------------------------
-def stages_of(name: str, asked: Asked) -> list[Settings]:
+def stages_of(name: str, asked: argparse.Namespace) -> list[Settings]:
     """The settings of a row's trainings, in their order; each but the first starts from the one before.
 
     A training is named after its settings and those before it, so that rows that begin alike share their beginning.
@@ -193,7 +184,7 @@ def train(settings: Settings) -> tuple[Path, dict[str, float]]:
     return folder, json.loads(path.read_text())
 
 
-def make_row(name: str, asked: Asked) -> dict[str, Any]:
+def make_row(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate a row; return its numbers."""
     trainings = []
     for settings in stages_of(name, asked):
@@ -210,21 +201,14 @@ def make_row(name: str, asked: Asked) -> dict[str, Any]:
         "inactive_from_prior": likelihood["inactive_from_prior"],
         "images": worth["images"],
         "trainings": trainings,
-        "hardware": hardware(),
+        "hardware": f"{len(benchmark.usable_cores())} cores of {benchmark.machine()['cpu']}",
         **{key: likelihood[key] for key in ("standard_error_images", "standard_error_sampling", "samples", "seconds",
                                             "active_units", "latent_dim")},
     }  # fmt: skip
 
 
-def hardware() -> str:
-    """The processor, and how much of it is used."""
-    from experiments.benchmark import machine, usable_cores
-
-    return f"{len(usable_cores())} cores of {machine()['cpu']}"
-
-
 # --- the table --------------------------------------------------------------------------------------------------------
-def publish(numbers: dict[str, Any], asked: Asked) -> None:
+def publish(numbers: dict[str, Any], asked: argparse.Namespace) -> None:
     """Write the numbers of all rows that were ever made to likelihood.json and draw their bounds beside it, as .png.
 
     Prints their table too, and puts it in the README.
@@ -260,8 +244,8 @@ def save_figure(path: Path, rows: dict[str, Any]) -> None:
 
 def table_of(rows: dict[str, Any]) -> str:
     """The table, in Markdown."""
-    headers = ("row", "model", "NLL", "± images", "± sampling", "aim", "published", "active", "epochs")
-    minutes = ("minutes", "core-minutes")
+    headers = ("row", "model", "NLL", "± images", "± sampling", "aim", "published", "active", "epochs", "minutes",
+               "core-minutes")  # fmt: skip
 
     def epochs_of(training: dict[str, Any]) -> str:
         s = training["settings"]
@@ -285,10 +269,10 @@ def table_of(rows: dict[str, Any]) -> str:
             f"{processor:.0f}",
         )
 
-    return table((*headers, *minutes), (line(name, row) for name, row in rows.items()))
+    return table(headers, (line(name, row) for name, row in rows.items()))
 
 
-def main(asked: Asked) -> int:
+def main(asked: argparse.Namespace) -> int:
     """Make the rows that are asked for; return the exit code."""
 
     def work():

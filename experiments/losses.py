@@ -1,14 +1,15 @@
 """Why does a VAE collapse, what cures it, and what only postpones it?
 
-    python -m experiments.losses
+    python -m experiments.losses    # 17 minutes on two cores
 
-The three losses (cross-entropy CE, squared error MSE, absolute difference AD) are trained as many first VAEs are: on
-grey pixels, with the reconstruction averaged over pixels and the KL summed. Then with each supposed cure. All are
-scored on the same things: CE, MSE and AD of their reconstructions of the test set, KL, active units, samples.
+Trains with three losses (cross-entropy CE, squared error MSE, absolute difference AD) as many first VAEs are trained:
+on grey pixels, with the reconstruction averaged over pixels and the KL summed. Then with each supposed cure. All are
+judged by the same: CE, MSE and AD of their reconstructions of the test set, KL, active units, samples. Writes
+losses.json, losses_*.png and pictures such as CE_0.jpg to images/.
 """
 
 from experiments.results import in_percent, over_seeds, publish, shown, summary, table
-from experiments.study import Study, Trained, Training, read_command_line, run_study, settings_of, steps_of, train_all
+from experiments.study import Study, Trained, Training, read_command_line, repeated, run_study, steps_of, train_groups
 
 if __name__ == "__main__":
     STUDY = read_command_line("losses", __doc__)  # before the seconds that TensorFlow takes
@@ -30,44 +31,28 @@ ORIGINAL = {  # grey pixels, the mistake of a mean over them, and a constant lea
     "binarize": "none", "reconstruction_reduction": "mean", "kl_schedule": "constant", "lr_schedule": "constant",
     "epochs": 9, "nll_samples": 0,
 }  # fmt: skip
-SUM = {"reconstruction_reduction": "sum"}
-MODELS = {  # what differs from ORIGINAL
-    "CE_0": {"loss": "ce"},
-    "CE_1": {"loss": "ce", "autoencoder": True},
-    "MSE_0": {"loss": "mse"},
-    "MSE_1": {"loss": "mse", "kl_schedule": "linear", "kl_steps": 20_000},
-    "MSE_2": {"loss": "mse", "kl_schedule": "linear", "kl_steps": 500_000, "epochs": 20},
-    "MSE autoencoder": {"loss": "mse", "autoencoder": True},
-    "AD_0": {"loss": "ad"},
-    "AD_1": {"loss": "ad", "kl_schedule": "linear", "kl_steps": 20_000},
-    "AD autoencoder": {"loss": "ad", "autoencoder": True},
-    "MSE scale": {"loss": "mse", "decoder_scale": "learned"},
-    "MSE bits": {"loss": "mse", "free_bits": 0.5},
-    "MSE 1/784": {"loss": "mse", "kl_weight_end": 1 / 784},
-    "CE sum": {"loss": "ce", **SUM},
-    "MSE sum": {"loss": "mse", **SUM},
-    "AD sum": {"loss": "ad", **SUM},
-    "MSE scale sum": {"loss": "mse", "decoder_scale": "learned", **SUM},
-    "AD scale sum": {"loss": "ad", "decoder_scale": "learned", **SUM},
-}
-WORDS = {  # as captions and the table name them
-    "CE_0": "CE, mean, with KL",
-    "CE_1": "CE alone: an autoencoder",
-    "MSE_0": "MSE, mean, with KL",
-    "MSE_1": "MSE, mean, KL weight 0 to 1 in 20,000 steps",
-    "MSE_2": "MSE, mean, KL weight 0 to 1 in 500,000 steps",
-    "MSE autoencoder": "MSE alone: an autoencoder",
-    "AD_0": "AD, mean, with KL",
-    "AD_1": "AD, mean, KL weight 0 to 1 in 20,000 steps",
-    "AD autoencoder": "AD alone: an autoencoder",
-    "MSE scale": "MSE, mean, learned scale",
-    "MSE bits": "MSE, mean, 0.5 free bits a latent",
-    "MSE 1/784": "MSE, mean, KL weight 1/784",
-    "CE sum": "CE, sum",
-    "MSE sum": "MSE, sum",
-    "AD sum": "AD, sum",
-    "MSE scale sum": "MSE, sum, learned scale",
-    "AD scale sum": "AD, sum, learned scale",
+LINEAR, SUM = {"kl_schedule": "linear"}, {"reconstruction_reduction": "sum"}
+MODELS = {  # what captions and the table call them, and what differs from ORIGINAL
+    "CE_0": ("CE, mean, with KL", {"loss": "ce"}),
+    "CE_1": ("CE alone: an autoencoder", {"loss": "ce", "autoencoder": True}),
+    "MSE_0": ("MSE, mean, with KL", {"loss": "mse"}),
+    "MSE_1": ("MSE, mean, KL weight 0 to 1 in 20,000 steps", {"loss": "mse", **LINEAR, "kl_steps": 20_000}),
+    "MSE_2": (
+        "MSE, mean, KL weight 0 to 1 in 500,000 steps",
+        {"loss": "mse", **LINEAR, "kl_steps": 500_000, "epochs": 20},
+    ),
+    "MSE autoencoder": ("MSE alone: an autoencoder", {"loss": "mse", "autoencoder": True}),
+    "AD_0": ("AD, mean, with KL", {"loss": "ad"}),
+    "AD_1": ("AD, mean, KL weight 0 to 1 in 20,000 steps", {"loss": "ad", **LINEAR, "kl_steps": 20_000}),
+    "AD autoencoder": ("AD alone: an autoencoder", {"loss": "ad", "autoencoder": True}),
+    "MSE scale": ("MSE, mean, learned scale", {"loss": "mse", "decoder_scale": "learned"}),
+    "MSE bits": ("MSE, mean, 0.5 free bits a latent", {"loss": "mse", "free_bits": 0.5}),
+    "MSE 1/784": ("MSE, mean, KL weight 1/784", {"loss": "mse", "kl_weight_end": 1 / 784}),
+    "CE sum": ("CE, sum", {"loss": "ce", **SUM}),
+    "MSE sum": ("MSE, sum", {"loss": "mse", **SUM}),
+    "AD sum": ("AD, sum", {"loss": "ad", **SUM}),
+    "MSE scale sum": ("MSE, sum, learned scale", {"loss": "mse", "decoder_scale": "learned", **SUM}),
+    "AD scale sum": ("AD, sum, learned scale", {"loss": "ad", "decoder_scale": "learned", **SUM}),
 }
 PICTURES = ("CE_0", "CE_1", "MSE_0", "MSE_1", "MSE_2", "AD_0", "AD_1")  # each has a file of its own
 SWEEPS = {"ce": 0.1, "mse": 0.03, "ad": 0.05}  # weights that a slow ramp ends at, well past the collapse
@@ -84,8 +69,7 @@ def progress(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict[str, n
     def score(images, _start):
         x = brightness(tf.constant(images))
         z_mean, z_log_std = vae.encoder(x)
-        pixels = (tf.reshape(values, (len(x), -1)) for values in (x, vae.decoder(z_mean)))
-        x, logits = pixels
+        x, logits = (tf.reshape(values, (len(x), -1)) for values in (x, vae.decoder(z_mean)))
         losses = [main.LOSSES[loss](x, logits) for loss in ("ce", "mse", "ad")]
         return *losses, main.kl_to_standard_normal(z_mean, z_log_std), z_mean
 
@@ -186,11 +170,6 @@ def fallback(run: Trained, dataset: Dataset, judge: keras.Model, median: np.ndar
     }
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The mean absolute difference of two images' brightness."""
-    return float(np.abs(a.astype(float) - b.astype(float)).mean())
-
-
 def collapsed_images(results: dict[str, list[Trained]], dataset: Dataset) -> dict[str, np.ndarray]:
     """The one image that each collapsed model draws, and the mean and the median of the training images, in [0, 1]."""
     x = dataset.train_images / 255
@@ -236,7 +215,7 @@ def draw_along(study: Study, name: str, run: Trained, dataset: Dataset) -> None:
         kept = watched[step]
         rows.append((row_title(step, kept, run), kept["reconstructions"][:10], kept["samples"][:10]))
     figure = Figure(figsize=(10, 0.85 * len(rows) + 0.5), layout="constrained")
-    figure.suptitle(f"{name}: {WORDS[name]}", fontsize=11)
+    figure.suptitle(f"{name}: {MODELS[name][0]}", fontsize=11)
     samples = "draws from N(0, I), decoded: no prior here" if run.settings.autoencoder else "samples from the prior"
     draw_rows(figure, rows, samples)
     plots.save_figure(study.images / f"{name}.jpg", figure)
@@ -251,7 +230,7 @@ def draw_cures(study: Study, results: dict[str, list[Trained]], dataset: Dataset
         autoencoder = runs[0].settings.autoencoder
         numbers = f"MSE {final['losses'][1]:.1f}" + ("" if autoencoder else f", KL {final['kl'].sum():.1f} nats")
         samples = np.empty(0) if autoencoder else final["samples"][:10]
-        rows.append((f"{WORDS[name]}:  {numbers}", final["reconstructions"][:10], samples))
+        rows.append((f"{MODELS[name][0]}:  {numbers}", final["reconstructions"][:10], samples))
     figure = Figure(figsize=(10, 0.82 * len(rows)), layout="constrained")
     draw_rows(figure, rows, "samples from the prior")
     plots.save_figure(study.images / "losses_cures.png", figure)
@@ -291,35 +270,29 @@ def draw_fallback(study: Study, images: dict[str, np.ndarray]) -> None:
 
 
 # --- the experiment ---------------------------------------------------------------------------------------------------
-def chosen_models(study: Study) -> dict[str, dict]:
-    """The models to train; a quick study has one that collapses, one that is cured, and one in between."""
-    names = ("MSE_0", "AD_1", "MSE sum") if study.quick else MODELS
-    return {name: MODELS[name] for name in names}
-
-
 def train_models(study: Study) -> tuple[dict[str, list[Trained]], dict[str, list[Trained]]]:
-    """All runs by model, and those of the slow ramps by loss, one for each seed."""
-    models, losses = chosen_models(study), ("mse",) if study.quick else tuple(SWEEPS)
-    wanted = []
-    for name, overrides in models.items():
-        for seed in study.seeds:
-            settings = settings_of(study, **{**ORIGINAL, **overrides}, seed=seed)
-            last = steps_of(settings)
+    """All runs by model, and those of the slow ramps by loss, one for each seed.
+
+    A quick study has a model that collapses, one that is cured, and one in between.
+    """
+    models: dict[str, list[Training]] = {}
+    for name in ("MSE_0", "AD_1", "MSE sum") if study.quick else MODELS:
+        _, overrides = MODELS[name]
+        for training in repeated(study, **ORIGINAL | overrides):
+            last = steps_of(training.settings)
             early = EARLY if overrides.get("kl_schedule") == "linear" else ()
             late = range(1_000, last, 200) if name == "MSE_2" else ()
             watch_at = sorted({step for step in (0, *early, *ALONG, *late) if step < last} | {last})
-            wanted.append(Training(settings, progress, tuple(watch_at)))
-    for loss in losses:
-        for seed in study.seeds:
-            ramp = {"loss": loss, "kl_schedule": "linear", "kl_weight_end": SWEEPS[loss], "epochs": 10}
-            settings = settings_of(study, **{**ORIGINAL, **ramp}, seed=seed)
-            last = steps_of(settings)
-            settings = settings.model_copy(update={"kl_steps": last})
-            wanted.append(Training(settings, latents, tuple(range(0, last, last // 80))))
-    done = iter(train_all(study, wanted))
-    return {name: [next(done) for _ in study.seeds] for name in models}, {
-        loss: [next(done) for _ in study.seeds] for loss in losses
-    }
+            models.setdefault(name, []).append(training._replace(watch=progress, watch_at=tuple(watch_at)))
+    ramps: dict[str, list[Training]] = {}
+    for loss in ("mse",) if study.quick else SWEEPS:
+        ramp = ORIGINAL | LINEAR | {"loss": loss, "kl_weight_end": SWEEPS[loss], "epochs": 10}
+        last = steps_of(repeated(study, **ramp)[0].settings)
+        watch_at = tuple(range(0, last, last // 80))
+        trainings = repeated(study, **ramp | {"kl_steps": last})
+        ramps[loss] = [training._replace(watch=latents, watch_at=watch_at) for training in trainings]
+    trained = train_groups(study, models | ramps)  # at once, so that no core waits
+    return {name: trained[name] for name in models}, {loss: trained[loss] for loss in ramps}
 
 
 def terms(results: dict[str, list[Trained]], pixels: int) -> dict[str, dict[str, dict]]:
@@ -356,15 +329,19 @@ def run(study: Study) -> None:
 
     scores = {name: score(runs, judge) for name, runs in results.items()}
     deaths = {loss: [last_alive(run) for run in runs] for loss, runs in sweeps.items()}
-    averages = {f"{a} to {b}": distance(images[a], images[b]) for a in images for b in ("mean", "median") if a != b}
+    averages = {
+        f"{a} to {b}": float(np.abs(images[a] - images[b]).mean()) for a in images for b in ("mean", "median") if a != b
+    }
     verdicts = {
         name: int(classifier.probabilities(judge, np.float32(image[np.newaxis])).argmax())
         for name, image in images.items()
     }
     test = classifier.probabilities(judge, brightness(dataset.test_images))
     numbers = {
-        "classifier": {"accuracy": float((test.argmax(axis=1) == dataset.test_labels).mean())}
-        | {"sure": classifier.sure_share(test)},
+        "classifier": {
+            "accuracy": float((test.argmax(axis=1) == dataset.test_labels).mean()),
+            "sure": classifier.sure_share(test),
+        },
         "models": scores,
         "terms": terms(results, pixels),
         "collapse_weight": {"predicted": predicted, "measured": deaths},
@@ -384,7 +361,7 @@ def tables(numbers: dict) -> dict[str, str]:
     headers = ("model", "reduction", "CE", "MSE", "AD", "KL, nats", "active", "samples sure", "digits")
     rows = []
     for name, scores in numbers["models"].items():
-        row = [WORDS[name], scores["reduction"], *(shown(scores[loss]) for loss in ("ce", "mse", "ad"))]
+        row = [MODELS[name][0], scores["reduction"], *(shown(scores[loss]) for loss in ("ce", "mse", "ad"))]
         if scores["autoencoder"]:
             rows.append([*row, "-", "-", "-", "-"])
         else:
@@ -392,7 +369,7 @@ def tables(numbers: dict) -> dict[str, str]:
             row += [f"{shown(in_percent(scores['sure']), 0)} %", shown(scores["digits"])]
             rows.append(row)
     why = [
-        (WORDS[name], shown(each["reconstruction"]), shown(each["kl"]), shown(each["mean_objective"], 3),
+        (MODELS[name][0], shown(each["reconstruction"]), shown(each["kl"]), shown(each["mean_objective"], 3),
          shown(each["sum_objective"]))
         for name, each in numbers["terms"].items()
     ]  # fmt: skip

@@ -1,23 +1,22 @@
 """A VAE knows two digits and is shown a third: how fast do the latents make room for it, and what becomes of the old?
 
-    python -m experiments.new_label
+    python -m experiments.new_label    # 5 minutes on two cores
 
-A base is trained on two digits. Two trainings start from its weights: one goes on with all three digits, one with the
-new digit alone (what it never sees again, it may forget). For the first trio a third goes on with the two old digits,
-which shows how much changes by training on, without anything new. Learning rate and KL weight are constant, so that
-going on is no change of either. Adam's memory starts empty, as it would anywhere: its first steps are large ones in
-every weight, and the jolt that they give is no effect of the new digit. The same held-out test images of the three
-digits are encoded all along, densely at first, and measured:
+Trains a base on two digits. Two trainings start from its weights: one goes on with all three digits, one with the new
+digit alone. For the first trio a third goes on with the two old digits, which shows how much changes by training on.
+Learning rate and KL weight are constant, so that going on changes neither. Adam's memory starts empty: the jolt of its
+first steps is no effect of the new digit. The same held-out test images of the three digits are encoded all along:
 
 - the ELBO of the new digit and the change in that of the old ones, in nats per image, by one fixed draw of noise;
-- the drift of the old digits' embeddings, after the best rotation or reflection: a turn of the whole space, which the
-  prior N(0, I) does not notice, doesn't count;
-- the distance of each two of the three clouds, in standard deviations along the line between their means. Not the
-  Frechet distance: it adds differences in width to those in place, and its size grows with that of the clouds, where
-  the question is how far apart they are for their width, that is, how well one can tell them apart;
+- the drift of the old digits' embeddings, after the best rotation or reflection, because the prior N(0, I) does not
+  notice a turn of the whole space;
+- the distance of each two of the three clouds, in standard deviations along the line between their means, that is, how
+  well one can tell them apart. The Frechet distance would add differences in width, and grow with the clouds;
 - time constants: the steps until 1 - 1/e, 63 percent, of a change up to the last step is made. A change that has not
-  come to rest by then would have a larger one in a longer training. And a step with the new digit alone has about
-  three times as many images of it as one with all three.
+  come to rest by then would have a larger one in a longer training. A step with the new digit alone has about three
+  times as many images of it as one with all three.
+
+Writes new_label.json, new_label_curves.png and new_label.gif to images/.
 """
 
 from functools import cache, partial
@@ -26,17 +25,7 @@ from typing import Any
 import numpy as np
 
 from experiments.results import publish, shown, summary, table
-from experiments.study import (
-    Study,
-    Trained,
-    Training,
-    read_command_line,
-    run_study,
-    settings_of,
-    steps_of,
-    train_all,
-    training_name,
-)
+from experiments.study import Study, Trained, Training, read_command_line, run_study, settings_of, steps_of, train_all
 
 if __name__ == "__main__":
     STUDY = read_command_line("new_label", __doc__)  # before the seconds that TensorFlow takes
@@ -83,9 +72,8 @@ def train_trios(study: Study) -> dict[Trio, dict[str, list[Trained]]]:
     trios, controlled, steps = sizes(study)
 
     def settings(seed: int, digits: tuple[int, ...], **overrides: Any) -> Settings:
-        of_epochs = partial(
-            settings_of, study, seed=seed, labels=digits, lr_schedule="constant", nll_samples=0, **overrides
-        )
+        changed = {"labels": digits, "lr_schedule": "constant", "nll_samples": 0, **overrides}
+        of_epochs = partial(settings_of, study, seed=seed, **changed)
         return of_epochs(epochs=-(-steps[-1] // steps_of(of_epochs(epochs=1))))  # the fewest that reach the last step
 
     kl_steps = steps[-1] // 2  # so that the KL has long had its full weight when the new digit comes
@@ -95,7 +83,7 @@ def train_trios(study: Study) -> dict[Trio, dict[str, list[Trained]]]:
     train_all(study, list(bases.values()))  # all, since the next ones start from their weights
     trainings = {
         (trio, way, seed): Training(
-            settings(seed, digits, kl_schedule="constant", start_from=training_name(bases[trio, seed])),
+            settings(seed, digits, kl_schedule="constant", start_from=bases[trio, seed].name),
             partial(embed, trio=trio),
             steps,
         )

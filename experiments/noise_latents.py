@@ -1,9 +1,9 @@
 """A VAE with few trained latents, and beside them noise that the encoder does not see. Does the decoder use the noise?
 
-    python -m experiments.noise_latents
+    python -m experiments.noise_latents    # 9 minutes on two cores
 
-Trained with 1, 2, 4 and 8 latents, each without noise and with 8 numbers of it: at every step, for every image, they
-are drawn anew from N(0, I) and given to the decoder together with z. Measured on the test set:
+Trains 1, 2, 4 and 8 latents, each without noise and with 8 numbers of it, which are drawn from N(0, I) at every step
+for every image and given to the decoder together with z. Measures on the test set:
 
 - the share of the variance of the decoded brightness that the noise explains, for z ~ q(z|x) of test images x, summed
   over pixels. By the law of total variance the rest is what z explains;
@@ -11,14 +11,12 @@ are drawn anew from N(0, I) and given to the decoder together with z. Measured o
 - what using the noise costs: the nats per image that the ELBO would gain if the decoder's logits were averaged over it;
 - ELBO, NLL (by importance sampling over z and noise together) and how many samples a digit classifier is sure of.
 
-What to expect. The noise e has nothing to do with the image, and the ELBO takes the mean of log p(x|z, e) over it. For
-Bernoulli pixels that is a concave function of the logits, so by Jensen's inequality
+What to expect: for Bernoulli pixels log p(x|z, e) is a concave function of the logits, so by Jensen's inequality
 
-    E_e log p(x | logits(z, e))  <=  log p(x | E_e logits(z, e))        for every x and z:
+    E_e log p(x | logits(z, e))  <=  log p(x | E_e logits(z, e))        for every x and z
 
-a decoder that ignores the noise, and always says the mean of what it said, is never worse. The likelihood is another
-matter. There the mean over e is taken before the logarithm, p(x|z) = E_e p(x|z, e), a mixture, which could well be
-better than any single decoder. But to see that the ELBO would need a posterior q(e|x), and here it has the prior.
+and a decoder that ignores the noise e is never worse by the ELBO. README, Analysis, 6, says why the likelihood could
+differ. Writes noise_latents.json, noise_latents.png and noise_latents_grid.png to images/.
 """
 
 from typing import Any
@@ -26,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from experiments.results import in_percent, publish, shown, summary, table
-from experiments.study import Study, Trained, Training, read_command_line, run_study, settings_of, train_all
+from experiments.study import Study, Trained, read_command_line, repeated, run_study, train_groups
 
 if __name__ == "__main__":
     STUDY = read_command_line("noise_latents", __doc__)  # before the seconds that TensorFlow takes
@@ -135,14 +133,12 @@ def shares_by_step(trained: list[Trained], measured: list[dict[str, float]]) -> 
 Measured = dict[tuple[int, int], list[dict[str, float]]]  # by trained latents and noise: the numbers for each seed
 
 
-def save_numbers(
-    study: Study, latents: list[int], shares: dict[int, dict[int, np.ndarray]], measured: Measured
-) -> None:
+def save_numbers(study: Study, shares: dict[int, dict[int, np.ndarray]], measured: Measured) -> None:
     """Draw what the noise explains over steps; and by trained latents ELBO and NLL, and what the noise changes in them.
 
     `shares` are those of the variance, (seeds,), by trained latents and step.
     """
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    figure, latents = Figure(figsize=(10, 3.8), layout="constrained"), list(shares)
     explained, bounds, differences = figure.subplots(1, 3)
 
     def values(name: str, noise: int) -> np.ndarray:  # (seeds, latents)
@@ -177,26 +173,26 @@ def save_numbers(
     plots.save_figure(study.images / "noise_latents.png", figure)
 
 
-def save_grid(study: Study, latents: list[int], with_noise: dict[int, Trained], measured: Measured) -> None:
-    """Samples from the prior, for each number of latents: in a row the same z, in the columns different noise.
+def save_grid(study: Study, with_noise: dict[int, Trained], measured: Measured) -> None:
+    """Samples from the prior, by the number of trained latents: in a row the same z, in the columns different noise.
 
     In a last column, how much the row's pixels vary: their standard deviation over DRAWS other draws, magnified so that
     SPREAD_SHOWN is white.
     """
     rows, columns = GRID
-    figure = Figure(figsize=(10, 0.4 + 3.6 * ((len(latents) + 1) // 2)), layout="constrained")
-    panels = figure.subplots((len(latents) + 1) // 2, 2, squeeze=False)
-    for axes, size in zip(panels.flat, latents, strict=True):
-        z = np.random.default_rng(study.seed).standard_normal((rows, size), np.float32)
-        vae = with_noise[size].load()
+    lines = (len(with_noise) + 1) // 2
+    figure = Figure(figsize=(10, 0.4 + 3.6 * lines), layout="constrained")
+    panels = figure.subplots(lines, 2, squeeze=False)
+    for axes, (size, trained) in zip(panels.flat, with_noise.items(), strict=True):
+        z, vae = np.random.default_rng(study.seed).standard_normal((rows, size), np.float32), trained.load()
         drawn = expit(logits_under_noise(vae, z, columns, study.seed))  # (rows, columns, D)
         spread = expit(logits_under_noise(vae, z, DRAWS, study.seed + 1)).std(axis=1, keepdims=True)
         pictures = np.concatenate([drawn, spread / SPREAD_SHOWN], axis=1).reshape(-1, 28, 28, 1)
         share = 100 * measured[size, NOISE][0]["noise_share"]
         title = f"{size} trained latent{'s' * (size > 1)}: the noise explains {share:.2g} % of the variance"
         figures.draw_images(axes, pictures, columns + 1, title)
-    told = f"In a row: one z of the prior, {columns} draws of noise. Last: deviation over noise, white = {SPREAD_SHOWN}"
-    figure.suptitle(told, fontsize=10)
+    text = f"In a row: one z of the prior, {columns} draws of noise. Last: deviation over noise, white = {SPREAD_SHOWN}"
+    figure.suptitle(text, fontsize=10)
     plots.save_figure(study.images / "noise_latents_grid.png", figure)
 
 
@@ -204,35 +200,29 @@ def save_grid(study: Study, latents: list[int], with_noise: dict[int, Trained], 
 def run(study: Study) -> None:
     """Train, measure, draw and publish."""
     latents = sizes(study)
-    cases = [(size, noise, seed) for size in latents for noise in (0, NOISE) for seed in study.seeds]
-    settings = [settings_of(study, seed=seed, latent_dim=size, noise_dim=noise) for size, noise, seed in cases]
-    trainings = [Training(one, ask_about_noise, WATCH_AT) if one.noise_dim else Training(one) for one in settings]
-    trained = dict(zip(cases, train_all(study, trainings), strict=True))
+    wanted = {}
+    for size in latents:
+        wanted[size, 0] = repeated(study, latent_dim=size, noise_dim=0)
+        noisy = repeated(study, latent_dim=size, noise_dim=NOISE)
+        wanted[size, NOISE] = [one._replace(watch=ask_about_noise, watch_at=WATCH_AT) for one in noisy]
+    trained = train_groups(study, wanted)
 
     judge = digit_classifier(study)
-    measured: Measured = {}
-    for (size, noise, _), one in trained.items():
-        measured.setdefault((size, noise), []).append(measure(study, one, judge))
+    measured = {case: [measure(study, one, judge) for one in runs] for case, runs in trained.items()}
     numbers = {
         f"{size} latents, {noise} of noise": {name: summary(n[name] for n in seeds) for name in seeds[0]}
         for (size, noise), seeds in measured.items()
     }
-    shares = {
-        size: shares_by_step([trained[size, NOISE, seed] for seed in study.seeds], measured[size, NOISE])
-        for size in latents
-    }
-    save_numbers(study, latents, shares, measured)
-    save_grid(study, latents, {size: trained[size, NOISE, study.seed] for size in latents}, measured)
-    about = {"noise_dim": NOISE, "images": IMAGES, "draws": DRAWS, "samples": SAMPLES}
+    shares = {size: shares_by_step(trained[size, NOISE], measured[size, NOISE]) for size in latents}
+    save_numbers(study, shares, measured)
+    save_grid(study, {size: trained[size, NOISE][0] for size in latents}, measured)
     over_steps = {
         f"{size} latents": {step: summary(values) for step, values in by_step.items()}
         for size, by_step in shares.items()
     }
-    publish(
-        study,
-        about | {"cases": numbers, "noise_share_by_step": over_steps},
-        {"noise_latents": table_of(numbers, latents)},
-    )
+    about = {"noise_dim": NOISE, "images": IMAGES, "draws": DRAWS, "samples": SAMPLES}
+    about |= {"cases": numbers, "noise_share_by_step": over_steps}
+    publish(study, about, {"noise_latents": table_of(numbers, latents)})
 
 
 def table_of(numbers: dict[str, Any], latents: list[int]) -> str:

@@ -1,19 +1,17 @@
 """Which loss and which prior make the best samples, and is it the prior or the decoder that spoils them?
 
-    python -m experiments.sample_quality
+    python -m experiments.sample_quality    # 10 minutes on two cores
 
-The VAE of the Analysis with three losses (cross-entropy on binarised images; squared error and absolute difference with
-a learned scale, on grey ones), a plain autoencoder, and cross-entropy with each learned prior. Of each, three sets of
-images are decoded: draws from the prior (for the autoencoder from N(0, I), which it has never heard of), draws from a
-mixture of Gaussians fitted to the latents of training images, and the posterior means of training images, which gives
-reconstructions. A set is judged by its Frechet distance from the grey test images, in the features of a small digit
-classifier that is trained here. The distance of as many training images from them is the floor.
+Trains the VAE of the Analysis with three losses (cross-entropy on binarised images; squared error and absolute
+difference with a learned scale, on grey ones), as a plain autoencoder, and with each learned prior. Of each, three
+sets of images are decoded: draws from the prior (for the autoencoder from N(0, I), which it was not trained with),
+draws from a mixture of Gaussians fitted to the latents of training images, and posterior means of training images,
+which gives reconstructions. A set is judged by its Frechet distance from the grey test images, in the features of a
+small digit classifier that is trained here. So it ranks these sets alone, and is not comparable with the "FID" of
+papers. The floor is the distance of as many training images.
 
-What is compared is brightness. A model of binary pixels is judged by their probabilities, not by draws of them, which
-would all be speckled.
-
-The distance is not comparable with the "FID" of papers, whose features are those of Inception, a network trained on
-photographs. It ranks what this one classifier has judged, in sets of this one size.
+What is compared is brightness. A model of binary pixels is judged by their probabilities, because draws of them are
+speckled. Writes sample_quality.json and sample_quality.png to images/.
 """
 
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.results import in_percent, over_seeds, publish, shown, table
-from experiments.study import BASE, Study, Trained, Training, read_command_line, run_study, settings_of, train_all
+from experiments.study import BASE, Study, Trained, read_command_line, repeated, run_study, train_groups
 
 if __name__ == "__main__":
     STUDY = read_command_line("sample_quality", __doc__)  # before the seconds that TensorFlow takes
@@ -30,8 +28,8 @@ from matplotlib.figure import Figure
 
 import main
 from experiments import classifier, figures, latent
-from experiments.samples import digit_classifier, judge_samples, prior_samples
-from utils import data, plots
+from experiments.samples import dataset_of, digit_classifier, judge_samples, prior_samples
+from utils import plots
 from utils.batches import brightness
 from utils.dataset import Dataset, binarize
 
@@ -85,17 +83,16 @@ def sets_of(study: Study, trained: Trained, grey: Dataset) -> dict[str, np.ndarr
 
 def measure(sets: dict[str, np.ndarray], judge: Any, real: np.ndarray) -> dict[str, float]:
     """The distance of each set from images with these features (N, F), and the share of samples that are sure."""
-    numbers = {
-        name: classifier.frechet_distance(classifier.features(judge, images), real) for name, images in sets.items()
-    }
+    features = {name: classifier.features(judge, images) for name, images in sets.items()}
+    numbers = {name: classifier.frechet_distance(values, real) for name, values in features.items()}
     return numbers | {"sure": judge_samples(judge, sets["prior"])["sure"]}
 
 
 def save_figure(study: Study, pictures: dict[str, np.ndarray], models: dict[str, Any], floor: float) -> None:
-    """Draw samples (N, H, W, C) of each model beside training images, in the order of the distance, which is told."""
-    columns = 4
-    figure = Figure(figsize=(10, 0.3 + 2.75 * -(-len(pictures) // columns)), layout="constrained")
-    panels = list(figure.subplots(-(-len(pictures) // columns), columns, squeeze=False).flat)
+    """Draw samples (N, H, W, C) of each model beside training images, in the order of their distance."""
+    rows, columns = -(-len(pictures) // 4), 4
+    figure = Figure(figsize=(10, 0.3 + 2.75 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
     for axes, (name, images) in zip(panels, pictures.items(), strict=False):
@@ -113,11 +110,9 @@ def ranked(models: dict[str, Any]) -> list[str]:
 def run(study: Study) -> None:
     """Train, sample, judge, draw and publish."""
     names = QUICK_MODELS if study.quick else tuple(MODELS)
-    settings = [settings_of(study, seed=seed, **MODELS[name]) for name in names for seed in study.seeds]
-    done = iter(train_all(study, [Training(one) for one in settings]))
-    results = {name: [next(done) for _ in study.seeds] for name in names}
+    results = train_groups(study, {name: repeated(study, **MODELS[name]) for name in names})
 
-    grey = data.prepare(settings_of(study, binarize="none"), lambda line: None)
+    grey = dataset_of(study, "none")
     fitted, reconstructed = chosen_images(study, grey)
     judge = digit_classifier(study)
     real = classifier.features(judge, brightness(grey.test_images[: len(reconstructed)]))

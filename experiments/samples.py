@@ -1,4 +1,4 @@
-"""Samples of the Analysis' VAEs, and the digit classifier that judges them."""
+"""Images of the Analysis: its data set, samples of its VAEs, and the digit classifier that judges them."""
 
 from typing import Any
 
@@ -6,10 +6,16 @@ import numpy as np
 
 import main
 from experiments import classifier
-from experiments.study import BASE, Study
-from utils import mnist
+from experiments.study import BASE, Study, settings_of
+from utils import data, mnist
 from utils.chance import GRID_LATENTS, random_key
+from utils.dataset import Dataset
 from utils.settings import from_params
+
+
+def dataset_of(study: Study, binarize: str = "dynamic") -> Dataset:
+    """MNIST as the Analysis has it: test images black and white by a fixed draw or, with "none", all images grey."""
+    return data.prepare(settings_of(study, binarize=binarize), lambda line: None)
 
 
 def digit_classifier(study: Study) -> Any:

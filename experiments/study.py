@@ -1,13 +1,13 @@
-"""What the experiments of the Analysis share: a command line, trainings that are made once, and where results go.
+"""What the experiments of the Analysis share: a command line, and trainings that are made once.
 
 An experiment is a file with a function `run(study)`. It asks `train_all` for the trainings it rests on, computes, and
-calls `publish` with its numbers and tables. A training is known by its settings, by what is watched and by the code
-that makes it; what is finished is read from predictions/analysis/, whichever experiment asked for it first, and what
-was interrupted goes on from its last checkpoint. Trainings run side by side in processes of one thread each, which on
-two cores is 1.4 times as fast as one after the other with two threads (networks this small), and on the CPU, so that
-their numbers do not depend on how many run.
+calls results.publish with its numbers and tables. A training is known by its settings, by what is watched and by the
+code that makes it. One that is finished is read from predictions/analysis/, whichever experiment asked for it first;
+one that was interrupted goes on from its last checkpoint. Trainings run side by side in processes of one thread each,
+which on two cores is 1.4 times as fast as one after the other with two threads (networks this small), and on the CPU,
+so that their numbers do not depend on how many run.
 
-No TensorFlow is imported before it is needed, so that --help and a typo are answered at once.
+TensorFlow is imported only where it is needed, so that --help and a typo are answered at once.
 """
 
 import contextlib
@@ -74,6 +74,18 @@ class Training(NamedTuple):
     settings: Settings
     watch: Callable[..., dict[str, np.ndarray]] | None = None
     watch_at: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of its folder: the same for the same settings, watch and code."""
+        from utils.runs import derived_name
+
+        texts, used = [settings_that_count(self.settings)], sources(train_one, {})
+        if self.watch:
+            parts = self.watch if isinstance(self.watch, partial) else partial(self.watch)
+            texts += [repr((parts.args, parts.keywords, self.watch_at))]
+            sources(parts.func, used)
+        return f"{derived_name(self.settings)}-{fingerprint([*texts, *used.values()])}"
 
 
 class Trained(NamedTuple):
@@ -193,16 +205,9 @@ def settings_of(study: Study, **overrides: Any) -> Settings:
     return from_params(**values)
 
 
-def training_name(training: Training) -> str:
-    """The name of a training's folder: the same for the same settings, watch and code."""
-    from utils.runs import derived_name
-
-    texts, used = [settings_that_count(training.settings)], sources(train_one, {})
-    if training.watch:
-        parts = training.watch if isinstance(training.watch, partial) else partial(training.watch)
-        texts += [repr((parts.args, parts.keywords, training.watch_at))]
-        sources(parts.func, used)
-    return f"{derived_name(training.settings)}-{fingerprint([*texts, *used.values()])}"
+def repeated(study: Study, **overrides: Any) -> list[Training]:
+    """One training for each seed, with the settings of the Analysis of which some are replaced."""
+    return [Training(settings_of(study, seed=seed, **overrides)) for seed in study.seeds]
 
 
 def steps_of(settings: Settings) -> int:
@@ -215,7 +220,7 @@ def steps_of(settings: Settings) -> int:
 def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
     """Make the trainings that are not finished, and return all, in the order asked for. Raises what main.train does."""
     study.trainings.mkdir(parents=True, exist_ok=True)
-    results = [Trained(study.trainings / training_name(training)) for training in trainings]
+    results = [Trained(study.trainings / training.name) for training in trainings]
     missing = {
         result.folder: training
         for result, training in zip(results, trainings, strict=True)
@@ -248,6 +253,12 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
                 pool.shutdown(cancel_futures=True)
                 raise
     return results
+
+
+def train_groups(study: Study, wanted: dict[Any, list[Training]]) -> dict[Any, list[Trained]]:
+    """The same for groups of trainings, such as those of one model with several seeds, by their keys."""
+    trained = iter(train_all(study, [training for group in wanted.values() for training in group]))
+    return {key: [next(trained) for _ in group] for key, group in wanted.items()}
 
 
 @contextlib.contextmanager

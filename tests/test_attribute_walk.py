@@ -256,7 +256,7 @@ def test_of_many_images_some_at_even_distances_are_read_a_few_at_a_time(make_run
 def test_of_binarised_images_no_two_batches_share_a_draw(make_run):
     alike = np.full((2_000, 4, 4, 1), 128, np.uint8)
     folder = make_run(faces(), binarize="dynamic")
-    vae, *_ = load.load_run(folder)
+    vae, *_ = load.load_run(folder, print)
     z = attribute_walk.encode_rows(vae, alike, np.arange(2_000), (0, 1))
     assert set(np.unique(z)) == {0, 1}
     assert (z[:1_000] != z[1_000:]).any()
@@ -355,7 +355,7 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys):
 
 def test_a_run_that_is_not_there_and_a_full_disk_are_named(make_run, seen_by_judges, monkeypatch, tmp_path, capsys):
     folder = make_run(faces())
-    assert attribute_walk.main(attribute_walk.Asked("nothing", (), str(tmp_path))) == 2
+    assert attribute_walk.main(attribute_walk.read_command_line(["nothing", "--output-dir", str(tmp_path)])) == 2
     told = f"attribute_walk: error: RUN nothing: no such run in {tmp_path}; there is linear\n"
     assert capsys.readouterr().err == told
 

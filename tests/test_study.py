@@ -18,7 +18,7 @@ import main
 from experiments import all as everything
 from experiments import fingerprint, results
 from experiments import study as studies
-from experiments.study import BASE, Training, make_study, settings_of, train_all, training_name
+from experiments.study import BASE, Training, make_study, settings_of, train_all
 from tests.shared import OURS
 from utils import console, data, recorder, runs
 from utils.dataset import DataError
@@ -80,7 +80,7 @@ def test_an_interrupted_training_goes_on_where_it_was(study, monkeypatch):
     monkeypatch.setattr(recorder, "write_line", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_all(study, [training])
-    steps = runs.saved_steps(study.trainings / training_name(training))
+    steps = runs.saved_steps(study.trainings / training.name)
     assert steps  # so that there is something to go on from
     train_all(study, [training])
     assert len(lines) < 3 + 4  # the lines before the checkpoint were not made again
@@ -91,23 +91,23 @@ def test_a_training_is_known_by_its_settings_what_is_watched_and_the_code(study,
     watches = [None, first_code, partial(first_code, count=2), partial(first_code, count=3), second_code]
     trainings = [Training(settings, watch, (1,)) for watch in watches] + [Training(settings, first_code, (2,))]
     trainings += [Training(settings_of(study, kl_weight_end=2.0))]
-    names = [training_name(training) for training in trainings]
+    names = [training.name for training in trainings]
     assert len(set(names)) == len(names)
     moved = Training(settings.model_copy(update={"output_dir": "elsewhere", "data_dir": "far"}))
-    assert training_name(moved) == names[0]
+    assert moved.name == names[0]
     for source in (studies.ROOT / "main.py", *(studies.ROOT / "utils").glob("*.py")):
         copy = tmp_path / source.relative_to(studies.ROOT)
         copy.parent.mkdir(exist_ok=True)
         shutil.copy(source, copy)
     monkeypatch.setattr(fingerprint, "code_of", partial(fingerprint.code_of, root=tmp_path))
-    assert training_name(trainings[0]) == names[0]
+    assert trainings[0].name == names[0]
     for name in ("networks", "workers"):
         path = tmp_path / "utils" / f"{name}.py"
         text = path.read_text()
         path.write_text(f"# A comment.\n{text}")
-        assert training_name(trainings[0]) == names[0]
+        assert trainings[0].name == names[0]
         path.write_text(f"{text}\nADDED = 1\n")
-        assert training_name(trainings[0]) != names[0]
+        assert trainings[0].name != names[0]
         path.write_text(text)
 
 

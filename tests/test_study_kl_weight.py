@@ -152,7 +152,7 @@ def test_trainings_are_shared_and_differ_by_what_is_varied_only(tmp_path):
     full = study.Study("kl_weight", 0, False, 0, tmp_path, tmp_path)
     asked = kl_weight.ask(full, kl_weight.Sizes())
     assert asked["beta", 1] == asked["free bits", 0] == asked["schedule", "constant"]
-    names = {study.training_name(training): training for trainings in asked.values() for training in trainings}
+    names = {training.name: training for trainings in asked.values() for training in trainings}
     assert len(names) == 3 * (5 + 6 + 3)
     watched = [training for training in names.values() if training.watch]
     assert sorted((each.settings.kl_schedule, each.settings.seed) for each in watched) == [

@@ -87,7 +87,8 @@ def test_a_toy_row_is_trained_evaluated_and_not_made_twice(monkeypatch, tmp_path
     monkeypatch.setattr(likelihood, "ROOT", tmp_path)
     toy = {"labels": (0, 1), "encoder_layers": (8,), "decoder_layers": (8,), "latent_dim": 3, "bound_samples": 2}
     monkeypatch.setattr(likelihood, "QUICK", likelihood.QUICK | toy)
-    once = asked("iwae", "--quick")._replace(samples=5, images=tmp_path / "figures")
+    once = asked("iwae", "--quick")
+    once.samples, once.images = 5, tmp_path / "figures"
     assert likelihood.main(once) == 0
     path = tmp_path / "figures" / "likelihood.json"
     first = json.loads(path.read_text())["rows"]["iwae"]
