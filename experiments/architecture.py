@@ -38,17 +38,13 @@ def overrides(question: str, value: int) -> dict[str, Any]:
     return {"encoder_layers": layers, "decoder_layers": layers}
 
 
-def parameters(run: Trained) -> int:
-    """How many numbers are trained."""
-    return sum(math.prod(weight.shape) for weight in main.build_vae(run.settings, (28, 28, 1)).weights)
-
-
 def measure(runs: list[Trained]) -> dict[str, Any]:
     """What the runs of a value, one a seed, reached, how much they cost, and the KL of their latents, largest first."""
     reports = [run.report for run in runs]
+    weights = main.build_vae(runs[0].settings, (28, 28, 1)).weights
     kl_per_latent = [sorted(report["kl_per_latent"], reverse=True) for report in reports]
     return {
-        "parameters": parameters(runs[0]),
+        "parameters": sum(math.prod(weight.shape) for weight in weights),
         "elbo": summary(report["test_elbo"] for report in reports),
         "nll": summary(report["test_nll"] for report in reports),
         "kl": summary(report["test_kl"] for report in reports),

@@ -1,37 +1,29 @@
 """Training speed of this project's loop beside Keras `fit`, PyTorch and JAX, and beside what the machine can do at all.
 
     python -m pip install -r requirements-benchmark.txt
-    python -m experiments.benchmark                      images per second
+    python -m experiments.benchmark                      images per second; some seven minutes
     python -m experiments.benchmark --architecture conv  the same with convolutions
     python -m experiments.benchmark --time-to-quality    seconds until the digits of MNIST are learned so well
     python -m experiments.benchmark --profile            where the time of a step of this project's loop goes
-    python -m experiments.benchmark --whole-run          what a user waits for: `python main.py` from start to end
+    python -m experiments.benchmark --whole-run          `python main.py` from start to end (experiments/whole_run.py)
 
-All contenders do identical work on the CPU: the VAE 784-500-500-20 on 60,000 images of MNIST's shape, shuffled anew
-each epoch, gathered, scaled, binarised with fresh draws whenever an image is used, Bernoulli cross-entropy + KL, Adam,
-float32. That they learn the same shows in the column `objective`: the mean of the last epoch in nats, after equally
-many steps in all of them. With `--architecture conv` the VAE has two stages of convolutions and a dense layer, or from
-the latents on a dense layer and two stages, as main.py builds it, and the rest is as it was; JAX is left out, and so is
-the machine's limit, which is one of matrix products.
+All contenders do the same work on the CPU: the VAE 784-500-500-20 on 60,000 images of MNIST's shape, shuffled each
+epoch, gathered, scaled, binarised with fresh draws whenever an image is used, Bernoulli cross-entropy + KL, Adam,
+float32. The column `objective`, the mean of the last epoch in nats, shows that they learn the same. With
+`--architecture conv` the VAE has two stages of convolutions and a dense layer; JAX and the machine's limit, which is
+one of matrix products, are left out.
 
-Each contender has a process of its own, for the thread pools of two libraries in one process get in each other's way.
-They take turns of one epoch, while the others sleep, and a ratio is formed within a round, so that a machine that is
-slow for a while slows both sides of it; turns are short and rounds many, as the median of many scatters less. `gemm`
-is the machine's limit: the speed at which it multiplies large matrices, divided by the FLOPs of an image. Twenty rounds
-take some seven minutes. A peer that is not installed is named and skipped.
+Each contender has a process of its own, because the thread pools of two libraries in one process disturb each other.
+They take turns of one epoch while the others sleep, and a ratio is formed within a round, so that a machine that is
+slow for a while slows both sides of it. `gemm` is the machine's limit: the speed at which it multiplies large matrices,
+divided by the FLOPs of an image. A peer that is not installed is named and skipped.
 
-Time to quality is told in seconds of training until the test ELBO first is at or above a mark. The contenders train on
-MNIST itself, again in turns of one epoch, and after each the same NumPy code judges the weights of all on the same
-binarised test images under the same noise, while no clock runs. Nothing is chosen by the test images: the marks are
-aims, and the network, which is to reach them, was chosen by 5,000 training images held out (--held-out).
+The time to quality is the seconds of training until the test ELBO first reaches a mark. After each epoch the same NumPy
+code judges the weights of all on the same binarised test images under the same noise, while no clock runs. Nothing was
+chosen by the test images: the network was chosen by 5,000 training images held out (--held-out). The profile measures
+parts of a step on their own, above all its matrix products, which are too small to reach the speed of large ones.
 
-The profile takes turns too, of this project's loop and of parts of its step on their own: above all its matrix
-products, since small ones like these never reach the speed of large ones, and set a lower limit of their own.
-
-The whole run is the default run of main.py, a process that starts, trains, tests, draws, saves and judges. The same VAE
-in Keras (experiments/keras_vae.py) takes turns with it and, with `--against FOLDER`, main.py of another checkout. The
-clock tells the start-up, the seconds per epoch and the total, and how much longer an epoch takes than in the loop
-alone (experiments/whole_run.py).
+All rounds are written to predictions/, in a file named after what was measured.
 """
 
 import argparse
@@ -55,12 +47,11 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import whole_run
-from experiments.timing import IMAGES, ROOT, environment, our_loop, spread
-from utils import mnist
-from utils.console import whole
-from utils.dataset import TEST_BINARIZATION_KEY, DataError, binarize
+from experiments.timing import IMAGES, environment, our_loop, spread, usable_cores
+from utils import console, mnist
+from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.files import write_json
-from utils.settings import BEFORE, SettingsError, from_params
+from utils.settings import BEFORE, ROOT, from_params
 
 OUTPUT = ROOT / "predictions"
 PIXELS, HIDDEN, LATENTS = 784, (500, 500), 20
@@ -244,7 +235,7 @@ def torch_eager(images, batch_size, activation, architecture):
     import torch
     from torch.nn import functional
 
-    torch.set_num_threads(len(usable_cores()))
+    torch.set_num_threads(usable_cores())
     encoder, decoder = torch_networks(activation, architecture)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=LEARNING_RATE)
     data, steps_per_epoch = torch.from_numpy(images), len(images) // batch_size
@@ -459,8 +450,6 @@ def mean_elbo(encoder, decoder, images, noise, activation):
 
 
 # --- the limit --------------------------------------------------------------------------------------------------------
-
-
 def gemm_flops_per_second(size=2048, repeats=20):
     """The best of several float32 products of two square matrices, by TensorFlow's MatMul."""
     import tensorflow as tf
@@ -485,17 +474,8 @@ def flops_per_image():
 
 
 # --- one contender, in its own process --------------------------------------------------------------------------------
-
-
-def usable_cores():
-    """Numbers of the cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
-
-
 def serve(args):
     """Measure one contender, or the limit, once for each line of standard input; answer each with a line of JSON."""
-    if args.threads < len(usable_cores()):
-        os.sched_setaffinity(0, usable_cores()[: args.threads])  # before the libraries size their thread pools by it
     if args.worker == "gemm":
         for _ in sys.stdin:
             print(json.dumps({"gflops_per_second": gemm_flops_per_second() / 1e9}), flush=True)
@@ -532,9 +512,8 @@ def worker(name, args):
     With it comes what its first turn measured, which is behind it, and in which it compiled and warmed up caches and
     pools. A failure ends the run and shows why.
     """
-    command = [sys.executable, "-m", "experiments.benchmark", "--worker", name, "--steps", str(args.steps)]
-    command += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]
-    command += ["--architecture", args.architecture]
+    command = [sys.executable, "-m", "experiments.benchmark", "--worker", name, "--architecture", args.architecture]
+    command += ["--steps", str(args.steps), "--batch-size", str(args.batch_size)]
     command += ["--time-to-quality"] * args.time_to_quality + ["--held-out"] * args.held_out
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
@@ -548,7 +527,7 @@ def worker(name, args):
             answer = process.stdout.readline()
             if not answer:
                 errors.seek(0)
-                sys.exit(f"\nbenchmark: error: {name} failed with exit code {process.wait()}\n{errors.read()}")
+                raise console.Problem(f"{name} failed with exit code {process.wait()}\n{errors.read()}")
             return json.loads(answer)
 
         try:
@@ -558,8 +537,6 @@ def worker(name, args):
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
-
-
 def machine():
     """The processor's name, as far as the system tells it, and the versions of what is compared."""
     cpu = platform.processor() or platform.machine()
@@ -656,8 +633,7 @@ def profile_table(rounds, batch_size):
 
 def parse(argv):
     """The command line, checked."""
-    cores, number = len(usable_cores()), whole(1, 10**6)
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
+    parser, number = console.experiment_parser("benchmark", __doc__), console.whole(1, 10**6)
     parser.add_argument("--architecture", choices=STEPS, default="mlp", help="conv: without JAX and the limit")
     parser.add_argument("--time-to-quality", action="store_true", help="seconds until MNIST is learned, not images/s")
     parser.add_argument("--held-out", action="store_true", help=f"judge that by {HELD_OUT:,} training images, left out")
@@ -671,26 +647,23 @@ def parse(argv):
     parser.add_argument("--steps", type=number, help="steps of a turn, in whole epochs "
                         f"({STEPS['mlp']}; conv: {STEPS['conv']})")  # fmt: skip
     parser.add_argument("--batch-size", type=number, default=128, help="images a step (%(default)s)")
-    parser.add_argument("--threads", type=number, default=cores, help="cores that each may use (all: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=["gemm", *CONTENDERS], help="leave out all but these")
     parser.add_argument("--quick", action="store_true", help="few rounds of 20 steps, or one whole run of 2 epochs, "
                         "to see that it works; not kept")  # fmt: skip
     parser.add_argument("--worker", choices=["gemm", *CONTENDERS, *PARTS], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.batch_size > IMAGES - HELD_OUT * args.held_out:
-        parser.error(f"--batch-size: there are {IMAGES - HELD_OUT * args.held_out} images")
-    if args.threads > cores or (args.threads < cores and not hasattr(os, "sched_setaffinity")):
-        parser.error(f"--threads: {args.threads} of the {cores} cores cannot be had on this system")
-    if args.held_out and not args.time_to_quality:
-        parser.error("--held-out: goes with --time-to-quality only")
-    if args.profile and (args.time_to_quality or args.only):
-        parser.error("--profile: goes with neither --time-to-quality nor --only")
-    if args.architecture == "conv" and (args.time_to_quality or args.profile):
-        parser.error("--architecture: conv goes with neither --time-to-quality nor --profile")
-    if args.architecture == "conv" and not set(args.only or ()) <= set(CONVOLUTIONAL):
-        parser.error(f"--only: with --architecture conv there are {', '.join(CONVOLUTIONAL)}")
-    if args.time_to_quality and "gemm" in (args.only or ()):
-        parser.error("--only: gemm is not a contender, and learns nothing")
+    images, only = IMAGES - HELD_OUT * args.held_out, set(args.only or ())
+    conv, quality_or_profile = args.architecture == "conv", args.time_to_quality or args.profile
+    for refused, message in (
+        (args.batch_size > images, f"--batch-size: there are {images} images"),
+        (args.held_out and not args.time_to_quality, "--held-out: goes with --time-to-quality only"),
+        (args.profile and (args.time_to_quality or only), "--profile: goes with neither --time-to-quality nor --only"),
+        (conv and quality_or_profile, "--architecture: conv goes with neither --time-to-quality nor --profile"),
+        (conv and only - {*CONVOLUTIONAL}, f"--only: with --architecture conv there are {', '.join(CONVOLUTIONAL)}"),
+        (args.time_to_quality and "gemm" in only, "--only: gemm is not a contender, and learns nothing"),
+    ):
+        if refused:
+            parser.error(message)
     if args.whole_run:
         check_whole_run(parser, args)
         return args
@@ -707,7 +680,7 @@ def parse(argv):
 
 def check_whole_run(parser, args):
     """Refuse what makes no sense with --whole-run, and fill in what was not asked for."""
-    for name in ("architecture", "time_to_quality", "profile", "steps", "batch_size", "threads"):
+    for name in ("architecture", "time_to_quality", "profile", "steps", "batch_size"):
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')}: does not go with --whole-run")
     if not set(args.only or ()) <= {"ours", "keras"}:
@@ -759,13 +732,13 @@ def write_results(name, args, results):
 
 
 def main(argv=None):
-    """Measure in turns, print the table, and write all rounds to a file in predictions/."""
+    """Measure in turns, print the table, and write all rounds to a file in predictions/. Raises console.Problem."""
     args = parse(argv)
     if args.worker:
         serve(args)
         return
     facts = machine()
-    print(f"{facts['cpu']}, {args.threads} of {os.cpu_count()} cores")
+    print(f"{facts['cpu']}, {usable_cores()} of {os.cpu_count()} cores")
     print(", ".join(f"{package} {version}" for package, version in facts["versions"].items()))
     if args.whole_run:
         write_results("whole_run", args, {**facts, **whole_run.measure(args)})
@@ -780,10 +753,7 @@ def main(argv=None):
     for name in missing:
         print(f"{CONTENDERS[name][2]}: not installed, skipped; see requirements-benchmark.txt")
     if args.time_to_quality:
-        try:
-            mnist_images(args.held_out)  # so that it is fetched once, and before all else
-        except (DataError, SettingsError) as error:
-            sys.exit(f"benchmark: error: {error}")
+        mnist_images(args.held_out)  # so that it is fetched once, and before all else
     rounds = take_rounds(turns, args)
     name, results = {"mlp": "benchmark", "conv": "benchmark_conv"}[args.architecture], {}
     if args.time_to_quality:
@@ -798,7 +768,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(console.run("benchmark", main))

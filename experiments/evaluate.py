@@ -330,9 +330,8 @@ def table(numbers: dict[str, Any]) -> str:
         errors = f"+- {found['standard_error_images']:.2f} over images"
         if "standard_error_sampling" in found:
             errors += f", +- {found['standard_error_sampling']:.2g} sampling"
-        row(
-            name, f"{found.get('log_likelihood', found.get('bound')):.2f} nats", f"{errors}, K = {samples:,}{of_pixels}"
-        )
+        nats = found.get("log_likelihood", found.get("bound"))
+        row(name, f"{nats:.2f} nats", f"{errors}, K = {samples:,}{of_pixels}")
 
     of_pixels = f", {numbers['of']}" if numbers["of"] else ""
     if found := numbers["likelihood"]:
@@ -341,12 +340,8 @@ def table(numbers: dict[str, Any]) -> str:
         likelihood_row(name, found, found["samples"])
         if found["inactive_from_prior"]:
             likelihood_row("... inactive as prior", found["inactive_from_prior"], found["samples"])
-        if found["bits_per_dimension"]:
-            row(
-                "bits per dimension",
-                f"{found['bits_per_dimension']:.3f}",
-                "minus the log-likelihood in bits, by pixel and colour",
-            )
+        if bits := found["bits_per_dimension"]:
+            row("bits per dimension", f"{bits:.3f}", "minus the log-likelihood in bits, by pixel and colour")
         if published := numbers["published_nll"]:
             row("published", f"-{published['nll']} nats", f"{published['source']}: {published['model']}")
         row("active units", f"{found['active_units']} of {found['latent_dim']}")

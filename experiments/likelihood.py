@@ -23,9 +23,8 @@ from typing import Any, NamedTuple
 
 from utils.console import experiment_parser
 from utils.files import write_json, write_whole
-from utils.settings import BEFORE, Settings, from_params
+from utils.settings import BEFORE, ROOT, Settings, from_params
 
-ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 5_000
 
 # What all rows have in common. It names every constant that has a part in the result: params.py is the user's to edit.
@@ -201,7 +200,7 @@ def make_row(name: str, asked: argparse.Namespace) -> dict[str, Any]:
         "inactive_from_prior": likelihood["inactive_from_prior"],
         "images": worth["images"],
         "trainings": trainings,
-        "hardware": f"{len(benchmark.usable_cores())} cores of {benchmark.machine()['cpu']}",
+        "hardware": f"{benchmark.usable_cores()} cores of {benchmark.machine()['cpu']}",
         **{key: likelihood[key] for key in ("standard_error_images", "standard_error_sampling", "samples", "seconds",
                                             "active_units", "latent_dim")},
     }  # fmt: skip

@@ -48,11 +48,6 @@ SPREAD_SHOWN = 0.03  # standard deviation of brightness that is white in the gri
 SAMPLES = 1_000  # that the classifier judges
 
 
-def sizes(study: Study) -> list[int]:
-    """How many latents are trained."""
-    return [1, 2] if study.quick else [1, 2, 4, 8]
-
-
 # --- measures ---------------------------------------------------------------------------------------------------------
 def noise_share(y: np.ndarray) -> float:
     """The share of the variance of y (N, M, D) that noise explains: N draws of z, M draws of noise for each, D pixels.
@@ -199,7 +194,7 @@ def save_grid(study: Study, with_noise: dict[int, Trained], measured: Measured) 
 # --- the experiment ---------------------------------------------------------------------------------------------------
 def run(study: Study) -> None:
     """Train, measure, draw and publish."""
-    latents = sizes(study)
+    latents = [1, 2] if study.quick else [1, 2, 4, 8]
     wanted = {}
     for size in latents:
         wanted[size, 0] = repeated(study, latent_dim=size, noise_dim=0)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from experiments.fingerprint import ROOT, code_of, fingerprint, settings_that_count, sources
 from experiments.load import load_vae
+from experiments.timing import usable_cores
 from utils import console, data, mnist
 from utils.files import write_json
 from utils.settings import BEFORE, Settings, from_params
@@ -133,20 +134,15 @@ def read_command_line(name: str, doc: str) -> Study:
     parser, integer = console.experiment_parser(name, doc), console.whole(0, 2**30 - 1)
     parser.add_argument("--quick", action="store_true", help="a toy version in seconds, to see that everything works")
     parser.add_argument("--seed", type=integer, default=0, metavar="N", help="the first seed [default 0]")
-    jobs = f"trainings side by side, one thread each; 0: one by one in this process [default {default_jobs()}]"
-    parser.add_argument("--jobs", type=integer, default=default_jobs(), metavar="N", help=jobs)
+    most = min(8, usable_cores())  # each holds 1.5 GB
+    jobs = f"trainings side by side, one thread each; 0: one by one in this process [default {most}]"
+    parser.add_argument("--jobs", type=integer, default=most, metavar="N", help=jobs)
     images = "folder for figures and numbers [default images, which the README shows; with --quick predictions/quick]"
     parser.add_argument("--images", type=Path, default=None, metavar="DIR", help=images)
     asked = parser.parse_args()
     if name != "all":  # which only starts the others
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the numbers are those of a CPU, whatever else there is
     return make_study(name, asked.seed, asked.quick, asked.jobs, asked.images)
-
-
-def default_jobs() -> int:
-    """As many as this process has cores, but at most 8: each holds 1.5 GB."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
 
 
 def make_study(name: str, seed: int = 0, quick: bool = False, jobs: int = 0, images: Path | None = None) -> Study:

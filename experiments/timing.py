@@ -1,11 +1,9 @@
-"""What experiments/benchmark.py and whole_run.py share: the loop that they time, a process's variables, quartiles."""
+"""Shared by benchmark.py and whole_run.py: the loop that they time, cores, a process's variables, quartiles."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 60_000  # that an epoch trains on
 
 
@@ -30,6 +28,11 @@ def our_loop(images, settings):
         return float(sums[0]) / steps_per_epoch
 
     return train, lambda: (vae.encoder.get_weights(), vae.decoder.get_weights())
+
+
+def usable_cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment():

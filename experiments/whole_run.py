@@ -3,20 +3,18 @@
     python -m experiments.benchmark --whole-run                             three rounds of runs of 15 epochs
     python -m experiments.benchmark --whole-run --only ours --against OLD   beside main.py of another checkout only
 
-A contender runs as a process of its own, from nothing, and in a round each has one turn. Its times are told from
-outside: each writes samples_000.png before training and one more such file after each epoch has been trained on and
-tested, and the file's date is the time.
+Each contender runs as a process of its own, once a round. It writes samples_000.png before training and one such file
+after each epoch has been trained on and tested; the dates of these files are its times:
 
     start-up     from the start of the process to samples_000.png
     first epoch  from there to samples_001.png; this one also compiles
-    epoch        of all later ones the mean, for main.py saves a checkpoint only every other epoch or so
+    epoch        the mean of all later ones, because main.py saves a checkpoint only every other epoch or so
     end          from the last of these files to the end of the process
 
-At its end main.py saves, judges, draws the film and estimates the log-likelihood, and Keras does nothing. So it is the
-time up to the end, `trained`, in which both do the same work, while `total` is what one waits for. main.py also writes
-TensorBoard's files and checkpoints on the way, which Keras does not. In each round the loop of main.py takes a turn as
-well, without all that surrounds it: it tells how short an epoch could be. (For that, and for that alone, this file is
-started as a process: python -m experiments.whole_run EPOCHS.)
+At its end main.py saves, judges, draws the film and estimates the log-likelihood, and Keras does nothing. So both do
+the same work in the time up to the end, `trained`, while `total` is what one waits for. In each round the loop of
+main.py takes a turn alone, which shows how short an epoch could be: a process `python -m experiments.whole_run EPOCHS`.
+Results go to predictions/whole_run.json.
 """
 
 import csv
@@ -32,10 +30,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from experiments.timing import IMAGES, ROOT, environment, our_loop, spread
+from experiments.timing import IMAGES, environment, our_loop, spread
 from utils import mnist
-from utils.dataset import DataError
-from utils.settings import SettingsError, from_params
+from utils.console import Problem
+from utils.settings import ROOT, from_params
 
 LOOP_EPOCHS = 5  # of a turn of the loop alone, after one in which it compiles
 ELBO_TOLERANCE = 5.0  # nats; seeds alone make up to three after 2 epochs, and a few tenths of one after 15
@@ -90,7 +88,7 @@ def run_process(title, command, home):
             stream.seek(0)
         if process.returncode:
             tail = "\n".join(errors.read().splitlines()[-20:])
-            sys.exit(f"\nbenchmark: error: {title} failed with exit code {process.returncode}\n{tail}")
+            raise Problem(f"{title} failed with exit code {process.returncode}\n{tail}")
         return Ended(started, ended, megabytes, output.read())
 
 
@@ -155,7 +153,7 @@ def times(title, folder, epochs, ended):
     """The seconds of a run that wrote its grids into `folder`, and its memory."""
     grids = [folder / f"samples_{epoch:03}.png" for epoch in range(epochs + 1)]
     if missing := [grid.name for grid in grids if not grid.exists()]:
-        sys.exit(f"\nbenchmark: error: {title} did not write {missing[0]}, by whose date it is timed")
+        raise Problem(f"{title} did not write {missing[0]}, by whose date it is timed")
     dates = [grid.stat().st_mtime for grid in grids]
     return {
         "startup": dates[0] - ended.started,
@@ -185,13 +183,8 @@ def take_rounds(args, titles):
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
-def per_epoch(run):
-    """The mean seconds of an epoch after the first."""
-    return float(np.mean(run["epochs"][1:]))
-
-
 COMPARED = {  # seconds of a run whose ratios are shown
-    "per epoch": per_epoch,
+    "per epoch": lambda run: float(np.mean(run["epochs"][1:])),  # but the first, which compiles
     "trained": lambda run: run["total"] - run["end"],
     "total": lambda run: run["total"],
 }
@@ -225,7 +218,7 @@ def table(rounds, titles):
         epoch, total = (spread(ratios(rounds, "ours", "against", key), 2) for key in ("per epoch", "total"))
         lines.append(f"ours / {titles['against']}: {total} of the total, {epoch} of an epoch")
     speeds = np.array([r["loop"]["images_per_second"] for r in rounds])
-    share = spread([per_epoch(r["ours"]) for r in rounds] * speeds / IMAGES, 2)
+    share = spread([COMPARED["per epoch"](r["ours"]) for r in rounds] * speeds / IMAGES, 2)
     lines.append(f"{titles['loop']}: {spread(speeds)} images/s")
     lines.append(f"An epoch of ours by the clock takes {share} times {IMAGES:,} / (its images/s).")
     return lines
@@ -243,10 +236,7 @@ def measure(args):
     titles = {name: title for name, title in titles.items() if name in wanted or (name == "loop" and "ours" in wanted)}
     if args.against:
         titles["against"] = args.against.name
-    try:
-        mnist.load("mnist", data_dir())  # so that it is fetched once, and before all else
-    except (DataError, SettingsError) as error:
-        sys.exit(f"benchmark: error: {error}")
+    mnist.load("mnist", data_dir())  # so that it is fetched once, and before all else
     rounds = take_rounds(args, titles)
     print(*table(rounds, titles), sep="\n")
     return {"titles": titles, "rounds": rounds}

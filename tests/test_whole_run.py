@@ -7,6 +7,7 @@ import pytest
 
 from experiments import benchmark, whole_run
 from tests import reference_runs
+from utils.console import Problem
 from utils.settings import from_params, read_command_line
 
 TITLES = {"loop": "the loop alone", "ours": "main.py", "keras": "Keras fit", "against": "old"}
@@ -25,7 +26,7 @@ def test_times_are_told_by_the_dates_of_the_grids(tmp_path):
     ended = whole_run.Ended(started=1_000.0, ended=1_020.0, megabytes=7.0, output="")
     times = whole_run.times("main.py", tmp_path, 3, ended)
     assert times == {"startup": 4.0, "epochs": [5.5, 2.0, 2.5], "end": 6.0, "total": 20.0, "megabytes": 7.0}
-    with pytest.raises(SystemExit, match=r"main\.py did not write samples_004\.png"):
+    with pytest.raises(Problem, match=r"main\.py did not write samples_004\.png"):
         whole_run.times("main.py", tmp_path, 4, ended)
 
 
@@ -83,7 +84,7 @@ def test_what_makes_no_sense_is_refused(arguments, line, capsys, monkeypatch):
     monkeypatch.chdir(benchmark.ROOT)
     with pytest.raises(SystemExit):
         benchmark.main(arguments.split())
-    assert capsys.readouterr().err.splitlines()[-1] == f"python -m experiments.benchmark: error: {line}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"benchmark: error: {line}"
 
 
 def test_the_run_is_named_in_full_on_the_command_line():
@@ -99,7 +100,7 @@ def test_the_run_is_named_in_full_on_the_command_line():
 
 def test_a_failing_process_tells_why(tmp_path):
     script = "import sys; print('all was well'); sys.exit('it broke')"
-    with pytest.raises(SystemExit, match=r"^\nbenchmark: error: main\.py failed with exit code 1\nit broke$"):
+    with pytest.raises(Problem, match=r"^main\.py failed with exit code 1\nit broke$"):
         whole_run.run_process("main.py", [sys.executable, "-c", script], tmp_path)
 
 
