@@ -4,19 +4,18 @@
     python -m experiments.attribute_walk mnist-ce-z20 --attribute 7
 
 An attribute's vector is the mean z_mean of the training images that have it minus that of those that have not (Larsen
-et al. 2016, arXiv 1512.09300), and a walk goes from the z_mean of a test image along it: t = 1 is one whole vector.
-Attributes that occur together are added together: the vector of smiling contains whatever else smiling people have more
-often (White 2016, arXiv 1609.04468, balances the images against this; not done here).
+et al. 2016, arXiv 1512.09300). A walk goes from the z_mean of a test image along it: t = 1 is one whole vector.
+Attributes that occur together are added together (White 2016, arXiv 1609.04468, balances the images against this).
 
-Attributes are those of the data set, as CelebA's; else, each label is one ("is it a 7?"). Without --attribute the three
-that the latents know best are taken. With BINARIZE = dynamic the images are black and white, by a fixed draw. It prints
-and writes to the run's folder, as attribute_walk.json:
+Attributes are those of the data set, as CelebA's; else, each label is one. Without --attribute the three that the
+latents know best are taken. With BINARIZE = dynamic the images are black and white, by a fixed draw. It takes a minute
+or two, and prints, and writes to the run's folder as attribute_walk.json:
 
 - how well the latents know the attribute: the AUC of the projection of test images' z_mean on the vector, which is the
   chance that an image with it lies further along than one without; 0.5 is a guess;
-- whether walks work: the share of test images without the attribute in which a small classifier, trained here on
-  real training images, sees it at each t. Decoded images are blurry; so t = 0, the reconstructions, is the floor, and
-  the share among reconstructions of images that do have the attribute is the ceiling;
+- whether walks work: the share of test images without the attribute in which a small classifier, trained here on real
+  images, sees it at each t. Decoded images are blurry; so t = 0, the reconstructions, is the floor, and the share among
+  reconstructions of images that do have the attribute is the ceiling;
 - how much of the image moves: the mean absolute change of a pixel's brightness (0 to 1) from t = 0 to t = 1;
 - attribute_walk_<name>.png: walks of eight test images without the attribute that gain it, and of eight that lose it.
 """

@@ -7,23 +7,16 @@
     python -m experiments.benchmark --profile            where the time of a step of this project's loop goes
     python -m experiments.benchmark --whole-run          `python main.py` from start to end (experiments/whole_run.py)
 
-All contenders do the same work on the CPU: the VAE 784-500-500-20 on 60,000 images of MNIST's shape, shuffled each
-epoch, gathered, scaled, binarised with fresh draws whenever an image is used, Bernoulli cross-entropy + KL, Adam,
-float32. The column `objective`, the mean of the last epoch in nats, shows that they learn the same. With
-`--architecture conv` the VAE has two stages of convolutions and a dense layer; JAX and the machine's limit, which is
-one of matrix products, are left out.
+All contenders do the same work on the CPU, with fresh shuffling and binarisation in each epoch; README, Speed, says
+which. The column `objective`, the mean of the last epoch in nats, shows that they learn the same. Each has a process of
+its own, because the thread pools of two libraries in one process disturb each other. They take turns of one epoch while
+the others sleep, and a ratio is formed within a round, so that a machine that is slow for a while slows both sides of
+it. `gemm` is the machine's limit: the speed at which it multiplies large matrices, divided by the FLOPs of an image. A
+peer that is not installed is named and skipped.
 
-Each contender has a process of its own, because the thread pools of two libraries in one process disturb each other.
-They take turns of one epoch while the others sleep, and a ratio is formed within a round, so that a machine that is
-slow for a while slows both sides of it. `gemm` is the machine's limit: the speed at which it multiplies large matrices,
-divided by the FLOPs of an image. A peer that is not installed is named and skipped.
-
-The time to quality is the seconds of training until the test ELBO first reaches a mark. After each epoch the same NumPy
-code judges the weights of all on the same binarised test images under the same noise, while no clock runs. Nothing was
-chosen by the test images: the network was chosen by 5,000 training images held out (--held-out). The profile measures
-parts of a step on their own, above all its matrix products, which are too small to reach the speed of large ones.
-
-All rounds are written to predictions/, in a file named after what was measured.
+The time to quality ends when the test ELBO first reaches a mark. Nothing was chosen by the test images: the network was
+chosen by 5,000 training images held out (--held-out). All rounds are written to predictions/, in a file named after
+what was measured.
 """
 
 import argparse
@@ -47,11 +40,12 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import whole_run
+from experiments.study import BASE
 from experiments.timing import IMAGES, environment, our_loop, spread, usable_cores
 from utils import console, mnist
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.files import write_json
-from utils.settings import BEFORE, ROOT, from_params
+from utils.settings import ROOT, from_params
 
 OUTPUT = ROOT / "predictions"
 PIXELS, HIDDEN, LATENTS = 784, (500, 500), 20
@@ -102,14 +96,11 @@ def mnist_images(held_out):
 def our_settings(batch_size, activation, architecture="mlp"):
     """The settings with which main.py does the contenders' work."""
     hidden = {"mlp": HIDDEN, "conv": (UNITS,)}[architecture]
-    values = dict(
-        binarize="dynamic", architecture=architecture, encoder_layers=hidden, decoder_layers=hidden, channels=CHANNELS,
-        activation=activation, latent_dim=LATENTS, noise_dim=0, prior="standard",
-        autoencoder=False, loss="ce", reconstruction_reduction="sum", bound="elbo", bound_samples=1,
-        kl_schedule="constant", kl_weight_end=1.0, decoder_scale="fixed", free_bits=0.0,
-        batch_size=batch_size, learning_rate=LEARNING_RATE, gradient_clip=0.0, lr_schedule="constant",
-    )  # fmt: skip
-    return from_params(**BEFORE | values)
+    return from_params(**BASE | {
+        "architecture": architecture, "encoder_layers": hidden, "decoder_layers": hidden, "channels": CHANNELS,
+        "activation": activation, "latent_dim": LATENTS, "kl_schedule": "constant", "lr_schedule": "constant",
+        "batch_size": batch_size, "learning_rate": LEARNING_RATE,
+    })  # fmt: skip
 
 
 def ours(images, batch_size, activation, architecture):

@@ -99,3 +99,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     overlap = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
     spread = sum(np.square(root).sum() for root in roots) - 2 * overlap
     return float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + max(spread, 0))
+
+
+def frechet_distances(classifier: keras.Model, sets: dict[str, np.ndarray], real: np.ndarray) -> dict[str, float]:
+    """The distance of each set of images, brightness (N, H, W, C) by name, from images with the features (M, F)."""
+    return {name: frechet_distance(features(classifier, images), real) for name, images in sets.items()}

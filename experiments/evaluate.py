@@ -3,22 +3,20 @@
     python -m experiments.evaluate mnist-ce-z20
     python -m experiments.evaluate predictions/mnist-ce-z20 --samples 1000
 
-It takes the run's newest checkpoint and all test images. With BINARIZE = dynamic these are binarised once, by a fixed
-draw that is the same for every run. It prints the following, and writes it to the run's folder:
+It takes the run's newest checkpoint and all test images, of MNIST some five minutes (README, Likelihoods to cite). With
+BINARIZE = dynamic the images are binarised once, by a fixed draw that is the same for every run. It prints, and writes
+to the run's folder as evaluation.json:
 
-- the log-likelihood by importance sampling (Burda et al. 2015), a lower bound in expectation, with two standard errors:
-  over images, what other test images would change, and of the sampling, what other draws would. bound.png shows the
-  bound for fewer draws. A loss that is no likelihood has neither;
-- active units; and with the standard prior, if some are inactive, the log-likelihood again with these drawn from the
-  prior (section 5.2 of the paper): about the same if they say nothing;
+- the log-likelihood by importance sampling (Burda et al. 2015), with two standard errors: over images, what other test
+  images would change, and of the sampling, what other draws would. bound.png has the bound by the number of draws;
+- active units; and if some are inactive, the log-likelihood again with these from the prior (section 5.2 of the paper);
 - Frechet distances from the test images of reconstructions, of samples from the prior, and of samples from a mixture of
-  Gaussians that is fitted to the posteriors of the training images; samples_mixture.png shows all three. If the mixture
-  has the better samples, the prior is to blame, and one that is learned (PRIOR) may help; if not, the decoder is.
-  The features are those of a small classifier that is trained here. So the distances rank runs that share DATASET,
-  LABELS and HELD_OUT; they are not comparable with an "FID". The floor is the distance of the training images.
+  Gaussians fitted to the posteriors of the training images, all in samples_mixture.png. If the mixture has the better
+  samples, the prior is to blame; if not, the decoder is. The distances rank runs that share DATASET, LABELS and
+  HELD_OUT: their features are those of a small classifier of that data, so they are not comparable with an "FID".
 
-All numbers are in evaluation.json. After Ctrl-C the same command goes on with the log-likelihood, which takes minutes;
-the rest takes one, and starts again. What this code has finished is only shown.
+After Ctrl-C the same command goes on with the log-likelihood; the rest, a minute, starts again. What this code has
+finished is only shown.
 """
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
@@ -149,7 +147,10 @@ def weigh_all(
     """
     weigh = compile_weighing(vae, settings, sizes_up_to(samples))
     at_once = min(IMAGES_AT_ONCE, len(images))
-    about = {"unit": " draws", "unit_scale": True, "ncols": 79, "ascii": " #", "smoothing": 0.05}
+    kept = {start: place / f"{name}-{start}.npz" for start in range(0, len(images), at_once)}
+    before = sum(min(at_once, len(images) - start) for start, path in kept.items() if path.exists())
+    about = {"total": len(images) * samples, "initial": before * samples, "unit": " draws", "unit_scale": True}
+    about |= {"ncols": 79, "ascii": " #", "smoothing": 0.05, "desc": f"{name:<10} "}
     line = "{desc}|{bar}| {n_fmt} of {total_fmt} draws, {rate_fmt}{postfix}"
     telling, stopped = threading.Lock(), threading.Event()
 
@@ -159,14 +160,10 @@ def weigh_all(
         return not stopped.is_set()
 
     def part(start: int) -> Weighed | None:
-        path, count = place / f"{name}-{start}.npz", min(at_once, len(images) - start)
+        path, count = kept[start], min(at_once, len(images) - start)
         if stopped.is_set():
             return None
         if path.exists():
-            with telling:  # that it is there already, which is no speed
-                bar.initial += count * samples
-                bar.n += count * samples
-                bar.last_print_n += count * samples
             return Weighed(**np.load(path))
         rows = slice(start, start + count)
         batch, *of_batch = (tf.constant(filled_up(part[rows], at_once)) for part in (images, *posteriors))
@@ -181,12 +178,9 @@ def weigh_all(
             raise
         return weighed
 
-    with (
-        tqdm(total=len(images) * samples, desc=f"{name:<10} ", bar_format=line, **about) as bar,
-        ThreadPoolExecutor(PARTS_AT_ONCE) as threads,
-    ):
+    with tqdm(bar_format=line, **about) as bar, ThreadPoolExecutor(PARTS_AT_ONCE) as threads:
         try:
-            parts = list(threads.map(part, range(0, len(images), at_once)))
+            parts = list(threads.map(part, kept))
         finally:  # after Ctrl-C, the parts that were begun end with the draws they are at
             stopped.set()
     return Weighed(*(np.concatenate(values, axis=-1) for values in zip(*parts, strict=True)))
@@ -305,9 +299,7 @@ def frechet_distances(sets: dict[str, np.ndarray], grey: Dataset, chosen: np.nda
     judge = classifier.train_classifier(grey.train_images, grey.train_labels, CLASSIFIER_SEED)
     sets = {"training images": brightness(grey.train_images[chosen])} | sets
     real = classifier.features(judge, brightness(grey.test_images[:count]))
-    return {
-        name: classifier.frechet_distance(classifier.features(judge, images), real) for name, images in sets.items()
-    }
+    return classifier.frechet_distances(judge, sets, real)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

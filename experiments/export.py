@@ -133,24 +133,19 @@ def write_folder(place: Path, write: Callable[[Path], None]) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as beside:
-            new = Path(beside) / "new"
+            new, old = Path(beside, "new"), Path(beside, "old")
             new.mkdir()
             write(new)
-            move(new, place, Path(beside) / "old")
+            try:
+                if place.exists():
+                    place.rename(old)
+                new.rename(place)
+            except BaseException:
+                if old.exists() and not place.exists():
+                    old.rename(place)  # back again
+                raise
     except OSError as error:  # of a file whose name would say little, or of h5py, without one
         raise OSError(error.errno, error.strerror or str(error), str(place)) from error
-
-
-def move(new: Path, place: Path, old: Path) -> None:
-    """Rename the folder `new` to `place`, and first what is there to `old`; back again, if that fails."""
-    try:
-        if place.exists():
-            place.rename(old)
-        new.rename(place)
-    except BaseException:
-        if old.exists() and not place.exists():
-            old.rename(place)
-        raise
 
 
 def save_networks(folder: Path, vae: Any, functions: dict[str, Callable]) -> None:

@@ -9,7 +9,7 @@ the trained models in other ways: by one sample instead of the formula, and of a
 each image's. Writes kl_weight.json and kl_weight_*.png to images/.
 """
 
-from experiments.results import in_percent, over_seeds, publish, shown, summary, table
+from experiments.results import in_percent, over_seeds, percent, publish, shown, summary, table
 from experiments.study import Study, Trained, Training, read_command_line, repeated, run_study, steps_of, train_groups
 
 if __name__ == "__main__":
@@ -187,7 +187,7 @@ def beta_table(numbers: dict[str, Any], real: dict[str, float]) -> str:
         nats = [shown(n[key]) for key in ("test_kl", "test_reconstruction", "test_elbo", "active_units")]
         exchange = n["exchange_rate_to_next"]
         rows.append([beta, *nats, "" if exchange is None else f"{exchange:.2f}"])
-        rows[-1] += [shown(in_percent(n["sure"])), shown(n["digits"])]
+        rows[-1] += [percent(n["sure"]), shown(n["digits"])]
     rows.append(["test images", "", "", "", "", "", f"{100 * real['sure']:.1f}", f"{real['digits']:.1f}"])
     return table(headers, rows)
 
@@ -442,7 +442,7 @@ def ways_table(numbers: dict[str, Any]) -> str:
     for beta, n in numbers["by_beta"].items():
         spread = f"{n['one_sample_sd']['mean']:.2f} ({n['one_sample_sd_closed_form']['mean']:.2f})"
         rows.append([beta, shown(n["analytic"], 2), shown(n["one_sample"], 2), spread])
-        rows[-1] += [shown(in_percent(n[key])) for key in ("one_sample_negative", "gradient_noise")]
+        rows[-1] += [percent(n[key]) for key in ("one_sample_negative", "gradient_noise")]
         at_most, at_least = ("≤ ", "≥ ") if n["at_ceiling"] else ("", "")
         rows[-1] += [shown(n["moments"], 2), at_most + shown(n["mixture"], 2), at_least + shown(n["information"], 2)]
     return table(headers, rows)

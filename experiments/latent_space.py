@@ -8,9 +8,8 @@ one image and measures how far all others move; and compares the VAE's space wit
 samples from it, how normal is it, what does it know of the digits? Writes latent_space.json, latent_space_*.png and
 latent_space_training.gif to images/.
 
-All images are test images, black and white by a fixed draw. Where not all 10,000 are used they are taken at even
-distances, because the second half of MNIST's is the harder one. kNN accuracies are 5-fold cross-validated among the
-test images, with 10 neighbours, so that they can be compared.
+All images are test images, black and white by a fixed draw. Fewer than 10,000 are taken at even distances, because the
+second half of MNIST's is the harder one. kNN accuracies are 5-fold cross-validated among them, with 10 neighbours.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.results import in_percent, over_seeds, publish, shown, table
+from experiments.results import over_seeds, percent, publish, shown, table
 from experiments.study import Study, Trained, Training, read_command_line, run_study, settings_of, steps_of, train_all
 
 if __name__ == "__main__":
@@ -221,8 +220,8 @@ def draw_sizes(study: Study, pictures: dict[int, np.ndarray], labels: np.ndarray
         draw_digits(axes, picture, labels, size=2)
         found = numbers[str(latents)]
         axes.set_title(
-            f"{latents} latents, {shown(in_percent(found['pca_variance']), 0)} % of variance\n"
-            f"kNN: here {shown(in_percent(found['knn_pca']), 0)} %, in all {shown(in_percent(found['knn']), 0)} %",
+            f"{latents} latents, {percent(found['pca_variance'], 0)} % of variance\n"
+            f"kNN: here {percent(found['knn_pca'], 0)} %, in all {percent(found['knn'], 0)} %",
             fontsize=8,
         )
         axes.set(aspect="equal", xticks=[], yticks=[])
@@ -568,7 +567,7 @@ def draw_comparison(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset,
         source = "prior" if kind == "vae" else "fitted"
         sure, digits = (numbers[kind][f"{source}_{what}"] for what in ("sure", "digits"))
         draws = "the prior" if kind == "vae" else "a Gaussian fitted to its codes"
-        found = f"{shown(in_percent(sure))} % the classifier is sure of, {shown(digits)} digits"
+        found = f"{percent(sure)} % the classifier is sure of, {shown(digits)} digits"
         draw_images(axes, grids[kind], 12, f"{title}, {LATENTS} latents: samples from {draws};\n{found}")
     draw_legend(figure, labels)
     save_figure(study.images / "latent_space_vae_ae.png", figure)
@@ -613,9 +612,6 @@ def tables_of(numbers: dict[str, Any]) -> dict[str, str]:
     Where latents tell as much as so few images can show, the KL by the mixture is an upper bound and marked as that.
     """
 
-    def percent(share, digits=1):
-        return shown(in_percent(share), digits)
-
     sizes = [
         [n, shown(v["active_units"], 0),
          percent(v["knn"]), percent(v["pca_variance"], 0), percent(v["knn_pca"]),
@@ -659,9 +655,6 @@ def comparison_rows(numbers: dict[str, Any]) -> list[list[str]]:
 
     def row(title, show, key, source=found):
         return [title, *(show(source[kind][key]) if key in source[kind] else "" for kind in KINDS)]
-
-    def percent(share):
-        return shown(in_percent(share))
 
     two = partial(shown, digits=2)
     return [

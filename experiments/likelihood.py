@@ -21,21 +21,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.study import BASE
 from utils.console import experiment_parser
 from utils.files import write_json, write_whole
-from utils.settings import BEFORE, ROOT, Settings, from_params
+from utils.settings import ROOT, Settings, from_params
 
 HELD_OUT = 5_000
 
-# What all rows have in common. It names every constant that has a part in the result: params.py is the user's to edit.
-COMMON = BEFORE | {
-    "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0, "noise_dim": 0, "autoencoder": False,
-    "prior": "standard", "prior_components": 500, "prior_layers": 6, "prior_units": 128,
-    "loss": "ce", "reconstruction_reduction": "sum", "decoder_scale": "fixed",
-    "kl_schedule": "linear", "kl_weight_start": 0.0, "kl_weight_end": 1.0, "kl_steps": 10_000, "kl_cycles": 4,
-    "free_bits": 0.0, "bound": "elbo", "bound_samples": 1, "bound_chunk": 500,
-    "batch_size": 100, "learning_rate": 1e-3, "gradient_clip": 20.0, "lr_schedule": "cosine", "seed": 0,
-    "start_from": "", "log_every": 1_000, "images_every": 50, "checkpoint_every": 20_000, "nll_samples": 0,
+# What all rows have in common, beside what the Analysis fixes, which names every constant that has a part in a result.
+COMMON = BASE | {
+    "kl_steps": 10_000, "bound_chunk": 500, "batch_size": 100, "gradient_clip": 20.0, "seed": 0,
+    "log_every": 1_000, "images_every": 50, "checkpoint_every": 20_000, "nll_samples": 0,
 }  # fmt: skip
 BURDA = {  # the network of Burda et al. 2015 with a single stochastic layer
     "encoder_layers": (200, 200), "decoder_layers": (200, 200), "activation": "tanh", "latent_dim": 50,

@@ -8,7 +8,7 @@ judged by the same: CE, MSE and AD of their reconstructions of the test set, KL,
 losses.json, losses_*.png and pictures such as CE_0.jpg to images/.
 """
 
-from experiments.results import in_percent, over_seeds, publish, shown, summary, table
+from experiments.results import over_seeds, percent, publish, shown, summary, table
 from experiments.study import Study, Trained, Training, read_command_line, repeated, run_study, steps_of, train_groups
 
 if __name__ == "__main__":
@@ -138,9 +138,8 @@ def score(runs: list[Trained], judge: keras.Model) -> dict:
     """The last scores of a model's runs, one a seed, summarised."""
     finals = [run.watched()[max(run.watched())] for run in runs]
     autoencoder = runs[0].settings.autoencoder
-    numbers = {
-        name: summary(final["losses"][index] for final in finals) for index, name in enumerate(("ce", "mse", "ad"))
-    }
+    losses = zip(*(final["losses"] for final in finals), strict=True)
+    numbers = {name: summary(values) for name, values in zip(("ce", "mse", "ad"), losses, strict=True)}
     numbers |= {"scale": summary(final["scale"] for final in finals)}
     if not autoencoder:
         numbers |= over_seeds([judge_samples(judge, final["samples"] / np.float32(255)) for final in finals])
@@ -366,7 +365,7 @@ def tables(numbers: dict) -> dict[str, str]:
             rows.append([*row, "-", "-", "-", "-"])
         else:
             row += [shown(scores["kl"]), shown(scores["active"], 0)]
-            row += [f"{shown(in_percent(scores['sure']), 0)} %", shown(scores["digits"])]
+            row += [f"{percent(scores['sure'], 0)} %", shown(scores["digits"])]
             rows.append(row)
     why = [
         (MODELS[name][0], shown(each["reconstruction"]), shown(each["kl"]), shown(each["mean_objective"], 3),

@@ -4,17 +4,14 @@
 
 Trains a base on two digits. Two trainings start from its weights: one goes on with all three digits, one with the new
 digit alone. For the first trio a third goes on with the two old digits, which shows how much changes by training on.
-Learning rate and KL weight are constant, so that going on changes neither. Adam's memory starts empty: the jolt of its
-first steps is no effect of the new digit. The same held-out test images of the three digits are encoded all along:
+Learning rate and KL weight are constant, so that going on changes neither; Adam's memory starts empty. The same
+held-out test images of the three digits are encoded all along, to measure:
 
 - the ELBO of the new digit and the change in that of the old ones, in nats per image, by one fixed draw of noise;
-- the drift of the old digits' embeddings, after the best rotation or reflection, because the prior N(0, I) does not
-  notice a turn of the whole space;
+- the drift of the old digits' embeddings, after the best rotation or reflection, which the prior N(0, I) does not see;
 - the distance of each two of the three clouds, in standard deviations along the line between their means, that is, how
   well one can tell them apart. The Frechet distance would add differences in width, and grow with the clouds;
-- time constants: the steps until 1 - 1/e, 63 percent, of a change up to the last step is made. A change that has not
-  come to rest by then would have a larger one in a longer training. A step with the new digit alone has about three
-  times as many images of it as one with all three.
+- time constants: the steps until 1 - 1/e, 63 percent, of a change up to the last step is made.
 
 Writes new_label.json, new_label_curves.png and new_label.gif to images/.
 """

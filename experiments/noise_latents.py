@@ -11,19 +11,15 @@ for every image and given to the decoder together with z. Measures on the test s
 - what using the noise costs: the nats per image that the ELBO would gain if the decoder's logits were averaged over it;
 - ELBO, NLL (by importance sampling over z and noise together) and how many samples a digit classifier is sure of.
 
-What to expect: for Bernoulli pixels log p(x|z, e) is a concave function of the logits, so by Jensen's inequality
-
-    E_e log p(x | logits(z, e))  <=  log p(x | E_e logits(z, e))        for every x and z
-
-and a decoder that ignores the noise e is never worse by the ELBO. README, Analysis, 6, says why the likelihood could
-differ. Writes noise_latents.json, noise_latents.png and noise_latents_grid.png to images/.
+Writes noise_latents.json, noise_latents.png and noise_latents_grid.png to images/. What to expect, and why: README,
+Analysis, 6.
 """
 
 from typing import Any
 
 import numpy as np
 
-from experiments.results import in_percent, publish, shown, summary, table
+from experiments.results import in_percent, percent, publish, shown, summary, table
 from experiments.study import Study, Trained, read_command_line, repeated, run_study, train_groups
 
 if __name__ == "__main__":
@@ -233,7 +229,7 @@ def table_of(numbers: dict[str, Any], latents: list[int]) -> str:
             size,
             *(shown(n["elbo"]) for n in (without, noisy)),
             *(shown(n["nll"]) for n in (without, noisy)),
-            *(shown(in_percent(n["sure"])) for n in (without, noisy)),
+            *(percent(n["sure"]) for n in (without, noisy)),
             f"{in_percent(noisy['noise_share'])['mean']:.2g}",
             shown(noisy["noise_cost"], 2),
             *(shown(noisy[name], 3) for name in ("weights_noise_to_z", "weights_noise_to_start")),

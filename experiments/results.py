@@ -36,6 +36,11 @@ def shown(summarised: dict[str, Any], digits: int = 1) -> str:
     return f"{mean:,.{digits}f} ± {spread:.{digits}f}"
 
 
+def percent(summarised: dict[str, Any], digits: int = 1) -> str:
+    """A summary of shares, shown as percents."""
+    return shown(in_percent(summarised), digits)
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = [headers, ["---"] * len(headers), *rows]

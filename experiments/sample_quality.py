@@ -2,23 +2,18 @@
 
     python -m experiments.sample_quality    # 10 minutes on two cores
 
-Trains the VAE of the Analysis with three losses (cross-entropy on binarised images; squared error and absolute
-difference with a learned scale, on grey ones), as a plain autoencoder, and with each learned prior. Of each, three
-sets of images are decoded: draws from the prior (for the autoencoder from N(0, I), which it was not trained with),
-draws from a mixture of Gaussians fitted to the latents of training images, and posterior means of training images,
-which gives reconstructions. A set is judged by its Frechet distance from the grey test images, in the features of a
-small digit classifier that is trained here. So it ranks these sets alone, and is not comparable with the "FID" of
-papers. The floor is the distance of as many training images.
-
-What is compared is brightness. A model of binary pixels is judged by their probabilities, because draws of them are
-speckled. Writes sample_quality.json and sample_quality.png to images/.
+Trains the VAE of the Analysis with three losses, as a plain autoencoder, and with each learned prior. Judges samples
+from the prior, samples from a mixture of Gaussians fitted to the latents, and reconstructions, by their Frechet
+distance from the test images in the features of a digit classifier that is trained here (README, Analysis, 7). The
+autoencoder samples from N(0, I), which it was not trained with. Images are compared as brightness: draws of binary
+pixels are speckled. Writes sample_quality.json and sample_quality.png to images/.
 """
 
 from typing import Any
 
 import numpy as np
 
-from experiments.results import in_percent, over_seeds, publish, shown, table
+from experiments.results import over_seeds, percent, publish, shown, table
 from experiments.study import BASE, Study, Trained, read_command_line, repeated, run_study, train_groups
 
 if __name__ == "__main__":
@@ -83,9 +78,8 @@ def sets_of(study: Study, trained: Trained, grey: Dataset) -> dict[str, np.ndarr
 
 def measure(sets: dict[str, np.ndarray], judge: Any, real: np.ndarray) -> dict[str, float]:
     """The distance of each set from images with these features (N, F), and the share of samples that are sure."""
-    features = {name: classifier.features(judge, images) for name, images in sets.items()}
-    numbers = {name: classifier.frechet_distance(values, real) for name, values in features.items()}
-    return numbers | {"sure": judge_samples(judge, sets["prior"])["sure"]}
+    distances = classifier.frechet_distances(judge, sets, real)
+    return distances | {"sure": judge_samples(judge, sets["prior"])["sure"]}
 
 
 def save_figure(study: Study, pictures: dict[str, np.ndarray], models: dict[str, Any], floor: float) -> None:
@@ -149,7 +143,7 @@ def table_of(models: dict[str, Any], floor: float) -> str:
     for name in ranked(models):
         found = models[name]
         worth = shown(found["nll"]) if "nll" in found else ""
-        rows.append((name, *(shown(found[key]) for key in SETS), shown(in_percent(found["sure"])), worth))
+        rows.append((name, *(shown(found[key]) for key in SETS), percent(found["sure"]), worth))
     return table(headers, rows)
 
 
