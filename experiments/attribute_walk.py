@@ -27,7 +27,7 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -326,22 +326,22 @@ def walk_along(
     return numbers
 
 
-def attribute_walk(folder: Path, asked: Sequence[str], say: Callable[[str], None] = print) -> dict[str, Any]:
+def attribute_walk(folder: Path, asked: Sequence[str]) -> dict[str, Any]:
     """Walk along attributes of a run's data, `asked` or the best told; write all into its folder, return the numbers.
 
     Raises SettingsError, runs.RunError, DataError and OSError.
     """
-    vae, s, dataset = load_run(folder, say)
+    vae, s, dataset = load_run(folder, print)
     attributes, step = find_attributes(dataset), runs.saved_steps(folder)[-1]
     names = attributes.names
     numbers_asked = places(asked, names)  # a typo is told before anything is encoded
-    say(f"run        {folder}, step {step:,}")
+    print(f"run        {folder}, step {step:,}")
     train, test = encode_data(vae, s, dataset, attributes)
-    say(f"encoded    {len(train.rows):,} training and {len(test.rows):,} test images")
+    print(f"encoded    {len(train.rows):,} training and {len(test.rows):,} test images")
     told = tell_attributes(train, test)
     walks = []
     for number in choose(numbers_asked, told, names, train, test):
-        say(f"walking    along {names[number]}, judged by a small classifier that is trained for it")
+        print(f"walking    along {names[number]}, judged by a small classifier that is trained for it")
         walks.append(walk_along(folder, vae, s, names[number], number, told[number], train, test))
     numbers = {
         "run": folder.name,

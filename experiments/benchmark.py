@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -446,12 +447,7 @@ def gemm_flops_per_second(size=2048, repeats=20):
     import tensorflow as tf
 
     a, b = tf.random.normal((size, size)), tf.random.normal((size, size))
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        tf.matmul(a, b)[0, 0].numpy()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    return 2 * size**3 / min(timeit.repeat(lambda: tf.matmul(a, b)[0, 0].numpy(), repeat=repeats, number=1))
 
 
 def flops_per_image():

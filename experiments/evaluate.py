@@ -245,9 +245,8 @@ def draw_latents(vae: Any, s: Settings, images: np.ndarray, rng: np.random.Gener
 
 
 def evaluate_samples(
-    vae: Any, s: Settings, dataset: Dataset, grey: Dataset, components: int, folder: Path,
-    say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
+    vae: Any, s: Settings, dataset: Dataset, grey: Dataset, components: int, folder: Path
+) -> dict[str, Any]:
     """Compare reconstructions, samples from the prior and samples from a mixture fitted to the latents; draw them.
 
     `dataset` is as the run knows it, of which `grey` has the images as they are. Returns the numbers.
@@ -256,7 +255,7 @@ def evaluate_samples(
     train = dataset.train_images
     if s.binarize == "dynamic":
         train = binarized(train, (s.seed, REAL_IMAGES))
-    say(f"fitting    a mixture of {components} Gaussians to the latents of {len(train):,} training images")
+    print(f"fitting    a mixture of {components} Gaussians to the latents of {len(train):,} training images")
     mixture = latent.fit_mixture(draw_latents(vae, s, train, rng), components, s.seed)
     z = draw_latents(vae, s, dataset.test_images, rng)  # which the mixture has not been fitted to
     numbers: dict[str, Any] = {
@@ -279,7 +278,7 @@ def evaluate_samples(
     drawn = np.concatenate([latent.draw_mixture(mixture, count, s.seed), noise], axis=1)
     sets["samples from the mixture"] = vae_main.decode(vae, drawn)
     if grey.test_images.shape[1:] == (28, 28, 1):
-        say("judging    by a small classifier, trained for it on the grey training images")
+        print("judging    by a small classifier, trained for it on the grey training images")
         numbers["frechet"] = frechet_distances(sets, grey, chosen, count)
     distances = {name: f", {distance:.1f}" for name, distance in (numbers["frechet"] or {}).items()}
     figures.save_image_sets(
@@ -370,18 +369,18 @@ def unfinished(folder: Path, samples: int) -> Path:
     return folder / f".evaluation-{fingerprint([*texts, code_of('experiments.evaluate')])}"
 
 
-def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], None] = print) -> dict[str, Any]:
+def evaluate(folder: Path, samples: int, components: int) -> dict[str, Any]:
     """Evaluate a run: write evaluation.json and the pictures into its folder, and return the numbers.
 
     If this code has done so before, they are read. Raises SettingsError, runs.RunError, DataError and OSError.
     """
-    vae, s, dataset = load_run(folder, say)
+    vae, s, dataset = load_run(folder, print)
     place = unfinished(folder, samples)
     identity = f"{place.name.removeprefix('.evaluation-')}-{components}"
     path = folder / "evaluation.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     if before.get("identity") == identity:
-        say(f"run        {folder}, step {before['step']:,}, evaluated before")
+        print(f"run        {folder}, step {before['step']:,}, evaluated before")
         return before
     meaning = report.kind(s)
     numbers: dict[str, Any] = {
@@ -396,7 +395,7 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
         "published_nll": None,
         "note": None,
     }
-    say(f"run        {folder}, step {numbers['step']:,}")
+    print(f"run        {folder}, step {numbers['step']:,}")
     if meaning != "likelihood":
         *_, numbers["note"] = report.remarks(s, {"kind": meaning}, [])  # the last one, without a history
     if meaning != "none":
@@ -409,7 +408,7 @@ def evaluate(folder: Path, samples: int, components: int, say: Callable[[str], N
             numbers["published_nll"] = report.published_nll(s)
         save_bounds(folder, numbers)
     grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
-    numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, folder, say)
+    numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, folder)
     write_json(path, numbers)
     shutil.rmtree(place, ignore_errors=True)
     return numbers
