@@ -189,17 +189,16 @@ def make_row(name: str, asked: argparse.Namespace) -> dict[str, Any]:
         trainings.append({"minutes": minutes, "commit": commit, "settings": values})
     worth = evaluate.evaluate(folder, asked.samples, components=25)
     likelihood = worth["likelihood"]
+    kept = ("bounds", "inactive_from_prior", "standard_error_images", "standard_error_sampling", "samples", "seconds",
+            "active_units", "latent_dim")  # fmt: skip
     return {
         "command": f"python -m experiments.likelihood {name}",
         "nll": -likelihood["log_likelihood"],
-        "bounds": likelihood["bounds"],
-        "inactive_from_prior": likelihood["inactive_from_prior"],
         "images": worth["images"],
         "trainings": trainings,
         "hardware": f"{benchmark.usable_cores()} cores of {benchmark.machine()['cpu']}",
-        **{key: likelihood[key] for key in ("standard_error_images", "standard_error_sampling", "samples", "seconds",
-                                            "active_units", "latent_dim")},
-    }  # fmt: skip
+        **{key: likelihood[key] for key in kept},
+    }
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

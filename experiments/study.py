@@ -140,8 +140,7 @@ def read_command_line(name: str, doc: str) -> Study:
     images = "folder for figures and numbers [default images, which the README shows; with --quick predictions/quick]"
     parser.add_argument("--images", type=Path, default=None, metavar="DIR", help=images)
     asked = parser.parse_args()
-    if name != "all":  # which only starts the others
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the numbers are those of a CPU, whatever else there is
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the numbers are those of a CPU, whatever else there is
     return make_study(name, asked.seed, asked.quick, asked.jobs, asked.images)
 
 
