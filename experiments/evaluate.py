@@ -284,7 +284,6 @@ def evaluate_samples(
     figures.save_image_sets(
         folder / "samples_mixture.png",
         {f"{name}{distances.get(name, '')}": images[:SHOWN] for name, images in sets.items()},
-        columns=10,
         title=f"{folder.name}{': behind the comma the Frechet distance from test images' * bool(distances)}",
     )
     return numbers
@@ -352,16 +351,6 @@ def table(numbers: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
-    """Draw the bound as a function of the number of draws: bound.png."""
-    found, published = numbers["likelihood"], numbers["published_nll"]
-    value, likely = found["log_likelihood"], numbers["kind"] == "likelihood"
-    last = f"{f'NLL {-value:.2f}' if likely else f'log-density {value:.2f}'}, K = {found['samples']:,}"
-    beside = (-published["nll"], published["source"]) if published else None
-    title = f"{folder.name}\n{numbers['images']}"
-    figures.save_bounds(folder / "bound.png", found["bounds"], last, title, beside)
-
-
 # --- main -------------------------------------------------------------------------------------------------------------
 def unfinished(folder: Path, samples: int) -> Path:
     """The folder for what is finished of an evaluation, of its own for each code, checkpoint and number of samples."""
@@ -406,7 +395,7 @@ def evaluate(folder: Path, samples: int, components: int) -> dict[str, Any]:
         numbers["likelihood"] = evaluate_likelihood(vae, s, dataset.test_images, samples, place)
         if meaning == "likelihood":
             numbers["published_nll"] = report.published_nll(s)
-        save_bounds(folder, numbers)
+        figures.save_bounds(folder, numbers)
     grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
     numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, folder)
     write_json(path, numbers)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,39 +26,38 @@ def draw_images(axes: Axes, images: np.ndarray, columns: int, title: str) -> Non
     axes.set_axis_off()
 
 
-def save_bounds(
-    path: Path, bounds: Sequence[dict[str, float]], last: str, title: str, published: tuple[float, str] | None
-) -> None:
-    """Draw the bound on log p(x) as a function of the number of draws. Raises OSError.
+def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
+    """Write bound.png: the bound on log p(x) by the number of draws, of the numbers of experiments/evaluate.py.
 
-    Each of `bounds` has "samples", "bound" and "standard_error_images", the latter two in nats. The last is labelled
-    with the text `last`; `published` is a log-likelihood to stand beside, and whose it is.
+    It is in nats, labelled at its end, with a published log-likelihood beside it, if there is one. Raises OSError.
     """
-    sizes, values, errors = (
-        np.array([bound[key] for bound in bounds]) for key in ("samples", "bound", "standard_error_images")
-    )
+    found, published, likely = numbers["likelihood"], numbers["published_nll"], numbers["kind"] == "likelihood"
+    keys = ("samples", "bound", "standard_error_images")
+    sizes, values, errors = (np.array([bound[key] for bound in found["bounds"]]) for key in keys)
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(sizes, values, marker="o", markersize=4, label="by K draws of z; K = 1: the ELBO")
     band = {"alpha": 0.2, "linewidth": 0, "label": "standard error over images (the same images for all K)"}
     axes.fill_between(sizes, values - errors, values + errors, **band)
     if published:
-        axes.axhline(published[0], color="C3", linestyle="--", linewidth=1, label=f"{published[0]:.2f}: {published[1]}")
+        label = f"{-published['nll']:.2f}: {published['source']}"
+        axes.axhline(-published["nll"], color="C3", linestyle="--", linewidth=1, label=label)
     place = {"textcoords": "offset points", "xytext": (0, 8), "ha": "right", "weight": "bold"}
-    axes.annotate(last, (sizes[-1], values[-1]), **place)
+    last = f"NLL {-found['log_likelihood']:.2f}" if likely else f"log-density {found['log_likelihood']:.2f}"
+    axes.annotate(f"{last}, K = {found['samples']:,}", (sizes[-1], values[-1]), **place)
     axes.set(xscale="log", xlabel="K", ylabel="bound on the log-likelihood (nats per image)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(y=0.15)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(f"{folder.name}\n{numbers['images']}", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9, loc="lower right")
-    save_figure(path, figure)
+    save_figure(folder / "bound.png", figure)
 
 
-def save_image_sets(path: Path, sets: dict[str, np.ndarray], columns: int, title: str) -> None:
-    """Draw sets of images, brightness (N, H, W, C) by name, beside each other as grids. Raises OSError."""
+def save_image_sets(path: Path, sets: dict[str, np.ndarray], title: str) -> None:
+    """Draw sets of images, brightness (N, H, W, C) by name, beside each other as grids of ten columns. Raises OSError."""
     figure = Figure(figsize=(1 + 3.6 * len(sets), 4.1), layout="constrained")
     figure.suptitle(title, fontsize=10)
     for axes, (name, images) in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets.items(), strict=True):
-        draw_images(axes, images, columns, name)
+        draw_images(axes, images, 10, name)
     save_figure(path, figure)

@@ -90,14 +90,6 @@ def ask(study: Study, sizes: Sizes) -> dict[tuple[str, Any], list[Training]]:
     return asked
 
 
-def train_asked(study: Study, asked: dict[tuple[str, Any], list[Training]]) -> dict[str, dict[Any, list[Trained]]]:
-    """Train all that is asked for: what is varied -> its value -> a trained VAE for each seed."""
-    by_value: dict[str, dict[Any, list[Trained]]] = {}
-    for (varied, value), runs in train_groups(study, asked).items():
-        by_value.setdefault(varied, {})[value] = runs
-    return by_value
-
-
 def ends_of(runs: list[Trained], *keys: str) -> dict[str, Any]:
     """Numbers of the reports of trainings that differ by their seed only, summarised."""
     return over_seeds([{key: run.report[key] for key in keys} for run in runs])
@@ -483,8 +475,11 @@ def draw_ways(study: Study, sizes: Sizes, posteriors: Posteriors, numbers: dict[
 def run(study: Study) -> None:
     """Train, measure, draw, publish."""
     sizes = QUICK_SIZES if study.quick else Sizes()
-    trained = train_asked(study, ask(study, sizes))
-    by_schedule, by_beta, by_free_bits = (trained[varied] for varied in ("schedule", "beta", "free bits"))
+    trained = train_groups(study, ask(study, sizes))
+    by_schedule, by_beta, by_free_bits = (
+        {value: runs for (varied, value), runs in trained.items() if varied == what}
+        for what in ("schedule", "beta", "free bits")
+    )
     judge = digit_classifier(study)
     binary, grey = (dataset_of(study, pixels).test_images[: sizes.images] for pixels in ("dynamic", "none"))
     posteriors = {beta: [latent.encode(run.load().encoder, binary) for run in runs] for beta, runs in by_beta.items()}

@@ -97,18 +97,13 @@ def project(z: np.ndarray, method: str, seed: int) -> np.ndarray:
     """
     z = np.float32(z)
     few = len(z) - 1  # other points: few of them get a perplexity and neighbours that they can have
-    return {
-        "pca": lambda: PCA(2, random_state=seed),  # whose randomised solver, should it be chosen, draws
-        "tsne": lambda: TSNE(2, init="pca", perplexity=min(30, few / 3), random_state=seed),
-        "umap": lambda: new_umap(n_neighbors=min(15, few), random_state=seed, n_jobs=1),  # more threads: a warning
-    }[method]().fit_transform(z)
+    if method == "umap":
+        import umap  # here, because it takes seconds, most of them numba's compiler
 
-
-def new_umap(**options):
-    """An untrained UMAP. It is imported here, because that takes seconds, most of them numba's compiler."""
-    import umap
-
-    return umap.UMAP(**options)
+        return umap.UMAP(n_neighbors=min(15, few), random_state=seed, n_jobs=1).fit_transform(z)  # else it warns
+    pca = PCA(2, random_state=seed)  # whose randomised solver, should it be chosen, draws
+    tsne = TSNE(2, init="pca", perplexity=min(30, few / 3), random_state=seed)
+    return {"pca": pca, "tsne": tsne}[method].fit_transform(z)
 
 
 # --- what the latents know of the labels ------------------------------------------------------------------------------

@@ -11,10 +11,9 @@ after each epoch has been trained on and tested; the dates of these files are it
     epoch        the mean of all later ones, because main.py saves a checkpoint only every other epoch or so
     end          from the last of these files to the end of the process
 
-At its end main.py saves, judges, draws the film and estimates the log-likelihood, and Keras does nothing. So both do
-the same work in the time up to the end, `trained`, while `total` is what one waits for. In each round the loop of
-main.py takes a turn alone, which shows how short an epoch could be: a process `python -m experiments.whole_run EPOCHS`.
-Results go to predictions/whole_run.json.
+Up to the end both do the same work (`trained`); after it only main.py does more. In each round the loop of main.py also
+takes a turn alone, which shows how short an epoch could be: a process `python -m experiments.whole_run EPOCHS`. Results
+go to predictions/whole_run.json.
 """
 
 import csv
