@@ -55,7 +55,7 @@ def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
 
 
 def save_image_sets(path: Path, sets: dict[str, np.ndarray], title: str) -> None:
-    """Draw sets of images, brightness (N, H, W, C) by name, beside each other as grids of ten columns. Raises OSError."""
+    """Draw sets of images, brightness (N, H, W, C) by name, side by side as grids of ten columns. Raises OSError."""
     figure = Figure(figsize=(1 + 3.6 * len(sets), 4.1), layout="constrained")
     figure.suptitle(title, fontsize=10)
     for axes, (name, images) in zip(figure.subplots(1, len(sets), squeeze=False).flat, sets.items(), strict=True):
