@@ -5,8 +5,8 @@
     python main.py --resume mnist-ce-z20    continue a run that was interrupted
 
 References: Kingma & Welling 2013 (arXiv 1312.6114), Doersch 2016 (arXiv 1606.05908).
-Shapes: B images per batch, (H, W, C) an image, D = H W C its pixels, L latents. Losses and KL are in nats.
-What stands beside the lesson has a room in utils/: utils/bounds.py for several draws of z per image, and so on.
+Shapes: B images per batch, (H, W, C) an image, D = H W C its pixels, L latents (of z with NOISE_DIM: L + NOISE_DIM).
+Losses and KL are in nats. What is not part of the lesson is one call into a room of utils/.
 """
 
 import math
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.settings import Command, Settings, read_command_line
+from utils.settings import Command, Settings, SettingsError, read_command_line
 
 if __name__ == "__main__":
     COMMAND = read_command_line()  # before TensorFlow loads, which takes seconds, so that a typo is reported at once
@@ -41,7 +41,7 @@ def hidden_layer(units: int, key: tuple[int, ...], name: str, s: Settings) -> ke
     return keras.layers.Dense(units, s.activation, kernel_initializer=weights, dtype=precision, name=name)
 
 
-# What stands in front of the dense layers, by ARCHITECTURE: x (B, H, W, C) and the settings -> features (B, ...).
+# What comes before the dense layers, by ARCHITECTURE: x (B, H, W, C) and the settings -> features (B, ...).
 ENCODERS = {"mlp": lambda x, s: x, "conv": networks.convolutions, "resnet": networks.convolutions}
 
 
@@ -78,7 +78,7 @@ def dense_pixels(hidden: Any, image_shape: tuple[int, ...], s: Settings) -> Any:
     return keras.layers.Reshape(image_shape, name="logits")(pixels)
 
 
-# What stands behind the dense layers, by ARCHITECTURE; dense_pixels where an architecture has nothing of its own.
+# What comes after the dense layers, by ARCHITECTURE, with the parameters of dense_pixels; for all others that itself.
 DECODERS = {"conv": networks.transposed_convolutions, "resnet": networks.transposed_convolutions}
 
 
@@ -106,8 +106,17 @@ class VAE(NamedTuple):
         return self.encoder.trainable_variables + self.decoder.trainable_variables + scale + self.prior.weights
 
 
+def check_has_function(name: str, value: str, functions: Collection[str]) -> None:
+    """Raise SettingsError unless a value that params.py allows is a key of its dictionary in main.py."""
+    if value not in functions:
+        there = ", ".join(map(repr, functions))
+        raise SettingsError(f"{name}: {value!r} is allowed by params.py, but main.py has functions for {there} only")
+
+
 def build_vae(s: Settings, image_shape: tuple[int, ...]) -> VAE:
-    """An untrained VAE; its weights depend on the settings alone."""
+    """An untrained VAE; its weights depend on the settings alone. Raises SettingsError."""
+    check_has_function("loss", s.loss, LOSSES | densities.LOSSES)
+    check_has_function("architecture", s.architecture, ENCODERS)
     encoder, decoder = build_encoder(image_shape, s), build_decoder(image_shape, s)
     return VAE(encoder, decoder, densities.initial_log_scale(s), build_prior(s, encoder, image_shape))
 
@@ -138,7 +147,10 @@ def reconstruction_loss(vae: VAE, x: tf.Tensor, z: tf.Tensor, s: Settings) -> tf
     """The loss (B,) that LOSS names: of images x (B, H, W, C), decoded from z (B, L). Of K draws (K, B, L): (K, B)."""
     images, latents = bounds.one_image_a_draw(x, z)
     logits, pixels = vae.decoder(latents), math.prod(x.shape[1:])
-    images, logits = tf.reshape(images, (-1, pixels)), tf.reshape(logits, (-1, pixels))  # in one row: XLA is faster
+    images, logits = (
+        tf.reshape(images, (-1, pixels)),
+        tf.reshape(logits, (-1, pixels)),
+    )  # (B, D): XLA loops over it faster
     if vae.log_scale is None:
         loss = LOSSES[s.loss](images, logits)
     else:  # with a width that is learned: utils/densities.py
@@ -153,7 +165,7 @@ def kl_to_standard_normal(z_mean: tf.Tensor, z_log_std: tf.Tensor) -> tf.Tensor:
 
 
 def charged_kl(kl: tf.Tensor, free_bits: float) -> tf.Tensor:
-    """What the objective charges for the KL (B, L): (), the batch mean of each latent, but at least `free_bits` nats.
+    """The KL that the objective charges, (): the batch mean of each latent's KL (B, L), at least `free_bits`, summed.
 
     Below that a latent saves nothing by saying less, so nothing pushes it to zero (Kingma et al. 2016, eq. 15).
     """
@@ -198,7 +210,7 @@ def loss_terms(vae: VAE, x: tf.Tensor, noise: tf.Tensor, s: Settings) -> tuple[t
     if vae.prior.weights:
         return reconstruction, bounds.mean_over_draws(kl_of_draws(vae.prior, z, z_mean, z_log_std))[:, tf.newaxis]
     kl = kl_to_standard_normal(z_mean, z_log_std)
-    return reconstruction, kl[:, : s.latent_dim]  # NOISE_DIM more latents have none
+    return reconstruction, kl[:, : s.latent_dim]  # without the noise latents, whose KL is 0
 
 
 def objective(reconstruction: tf.Tensor, kl: tf.Tensor, weight: tf.Tensor, s: Settings, pixels: int) -> tf.Tensor:
@@ -218,8 +230,9 @@ def mean_terms(minimised: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor) -
 def on_batch(vae: VAE, x: tf.Tensor, noise: tf.Tensor, weight: tf.Tensor, s: Settings) -> tuple[tf.Tensor, tf.Tensor]:
     """The objective () of images (B, H, W, C) under noise, as in loss_terms, and their mean_terms (3,)."""
     reconstruction, kl = loss_terms(vae, x, noise, s)
-    minimised = objective(reconstruction, kl, weight, s, math.prod(x.shape[1:]))
-    if s.bound != "elbo":  # IWAE and DReG: utils/bounds.py
+    if s.bound == "elbo":
+        minimised = objective(reconstruction, kl, weight, s, math.prod(x.shape[1:]))
+    else:  # IWAE and DReG: utils/bounds.py
         minimised = -tf.reduce_mean(bounds.importance_bound(vae, x, noise, weight, s, reconstruction_loss))
     return minimised, mean_terms(minimised, reconstruction, kl)
 
@@ -235,7 +248,9 @@ def build_optimizer(vae: VAE, s: Settings, horizon: int) -> keras.Optimizer:
     return optimizer
 
 
-def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, s: Settings, crew: workers.Workers = workers.ALONE):
+def compile_train_steps(
+    vae: VAE, optimizer: keras.Optimizer, s: Settings, crew: workers.Workers = workers.ALONE
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
     """One compiled function that makes many training steps: with Python between the steps it would take twice as long.
 
     train_steps(batches, first, step, stop, sums) takes uint8 batches (n, B, H, W, C), the first of them for step
@@ -250,12 +265,13 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, s: Settings, crew:
     weights, parts = vae.weights, parts_of_batch(s, crew.replicas)
     compiled = xla_pays(vae.encoder, vae.decoder)
 
-    def differentiate(images, draw, weight):
-        noise = bounds.draw_noise(s, s.batch_size // parts, random_key(s.seed, NOISE, draw))
+    def differentiate(images, number, weight):  # the noise's number is the step or, of a batch in parts, the part
+        noise = bounds.draw_noise(s, s.batch_size // parts, random_key(s.seed, NOISE, number))
         images, noise = workers.own_shares(crew, images, noise)
         with tf.GradientTape() as tape:
             minimised, terms = on_batch(vae, brightness(images), noise, weight, s)
-        return tape.gradient(minimised, [variable.value for variable in weights]), terms
+        tensors = [variable.value for variable in weights]  # those behind Keras's variables, which the tape watches
+        return tape.gradient(minimised, tensors), terms
 
     differentiate = bounds.in_parts(differentiate, parts, weights)  # where a whole batch would take too much memory
 
@@ -268,6 +284,7 @@ def compile_train_steps(vae: VAE, optimizer: keras.Optimizer, s: Settings, crew:
     @tf.function(jit_compile=compiled)
     def train_steps(batches, first, step, stop, sums):
         terms = tf.zeros(3)
+        # On tensors, tf.function turns this into a loop of the compiled code.
         while step < stop and tf.reduce_all(tf.math.is_finite(terms)):
             images = batch_at(batches, (step - first) % len(batches), compiled)
             terms = workers.on_replicas(crew, train_step, images, step, kl_weight(step, s))
@@ -288,8 +305,9 @@ def compile_test(vae: VAE, s: Settings, evaluate: Callable) -> Callable:
 
     def test(images, weight):
         reconstruction, kl, _ = evaluate(images)
-        minimised = objective(reconstruction, kl, weight, s, math.prod(images.shape[1:]))
-        if s.bound != "elbo":
+        if s.bound == "elbo":
+            minimised = objective(reconstruction, kl, weight, s, math.prod(images.shape[1:]))
+        else:
             minimised = -bound(images, weight).mean()
         return mean_terms(minimised, reconstruction, kl)
 
@@ -303,12 +321,22 @@ def sample_prior(vae: VAE, count: int, key: tf.Tensor) -> tf.Tensor:
 
 def decode(vae: VAE, z: np.ndarray) -> np.ndarray:
     """Latents (N, L) -> brightness (N, H, W, C) in [0, 1]."""
-    return in_batches(lambda z, start: [tf.sigmoid(vae.decoder(z))], np.asarray(z, np.float32))[0]
+
+    def decode_batch(z, start):
+        return [tf.sigmoid(vae.decoder(z))]
+
+    (images,) = in_batches(decode_batch, np.asarray(z, np.float32))
+    return images
 
 
 def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
     """uint8 images (N, H, W, C) -> the brightness that their posterior means are decoded to, the same shape."""
-    return in_batches(lambda images, start: [decode(vae, vae.encoder(brightness(images))[0])], images)[0]
+
+    def encode_batch(images, start):
+        return [vae.encoder(brightness(images))[0]]
+
+    (z_mean,) = in_batches(encode_batch, images)
+    return decode(vae, z_mean)
 
 
 def draw_grids(vae: VAE, s: Settings, dataset: Dataset) -> dict[str, np.ndarray]:
@@ -325,25 +353,27 @@ def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Record
     """Train to the last epoch, from the newest checkpoint or from the start.
 
     `run` (utils/recorder.py) keeps what happens: history, pictures, checkpoints, signals, agreement of several workers.
-    Raises Diverged, Stopped (Ctrl-C or SIGTERM; a checkpoint has been written) and OSError (a full disk).
+    Raises Stopped (Ctrl-C or SIGTERM; a checkpoint has been written), RunError (no checkpoint is whole), Diverged,
+    BadImage, WorkerLost and OSError (a full disk).
     """
     optimizer = build_optimizer(vae, s, run.horizon)
     train_steps, test = compile_train_steps(vae, optimizer, s, run.crew), compile_test(vae, s, evaluate)
     with run.training(optimizer):  # from the newest checkpoint, if there is one
         if run.step == 0:
             run.write_pictures(partial(draw_grids, vae, s, dataset))
-        run.compile(train_steps)
+        run.compile(train_steps)  # and start the clock
         for first, end, batches in run.batches():  # those of an epoch at once, or a stream's piece by piece
             while run.step < end:
                 # 1. Train up to the next line of the history, the next checkpoint, or the end of these batches.
                 stop = run.next_stop(end)
-                steps = (tf.constant(number) for number in (first, run.step, stop))
-                run.advance(*train_steps(batches, *steps, run.sums))
+                steps = tf.constant(first), tf.constant(run.step), tf.constant(stop)
+                sums, terms, step = train_steps(batches, *steps, run.sums)
+                run.advance(sums, terms, step)
 
                 # 2. Report how it goes.
                 weight = kl_weight(run.step - 1, s)  # in the last of these steps
                 run.write_train_line(weight)
-                if run.ends_epoch:
+                if run.test_is_due:
                     run.write_test_line(test(dataset.test_images, weight), weight)
                     run.write_pictures(partial(draw_grids, vae, s, dataset))
 

@@ -56,7 +56,7 @@ def test_a_run_with_all_three_trains_and_reports_and_is_resumed(copy):
     told = main(copy, *small.split(), "--noise-scale", "0.5")
     assert "28 x 28 x 1-patches-8-2-" in told
     assert "without XLA" in told
-    assert "Not a likelihood" in told
+    assert "Not known to be a likelihood: huber" in told
     assert "DECODER_SCALE" not in told  # which has no width for this loss
     (folder,) = (copy / "predictions").iterdir()
     saved = json.loads((folder / "params.json").read_text())

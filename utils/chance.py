@@ -7,13 +7,13 @@ import numpy as np
 
 from utils.start import keras, tf
 
-# What a draw is for.
+# What a draw is for; random_key has room for 16.
 ENCODER_WEIGHTS, DECODER_WEIGHTS, SHUFFLE, PIXELS, NOISE, TEST_NOISE, GRID_LATENTS, IMPORTANCE_NOISE = range(8)
-PRIOR_WEIGHTS = 1_000
+PRIOR_WEIGHTS = 1_000  # a key of NumPy's only
 
 
 def random_key(seed: tf.Tensor | int, purpose: int, step: tf.Tensor | int) -> tf.Tensor:
-    """The key (2,) of one draw by TensorFlow, different for each seed, purpose and step."""
+    """The key (2,) of one draw by TensorFlow, different for each seed, purpose (0 to 15) and step."""
     return tf.stack([tf.cast(seed, tf.int64) * 16 + purpose, tf.cast(step, tf.int64)])
 
 

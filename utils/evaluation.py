@@ -13,6 +13,7 @@ import numpy as np
 
 from utils import pictures, plots, report, runs
 from utils.batches import brightness
+from utils.bounds import ReconstructionLoss
 from utils.chance import IMPORTANCE_NOISE, TEST_NOISE, random_key, standard_normal
 from utils.dataset import Dataset, in_equal_batches
 from utils.files import write_json
@@ -21,7 +22,6 @@ from utils.settings import Settings
 from utils.start import tf, xla_pays
 
 Evaluate = Callable[[np.ndarray], list[np.ndarray]]  # what compile_evaluation returns
-ReconstructionLoss = Callable[[Any, tf.Tensor, tf.Tensor, Settings], tf.Tensor]  # main.reconstruction_loss
 
 
 def compile_evaluation(vae: Any, s: Settings, loss_terms: Callable) -> Evaluate:

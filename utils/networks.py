@@ -24,7 +24,7 @@ def hidden_precision(s: Settings) -> str:
 
 
 def with_noise_latents(z_mean: Any, z_log_std: Any, s: Settings) -> tuple[Any, Any]:
-    """z_mean and z_log_std (B, L), and behind them NOISE_DIM latents whose posterior is N(0, 1) for every image."""
+    """z_mean and z_log_std (B, L), followed by NOISE_DIM latents whose posterior is N(0, 1) for every image."""
     if not s.noise_dim:
         return z_mean, z_log_std
     return tuple(keras.ops.pad(part, [[0, 0], [0, s.noise_dim]]) for part in (z_mean, z_log_std))
@@ -69,7 +69,7 @@ def residual_blocks(s: Settings) -> int:
 
 
 def map_sizes(height: int, width: int, s: Settings) -> list[tuple[int, int]]:
-    """The sizes of the maps before the first stage of the encoder and behind each."""
+    """The sizes of the maps before the first stage of the encoder and after each."""
     found = [(height, width)]
     for _ in s.channels:
         height, width = found[-1]

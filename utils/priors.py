@@ -49,7 +49,7 @@ def build_prior(s: Settings, encoder: keras.Model, image_shape: tuple[int, ...])
 
 
 def with_noise_latents(prior: Prior, latent_dim: int, noise_dim: int) -> Prior:
-    """A prior over `latent_dim` latents, and behind these `noise_dim` more that are N(0, 1) whatever it learns."""
+    """A prior over `latent_dim` latents, followed by `noise_dim` more that are N(0, 1) whatever it learns."""
 
     def sample(count, key):
         noise = standard_normal((count, noise_dim), key + tf.constant([0, 2**40], tf.int64))

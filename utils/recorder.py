@@ -96,15 +96,14 @@ class Recorder:
         runs.note_changes(folder, s)
         if self.last_step > self.horizon and s.lr_schedule == "cosine":
             ends = self.horizon // self.steps_per_epoch
-            self.say(f"note       the learning rate's cosine ends with epoch {ends}, as saved, and stays a hundredth")
+            told = f"the learning rate's cosine ends with epoch {ends}, as saved; later it stays a hundredth"
+            self.say(f"note       {told}")
         with (
             event_writer(folder) as self.events,
             deferred_signals() as self.signals,
             report.progress_bar(self.last_step, self.step, shown=crew.is_chief) as self.bar,
             contextlib.closing(batches.of_run(self.dataset.train_images, s, self.step, crew)) as self.coming,
         ):
-            if self.step == 0 and crew.is_chief:
-                self.call_watch()
             yield
 
     @property
@@ -118,8 +117,8 @@ class Recorder:
         return -(-self.step // self.steps_per_epoch)
 
     @property
-    def ends_epoch(self) -> bool:
-        """Whether the last step was an epoch's last one, after which the chief tests."""
+    def test_is_due(self) -> bool:
+        """Whether the last step ended an epoch and this is the chief, who tests then."""
         return self.step % self.steps_per_epoch == 0 and self.crew.is_chief
 
     def compile(self, train_steps: Callable) -> None:
@@ -184,12 +183,14 @@ class Recorder:
         write_line(self.folder, self.events, self._line("test", terms, weight))
 
     def write_pictures(self, draw: Callable[[], dict[str, Any]]) -> None:
-        """Write the grids that draw() returns, if they are due: at the start, and every IMAGES_EVERY epochs."""
+        """Write the grids that draw() returns if they are due: at the start, every IMAGES_EVERY epochs, at the end."""
         is_due = self.epoch % self.s.images_every == 0 or self.step == self.last_step
         if is_due and self.crew.is_chief:
             grids = draw()
             pictures.write_grids(self.folder, self.epoch, grids)
             write_images(self.folder, self.events, self.step, grids)
+            if self.step == 0:
+                self.call_watch()
 
     def _line(self, split: str, terms: tf.Tensor, weight: tf.Tensor) -> dict[str, Any]:
         weight = None if self.s.autoencoder else weight

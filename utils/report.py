@@ -247,7 +247,9 @@ def remarks(settings: Settings, report: dict[str, Any], history: list[dict[str, 
     elif s.loss == "ce" and s.binarize == "none":
         found.append("Not a likelihood: cross-entropy on grey pixels. BINARIZE = dynamic makes it one.")
     elif report["kind"] == "none" and s.loss not in LEARNED_WIDTH:
-        found.append(f"Not a likelihood: {s.loss} is a loss of your own, so -(loss + KL) bounds no log p(x).")
+        found.append(
+            f"Not known to be a likelihood: {s.loss} is a loss of your own (utils/report.py, kind, knows which are)."
+        )
     elif report["kind"] == "none":
         found.append(
             f"Not a likelihood: {s.loss} without its constants. DECODER_SCALE = learned makes it a density of pixels."

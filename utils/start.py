@@ -1,4 +1,4 @@
-"""TensorFlow and Keras, started quietly and with our flags. Every file takes `tf` and `keras` from here."""
+"""TensorFlow and Keras, started quietly and with our flags. Whatever computes takes `tf` and `keras` from here."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ with quiet_start(), uncollected():
 
 keras.config.set_floatx("float32")
 
-CONVOLUTIONS = tuple(kind for name, kind in vars(keras.layers).items() if "Conv" in name)
+CONVOLUTION_LAYERS = tuple(kind for name, kind in vars(keras.layers).items() if "Conv" in name)
 
 
 def xla_pays(*networks: keras.Model) -> bool:
@@ -28,7 +28,7 @@ def xla_pays(*networks: keras.Model) -> bool:
     """
     if tf.distribute.has_strategy():
         return False
-    return HAS_GPU or not any(isinstance(layer, CONVOLUTIONS) for net in networks for layer in layers_of(net))
+    return HAS_GPU or not any(isinstance(layer, CONVOLUTION_LAYERS) for net in networks for layer in layers_of(net))
 
 
 def layers_of(layer: Any) -> Iterator[keras.Layer]:
