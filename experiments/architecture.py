@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import main
 from experiments import figures
-from utils import plots
+from utils.pictures import save_figure
 
 WIDTHS = (64, 128, 256, 512)  # units of each of two hidden layers, in encoder and decoder
 DEPTHS = (0, 1, 2, 3)  # hidden layers of 256 units
@@ -106,7 +106,7 @@ def draw(study: Study, measured: dict[str, dict[int, dict[str, Any]]]) -> None:
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    plots.save_figure(study.images / "architecture.png", figure)
+    save_figure(study.images / "architecture.png", figure)
 
 
 def run(study: Study) -> None:

@@ -57,9 +57,10 @@ from sklearn.metrics import roc_auc_score
 
 import main as vae_main
 from experiments import classifier, evaluate, figures, latent
-from utils import console, data, plots, runs
+from utils import console, data, runs
 from utils.dataset import Dataset, binarize, in_batches
 from utils.files import write_json
+from utils.pictures import save_figure
 
 MOST_TRAINING, MOST_TEST, MOST_WALKED = 20_000, 10_000, 1_000  # images
 MOST_NUMBERS = MOST_TRAINING * 64 * 64 * 3  # of a classifier's images: 1 GB as brightness
@@ -240,7 +241,7 @@ def save_walks(
     left, right = figure.subplots(1, 2)
     draw_walks(left, vae, *without, vector, 1, f"test images without {name}: it is added")
     draw_walks(right, vae, *having, vector, -1, f"test images with {name}: it is taken away")
-    plots.save_figure(path, figure)
+    save_figure(path, figure)
 
 
 def picture_name(name: str) -> str:

@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.images import grid
-from utils.plots import save_figure
+from utils.pictures import grid, save_figure
 
 
 def draw_spread(axes: Axes, x: Sequence[float], values: np.ndarray, label: str, color: str | None = None) -> None:

@@ -29,7 +29,7 @@ from experiments import latent
 from experiments.figures import draw_images, draw_spread
 from experiments.samples import dataset_of, digit_classifier, judge_samples, prior_samples
 from utils.batches import brightness
-from utils.plots import save_figure
+from utils.pictures import save_figure
 from utils.start import tf
 
 AWAKE = 0.1  # nats: a latent whose KL, averaged over test images, is above this is awake

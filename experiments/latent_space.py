@@ -40,8 +40,7 @@ from experiments.samples import dataset_of, digit_classifier, judge_samples, pri
 from experiments.study import BASE
 from utils.batches import brightness
 from utils.dataset import Dataset, in_batches
-from utils.images import save_gif
-from utils.plots import save_figure
+from utils.pictures import save_figure, save_gif
 from utils.start import tf
 
 LATENTS = BASE["latent_dim"]  # of the spaces that are looked at closely

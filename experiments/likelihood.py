@@ -125,7 +125,7 @@ import main as vae_main
 from experiments import benchmark, evaluate
 from experiments.fingerprint import fingerprint, settings_that_count
 from experiments.results import table, with_tables
-from utils import console, plots, runs
+from utils import console, pictures, runs
 
 
 # --- a row ------------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def save_figure(path: Path, rows: dict[str, Any]) -> None:
     axes.set_title(next(iter(rows.values()))["images"], fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9, loc="lower right")
-    plots.save_figure(path, figure)
+    pictures.save_figure(path, figure)
 
 
 def table_of(rows: dict[str, Any]) -> str:

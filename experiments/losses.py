@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 import main
 from experiments import classifier, figures
 from experiments.samples import digit_classifier, judge_samples, prior_samples
-from utils import data, plots
+from utils import data
 from utils.batches import brightness
 from utils.dataset import Dataset, in_batches
+from utils.pictures import save_figure
 from utils.report import ACTIVE_VARIANCE
 from utils.settings import Settings
 from utils.start import keras, tf
@@ -217,7 +218,7 @@ def draw_along(study: Study, name: str, run: Trained, dataset: Dataset) -> None:
     figure.suptitle(f"{name}: {MODELS[name][0]}", fontsize=11)
     samples = "draws from N(0, I), decoded: no prior here" if run.settings.autoencoder else "samples from the prior"
     draw_rows(figure, rows, samples)
-    plots.save_figure(study.images / f"{name}.jpg", figure)
+    save_figure(study.images / f"{name}.jpg", figure)
 
 
 def draw_cures(study: Study, results: dict[str, list[Trained]], dataset: Dataset) -> None:
@@ -232,7 +233,7 @@ def draw_cures(study: Study, results: dict[str, list[Trained]], dataset: Dataset
         rows.append((f"{MODELS[name][0]}:  {numbers}", final["reconstructions"][:10], samples))
     figure = Figure(figsize=(10, 0.82 * len(rows)), layout="constrained")
     draw_rows(figure, rows, "samples from the prior")
-    plots.save_figure(study.images / "losses_cures.png", figure)
+    save_figure(study.images / "losses_cures.png", figure)
 
 
 def draw_weights(study: Study, sweeps: dict[str, list[Trained]], predicted: dict[str, float]) -> None:
@@ -256,7 +257,7 @@ def draw_weights(study: Study, sweeps: dict[str, list[Trained]], predicted: dict
     axes[0].legend()
     for panel in axes:
         panel.grid(alpha=0.3)
-    plots.save_figure(study.images / "losses_weight.png", figure)
+    save_figure(study.images / "losses_weight.png", figure)
 
 
 def draw_fallback(study: Study, images: dict[str, np.ndarray]) -> None:
@@ -265,7 +266,7 @@ def draw_fallback(study: Study, images: dict[str, np.ndarray]) -> None:
     titles = {"mean": "mean of the data", "median": "median of the data"}
     for axes, (name, image) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
         figures.draw_images(axes, image[np.newaxis], 1, titles.get(name, f"{name}, collapsed"))
-    plots.save_figure(study.images / "losses_average.png", figure)
+    save_figure(study.images / "losses_average.png", figure)
 
 
 # --- the experiment ---------------------------------------------------------------------------------------------------

@@ -34,9 +34,10 @@ from sklearn.decomposition import PCA
 import main
 from experiments import figures
 from experiments.latent import align
-from utils import images, mnist, plots
+from utils import mnist
 from utils.batches import brightness
 from utils.dataset import TEST_BINARIZATION_KEY, Dataset, binarize
+from utils.pictures import save_figure, save_gif
 from utils.settings import Settings
 
 TOGETHER, ALONE, OLD = "all three", "the new one alone", "the two old ones"  # what a training goes on with
@@ -226,7 +227,7 @@ def save_curves(study: Study, steps: np.ndarray, curves: Curves) -> None:
     others_told = f"; thin: {', '.join(named(trio) for trio, _ in others)}" if others else ""
     repeated = f", mean and range over {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
     figure.suptitle(f"{named(first)}{repeated}{others_told}", fontsize=11)
-    plots.save_figure(study.images / "new_label_curves.png", figure)
+    save_figure(study.images / "new_label_curves.png", figure)
 
 
 def draw_time_constants(axes: Axes, steps: np.ndarray, curves: Curves) -> None:
@@ -277,8 +278,8 @@ def save_film(study: Study, trio: Trio, together: Watched, alone: Watched) -> No
             axes.set(xlabel="first principal component", ylabel="second")
         figure.axes[0].legend(fontsize=8, loc="upper left")
         figure.suptitle(f"step {step:,} of {last:,}", fontsize=11)
-        plots.save_figure(path, figure)
-    images.save_gif(study.images / "new_label.gif", paths, milliseconds=350)
+        save_figure(path, figure)
+    save_gif(study.images / "new_label.gif", paths, milliseconds=350)
 
 
 # --- the experiment ---------------------------------------------------------------------------------------------------

@@ -31,9 +31,10 @@ from scipy.special import expit
 import main
 from experiments import figures
 from experiments.samples import digit_classifier, judge_samples, prior_samples
-from utils import data, plots
+from utils import data
 from utils.batches import brightness
 from utils.dataset import Dataset
+from utils.pictures import save_figure
 from utils.settings import Settings
 
 NOISE = 8  # numbers of noise beside the trained latents
@@ -161,7 +162,7 @@ def save_numbers(study: Study, shares: dict[int, dict[int, np.ndarray]], measure
     for axes in (explained, bounds, differences):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    plots.save_figure(study.images / "noise_latents.png", figure)
+    save_figure(study.images / "noise_latents.png", figure)
 
 
 def save_grid(study: Study, with_noise: dict[int, Trained], measured: Measured) -> None:
@@ -184,7 +185,7 @@ def save_grid(study: Study, with_noise: dict[int, Trained], measured: Measured) 
         figures.draw_images(axes, pictures, columns + 1, title)
     text = f"In a row: one z of the prior, {columns} draws of noise. Last: deviation over noise, white = {SPREAD_SHOWN}"
     figure.suptitle(text, fontsize=10)
-    plots.save_figure(study.images / "noise_latents_grid.png", figure)
+    save_figure(study.images / "noise_latents_grid.png", figure)
 
 
 # --- the experiment ---------------------------------------------------------------------------------------------------

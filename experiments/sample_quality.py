@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 import main
 from experiments import classifier, figures, latent
 from experiments.samples import dataset_of, digit_classifier, judge_samples, prior_samples
-from utils import plots
+from utils import pictures
 from utils.batches import brightness
 from utils.dataset import Dataset, binarize
 
@@ -82,18 +82,18 @@ def measure(sets: dict[str, np.ndarray], judge: Any, real: np.ndarray) -> dict[s
     return distances | {"sure": judge_samples(judge, sets["prior"])["sure"]}
 
 
-def save_figure(study: Study, pictures: dict[str, np.ndarray], models: dict[str, Any], floor: float) -> None:
+def save_figure(study: Study, drawn: dict[str, np.ndarray], models: dict[str, Any], floor: float) -> None:
     """Draw samples (N, H, W, C) of each model beside training images, in the order of their distance."""
-    rows, columns = -(-len(pictures) // 4), 4
+    rows, columns = -(-len(drawn) // 4), 4
     figure = Figure(figsize=(10, 0.3 + 2.75 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
-    for axes, (name, images) in zip(panels, pictures.items(), strict=False):
+    for axes, (name, images) in zip(panels, drawn.items(), strict=False):
         distance = f"{models[name]['prior']['mean']:.1f}" if name in models else f"{floor:.2f}, the floor"
         figures.draw_images(axes, images[:SHOWN], 8, f"{name}: {distance}")
     figure.suptitle("samples, best first, by their Frechet distance in the features of a digit classifier", fontsize=10)
-    plots.save_figure(study.images / "sample_quality.png", figure)
+    pictures.save_figure(study.images / "sample_quality.png", figure)
 
 
 def ranked(models: dict[str, Any]) -> list[str]:
@@ -113,18 +113,18 @@ def run(study: Study) -> None:
     training_images = brightness(grey.train_images[reconstructed]).numpy()
     floor = classifier.frechet_distance(classifier.features(judge, training_images), real)
 
-    models, pictures = {}, {"training images": training_images}
+    models, drawn = {}, {"training images": training_images}
     for name, trainings in results.items():
         measured = []
         for trained in trainings:
             sets = sets_of(study, trained, grey)
-            pictures.setdefault(name, sets["prior"][:SHOWN])  # of the first seed
+            drawn.setdefault(name, sets["prior"][:SHOWN])  # of the first seed
             measured.append(measure(sets, judge, real))
         models[name] = over_seeds(measured)
         if trainings[0].report["test_nll"] is not None:
             models[name] |= over_seeds([{"nll": trained.report["test_nll"]} for trained in trainings])
     order = ranked(models)
-    save_figure(study, {name: pictures[name] for name in ("training images", *order)}, models, floor)
+    save_figure(study, {name: drawn[name] for name in ("training images", *order)}, models, floor)
     numbers = {
         "models": {name: models[name] for name in order},
         "floor": floor,

@@ -140,7 +140,7 @@ EXPERIMENT = '''
 from typing import NamedTuple
 from utils import dataset as images
 from utils import data as images
-from utils.images import grid
+from utils.pictures import grid
 from utils.likelihood import LOG_2_PI
 from utils.report import ACTIVE_VARIANCE
 
@@ -186,7 +186,7 @@ def draw(x):
         ("first: int = 1", "first: int = 2", True),
         ("SIZES = [1, 2]", "SIZES = [1, 3]", True),
         ("    import main", "    import main\n    from experiments import classifier", True),
-        ("utils.images import grid", "utils.files import write_json as grid", True),
+        ("utils.pictures import grid", "utils.files import write_json as grid", True),
     ],
 )
 def test_a_function_is_stale_when_what_it_uses_is_another_and_not_when_the_rest_of_its_file_is(

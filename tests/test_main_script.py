@@ -26,7 +26,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 import main
 from tests.shared import REPOSITORY, contents, set_xla, users_environment
-from utils import plots, recorder, report, runs
+from utils import pictures, recorder, report, runs
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.mnist import load
 from utils.settings import from_params, read_command_line
@@ -416,7 +416,7 @@ def few_images_in(folder, mnist):
     parts = {name: getattr(mnist, name)[: 600 if "train" in name else 200] for name in fields}
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         set_xla(patch)
-        patch.setattr(plots, "save_figure", lambda path, figure: path.touch())
+        patch.setattr(pictures, "save_figure", lambda path, figure: path.touch())
         patch.setattr("utils.mnist.load", lambda *_: mnist._replace(**parts))
         yield
 
@@ -655,7 +655,7 @@ def test_a_finished_run_is_only_judged_again(done, capsys):
 
 def test_a_signal_while_the_run_is_judged_leaves_a_run_to_go_on_with(small, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(plots, "save_curves", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(pictures, "save_curves", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         assert here(*FEW, "--run-name", "late", "--output-dir", "my runs") == 143
     told = re.search(r"stopped    go on with: python main\.py (.*)", capsys.readouterr().out)[1]
     assert here(*shlex.split(told)) == 0
@@ -713,7 +713,7 @@ def test_a_run_that_diverges_says_where_and_how_and_keeps_what_is_good(words, wh
         (recorder, "write_line", 3, 0),
         (recorder, "write_images", 2, 3_000),  # enough for all but the event file
         (runs, "save", 2, 3_000),
-        (plots, "save_curves", 1, 3_000),
+        (pictures, "save_curves", 1, 3_000),
     ],
 )
 def test_a_full_disk_costs_a_line_and_nothing_that_was_there(owner, name, call, room, small, capsys, monkeypatch):
@@ -735,6 +735,6 @@ def test_a_full_disk_costs_a_line_and_nothing_that_was_there(owner, name, call, 
     [line] = [line for line in without_bar(capsys.readouterr().err) if not line.startswith("WARNING:tensorflow")]
     assert re.fullmatch(r"main\.py: error: .*File too large.*", line)
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]  # nothing half-written is left
-    assert {path.name for path in folder.glob("*.json")} == {"params.json", *(["report.json"] * (owner is plots))}
+    assert {path.name for path in folder.glob("*.json")} == {"params.json", *(["report.json"] * (owner is pictures))}
     assert len(runs.saved_steps(folder)) >= 1
     assert all(checkpoint_of(folder, step) for step in runs.saved_steps(folder))

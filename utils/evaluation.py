@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import pictures, plots, report, runs
+from utils import pictures, report, runs
 from utils.batches import brightness
 from utils.bounds import ReconstructionLoss
 from utils.chance import IMPORTANCE_NOISE, TEST_NOISE, random_key, standard_normal
@@ -83,7 +83,7 @@ def judge(
     judged = report.make_report(s, reconstruction, kl, z_mean, estimates, history, pixels)
     judged["skipped_images"] = report.skipped_images(dataset)
     write_json(folder / "report.json", judged)
-    plots.save_curves(folder / "curves.png", history, title=folder.name)
+    pictures.save_curves(folder / "curves.png", history, title=folder.name)
     pictures.write_film(folder, "reconstructions" if s.autoencoder else "samples")
     if s.latent_dim == 2 and not s.noise_dim and s.prior == "standard" and not s.autoencoder:
         pictures.write_manifold(folder, partial(decode, vae))
