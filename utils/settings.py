@@ -123,16 +123,11 @@ def load_saved(
         if name not in unread and (name not in BEFORE or value != BEFORE[name]):
             way_on = f"put it back to use the run: {_example(name.upper(), value)}"
             raise SettingsError(f"saved {name}: {value!r} had an effect, but {params.name} lacks it; {way_on}")
-    if new:
-        say(f"note       not saved with the run, and so taken as: {_assigned(new)}")
-    if old:
-        say(f"note       saved with the run, without effect and not in {params.name}, so dropped: {_assigned(old)}")
-    values = {name: value for name, value in (BEFORE | saved).items() if name in constants}
-    return _build(values, "saved ", params)
-
-
-def _assigned(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name.upper()} = {value!r}" for name, value in values.items())
+    dropped = f"saved with the run, without effect and not in {params.name}, so dropped"
+    for what, values in (("not saved with the run, and so taken as", new), (dropped, old)):
+        if values:
+            say(f"note       {what}: {', '.join(f'{name.upper()} = {value!r}' for name, value in values.items())}")
+    return _build({name: value for name, value in (BEFORE | saved).items() if name in constants}, "saved ", params)
 
 
 def resumed(saved: Settings, given: dict[str, Any]) -> Settings:
@@ -153,19 +148,6 @@ def resumed(saved: Settings, given: dict[str, Any]) -> Settings:
         rule = "a resumed run keeps its settings (only --epochs may grow)"
         raise SettingsError(f"{typed} contradicts the run's {_shown(before)}; {rule}")
     return saved.model_copy(update=changed)
-
-
-def same_settings(own: Settings, chiefs: Settings, resumes: bool) -> Settings:
-    """The settings of a worker that trains together with the chief: the chief's, but with this machine's places.
-
-    A run that is resumed has the chief's settings anyhow. Raises SettingsError if those of a new run differ.
-    """
-    places = ("data_dir", "output_dir", "run_name", "start_from")  # which are where each machine has them
-    for name in type(own).model_fields:
-        here, there = getattr(own, name), getattr(chiefs, name)
-        if not resumes and name not in places and here != there:
-            raise SettingsError(f"{name}: {here!r} here, but {there!r} on the chief; all workers train with the same")
-    return chiefs.model_copy(update={name: getattr(own, name) for name in ("data_dir", "output_dir")})
 
 
 def _build(values: dict[str, Any], prefix: str = "", params: Path = PARAMS) -> Settings:
@@ -262,8 +244,7 @@ def read_constants(params: Path = PARAMS) -> dict[str, Constant]:
     constants = {}
     for name, node in assignments.items():
         _check(f"{params.name}, line {node.lineno}: {name}", name, values, annotations)
-        around = node.lineno, _group(lines, node), _comment(lines, node)
-        constants[name.lower()] = Constant(values[name], annotations[name], *around)
+        constants[name.lower()] = Constant(values[name], annotations[name], node.lineno, *_around(lines, node))
     return constants
 
 
@@ -316,17 +297,13 @@ def _assignments(text: str) -> dict[str, ast.stmt]:
     return found
 
 
-def _group(lines: list[str], node: ast.stmt) -> str:
+def _around(lines: list[str], node: ast.stmt) -> tuple[str, str]:
+    """The title of the statement's block, and its comment: behind it and right below, as far as one indent goes."""
     titles = [match[1] for line in lines[: node.lineno] if (match := re.match(r"# --- (.+?) -*$", line))]
-    return titles[-1] if titles else "constants"
-
-
-def _comment(lines: list[str], node: ast.stmt) -> str:
-    """What follows the statement on its last line, and the comment lines right below, as far as one indent goes."""
     comment = [lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()]  # ast counts bytes
     indent = re.match(r"\s*", "".join(lines[node.end_lineno :][:1]))[0]
     comment += takewhile(re.compile(rf"{indent}#(?! ---)").match, lines[node.end_lineno :])
-    return " ".join(line.strip(" #") for line in comment)
+    return (titles or ["constants"])[-1], " ".join(line.strip(" #") for line in comment)
 
 
 # --- what the code reads ----------------------------------------------------------------------------------------------
@@ -460,20 +437,12 @@ def _parser(prog: str, constants: dict[str, Constant]) -> argparse.ArgumentParse
     parser.add_argument("--resume", metavar="RUN", default=None, help=resume)
     groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(c.group for c in constants.values())}
     for name, constant in constants.items():
-        groups[constant.group].add_argument(_option(name), help=_help(constant), **_kind(constant.annotation))
+        kind, choice = _bare(constant.annotation), f"{allowed(constant.annotation, typed=True)}; "
+        taken = {"metavar": {int: "N", float: "X", str: "TEXT"}.get(kind, "WORD")}  # as one word
+        if kind is bool:
+            taken, choice = {"action": argparse.BooleanOptionalAction}, ""
+        elif get_origin(kind) is tuple:
+            taken = {"nargs": "*", "metavar": "N"}
+        words = f"{constant.comment} [{choice}default {_shown(constant.value)}]".replace("%", "%%")
+        groups[constant.group].add_argument(_option(name), help=words, **taken)
     return parser
-
-
-def _help(constant: Constant) -> str:
-    choice = "" if constant.annotation is bool else allowed(constant.annotation, typed=True) + "; "
-    return f"{constant.comment} [{choice}default {_shown(constant.value)}]".replace("%", "%%")
-
-
-def _kind(annotation: Any) -> dict[str, Any]:
-    """How argparse takes an option: as a flag, as a list or as one word."""
-    kind = _bare(annotation)
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(kind) is tuple:
-        return {"nargs": "*", "metavar": "N"}
-    return {"metavar": {int: "N", float: "X", str: "TEXT"}.get(kind, "WORD")}

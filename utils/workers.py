@@ -26,13 +26,13 @@ from utils import runs
 from utils.console import Problem
 from utils.files import write_json
 from utils.quiet import quiet_start
-from utils.settings import Command, Settings, SettingsError, load_saved, resumed, same_settings
+from utils.settings import Command, Settings, SettingsError, load_saved, resumed
 from utils.start import keras, tf
 
 PATIENCE = 300.0  # seconds to wait at the start for workers that somebody has yet to start
-LINGER = (
-    12.0  # seconds in which all hear of a lost worker from TensorFlow; if this one ended before, it would be blamed
-)
+# Seconds in which all hear of a lost worker from TensorFlow. If this one ended before, it would be blamed.
+LINGER = 12.0
+PLACES = ("data_dir", "output_dir", "run_name", "start_from")  # settings that each machine has for itself
 FORM = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -268,9 +268,13 @@ def agree_on_run(command: Command, crew: Workers, scratch: Path) -> tuple[Settin
         return settings, folder
     if told["failed"]:
         raise runs.RunError(f"the chief says: {told['failed']}")
-    settings = same_settings(settings, load_saved(told["settings"], print), command.resume is not None)
+    chiefs = load_saved(told["settings"], print)
+    for name, here in settings:
+        there = getattr(chiefs, name)
+        if command.resume is None and name not in PLACES and here != there:
+            raise SettingsError(f"{name}: {here!r} here, but {there!r} on the chief; all workers train with the same")
     write_json(scratch / "params.json", told)
-    return settings, scratch
+    return chiefs.model_copy(update={"data_dir": settings.data_dir, "output_dir": settings.output_dir}), scratch
 
 
 # --- what workers tell each other -------------------------------------------------------------------------------------
