@@ -3,13 +3,14 @@
 Nothing but names and labels is kept in memory; images are read when they are asked for (LazyImages).
 """
 
+import contextlib
 import hashlib
 import io
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -48,11 +49,17 @@ def read_image(path: str | bytes | Path, size: int, crop: int, channels: int) ->
     Crop 0, or one that is larger than the image, is the largest square. What kind of file it is, its content tells and
     not its name. Raises BadImage.
     """
+    with bad_images(shown(path)), open(path, "rb") as file:
+        return decode(file, size, crop, channels)
+
+
+@contextlib.contextmanager
+def bad_images(name: str) -> Iterator[None]:
+    """Within the block any error is raised as BadImage, because decoders fail in every way there is."""
     try:
-        with open(path, "rb") as file:
-            return decode(file, size, crop, channels)
-    except Exception as error:  # decoders fail in every way there is
-        raise BadImage(f"{shown(path)}: {why_bad(error)}") from None
+        yield
+    except Exception as error:
+        raise BadImage(f"{name}: {why_bad(error)}") from None
 
 
 def decode(file: BinaryIO, size: int, crop: int, channels: int) -> np.ndarray:
@@ -126,7 +133,7 @@ def celeba(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     list_eval_partition.txt, list_attr_celeba.txt, and img_align_celeba/ or img_align_celeba.zip, which is unpacked
     once. Raises DataError.
     """
-    folder = Path(os.path.expanduser(data_dir))
+    folder = Path(data_dir).expanduser()
     folder = folder / "celeba" if (folder / "celeba").is_dir() else folder
     partition_list, attribute_list = folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
     for path in (partition_list, attribute_list):
@@ -134,7 +141,9 @@ def celeba(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     names, parts = read_table(partition_list, 0, 1, (b"0", b"1", b"2"))
     attributes, attribute_names, values = read_attributes(attribute_list)
     check_same_names(attribute_list, attribute_names, partition_list, names)
-    verified = [is_published(path, say) for path in (partition_list, attribute_list)]
+    others = [path.name for path in (partition_list, attribute_list) if not is_published(path)]
+    for name in others:  # a set made in CelebA's layout is welcome
+        say(f"note       {name} is not CelebA's own (MD5)")
     train, test = np.flatnonzero(parts == TRAIN), np.flatnonzero(parts == TEST)
     if not len(train) or len(test) < SHOWN_OF_A_LABEL:
         few = f"{len(train):,} images to train on (0) and {len(test):,} to test on (2)"
@@ -142,18 +151,10 @@ def celeba(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     pictures = celeba_images(folder)
     check_present(pictures, names[np.sort(np.concatenate((train, test)))], partition_list)
     images = lazy_files(pictures, names, size, crop or CELEBA_CROP, 3, skip)
-    return Dataset(
-        "CelebA",
-        images.rows(train),
-        np.zeros(len(train), np.uint8),
-        images.rows(test),
-        np.zeros(len(test), np.uint8),
-        source=str(folder),
-        verified="lists verified by MD5" if all(verified) else "",
-        attributes=attributes,
-        train_attributes=values[train],
-        test_attributes=values[test],
-    )
+    labels = [np.zeros(len(part), np.uint8) for part in (train, test)]
+    verified = "" if others else "lists verified by MD5"
+    about = str(folder), verified, attributes, values[train], values[test]
+    return Dataset("CelebA", images.rows(train), labels[0], images.rows(test), labels[1], *about)
 
 
 def celeba_images(folder: Path) -> Path:
@@ -163,28 +164,24 @@ def celeba_images(folder: Path) -> Path:
         if not archive.is_file():
             missing = "neither img_align_celeba nor img_align_celeba.zip is there"
             raise DataError(f"{folder}: {missing}; set DATA_DIR to the folder that holds CelebA")
-        check_archive(archive)
+        if not is_published(archive):
+            with open(archive, "rb") as file:
+                page = is_html(file.read(512))
+            size = f"incomplete ({archive.stat().st_size:,} bytes)"
+            other = f"not the published file (MD5), but {size} or another; fetch it again"
+            raise DataError(f"{archive}: {f'an HTML page and no zip; {QUOTA}' if page else other}")
         unpack(archive, pictures)
     nested = pictures / "img_align_celeba"  # as some repackaged zips have it
     return nested if nested.is_dir() else pictures
 
 
-def check_archive(archive: Path) -> None:
-    """Raise DataError unless the zip is the published one."""
-    size = archive.stat().st_size
-    with open(archive, "rb") as file, tqdm(total=size, desc="checking", unit="B", unit_scale=True, **BAR) as bar:
-        start, digest = file.read(512), hashlib.md5(usedforsecurity=False)
-        file.seek(0)
-        while block := file.read(2**20):
+def is_published(path: Path) -> bool:
+    """Whether one of CelebA's files is the published one."""
+    digest, size = hashlib.md5(usedforsecurity=False), path.stat().st_size
+    with open(path, "rb") as file, tqdm.wrapattr(file, "read", total=size, desc="checking", **BAR) as watched:
+        while block := watched.read(2**20):
             digest.update(block)
-            bar.update(len(block))
-    if digest.hexdigest() == CELEBA_MD5[archive.name]:
-        return
-    if is_html(start):
-        raise DataError(f"{archive}: an HTML page and no zip; {QUOTA}")
-    raise DataError(
-        f"{archive}: not the published file (MD5), but incomplete ({size:,} bytes) or another; fetch it again"
-    )
+    return digest.hexdigest() == CELEBA_MD5[path.name]
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -205,15 +202,6 @@ def unpack(archive: Path, target: Path) -> None:
                 os.rename(whole, target)
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{archive}: cannot be unpacked, {why_bad(error)}") from None
-
-
-def is_published(path: Path, say: Say) -> bool:
-    """Whether a list is the published one, and a line where it is not: a set made in CelebA's layout is welcome."""
-    with open(path, "rb") as file:
-        published = hashlib.file_digest(file, "md5").hexdigest() == CELEBA_MD5[path.name]
-    if not published:
-        say(f"note       {path.name} is not CelebA's own (MD5)")
-    return published
 
 
 def read_table(path: Path, header: int, columns: int, allowed: tuple[bytes, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -301,7 +289,7 @@ def folder(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     key, so that the last ones, which HELD_OUT takes, are of all labels. Hidden files and folders are left out, and
     links to folders are not followed. Raises DataError.
     """
-    root = Path(os.path.expanduser(data_dir))
+    root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; set DATA_DIR to the folder of images")
     tops = [root / "train", root / "test"]
@@ -334,24 +322,19 @@ def find_images(root: Path, top: Path) -> dict[bytes, np.ndarray]:
 
     The keys are the sub-folders of `top` that they are somewhere in; b"" is that of images that are in none.
     """
+
+    def refuse(error: OSError):  # os.walk would pass over a folder that it cannot list
+        raise DataError(f"{shown(error.filename)}: {why_bad(error)}") from None
+
     start, top = os.fsencode(root), os.fsencode(top)
     found = {}
-    for folder, folders, files in os.walk(top, onerror=refuse_folder):
+    for folder, folders, files in os.walk(top, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(b".")]
         label = b"" if folder == top else os.path.relpath(folder, top).split(os.sep.encode())[0]
         within = b"" if folder == start else os.path.join(os.path.relpath(folder, start), b"")
-        found.setdefault(label, []).extend(within + name for name in files if is_image_name(name))
+        images = [name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(b".")]
+        found.setdefault(label, []).extend(within + name for name in images)
     return {label: np.sort(np.array(images)) for label, images in found.items() if images}
-
-
-def is_image_name(name: bytes) -> bool:
-    """Whether a file, not hidden, is called like an image."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(b".")
-
-
-def refuse_folder(error: OSError) -> None:
-    """Raise DataError for a folder that os.walk cannot list, which it would pass over."""
-    raise DataError(f"{shown(error.filename)}: {why_bad(error)}") from None
 
 
 def check_counts(labels: np.ndarray, least: int, place: Callable[[int], object]) -> None:
@@ -380,16 +363,13 @@ def draw_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def is_grey(root: Path, names: np.ndarray, skip: bool) -> bool:
     """Whether the first image is grey; with `skip`, the first that can be opened. Raises BadImage and DataError."""
-    for name in names:
-        path = os.path.join(os.fsencode(root), name)
-        try:
-            with open(path, "rb") as file:
-                return open_image(file).mode in GREY_MODES
-        except Exception as error:  # as in read_image
-            bad = BadImage(f"{shown(path)}: {why_bad(error)}")
-        if not skip:
-            raise bad
-    raise DataError(f"none of {len(names):,} images can be read; the last one: {bad}")
+
+    def read(number: int) -> bool:
+        path = os.path.join(os.fsencode(root), names[number])
+        with bad_images(shown(path)), open(path, "rb") as file:
+            return open_image(file).mode in GREY_MODES
+
+    return LazyImages(read, np.arange(len(names)), (), skip).read_at(0)  # which passes bad ones over
 
 
 # --- TensorFlow Datasets ----------------------------------------------------------------------------------------------
@@ -408,10 +388,8 @@ def tfds(name: str, data_dir: str, size: int, crop: int, skip: bool, say: Say) -
 
     def lazy_split(split: str) -> LazyImages:
         def read(number: int) -> np.ndarray:
-            try:
+            with bad_images(f"{title}, image {number} of {split}"):
                 return decode(io.BytesIO(sources[split][number]["image"]), size, crop, channels)
-            except Exception as error:  # as in read_image
-                raise BadImage(f"{title}, image {number} of {split}: {why_bad(error)}") from None
 
         return LazyImages(read, np.arange(len(sources[split])), (size, size, channels), skip, skipped)
 
