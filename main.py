@@ -146,11 +146,8 @@ LOSSES = {"ce": cross_entropy, "mse": squared_error, "ad": absolute_difference} 
 def reconstruction_loss(vae: VAE, x: tf.Tensor, z: tf.Tensor, s: Settings) -> tf.Tensor:
     """The loss (B,) that LOSS names: of images x (B, H, W, C), decoded from z (B, L). Of K draws (K, B, L): (K, B)."""
     images, latents = bounds.one_image_a_draw(x, z)
-    logits, pixels = vae.decoder(latents), math.prod(x.shape[1:])
-    images, logits = (
-        tf.reshape(images, (-1, pixels)),
-        tf.reshape(logits, (-1, pixels)),
-    )  # (B, D): XLA loops over it faster
+    flat = (-1, math.prod(x.shape[1:]))  # (B, D), over which XLA loops faster
+    images, logits = tf.reshape(images, flat), tf.reshape(vae.decoder(latents), flat)
     if vae.log_scale is None:
         loss = LOSSES[s.loss](images, logits)
     else:  # with a width that is learned: utils/densities.py

@@ -214,7 +214,7 @@ def test_a_loss_of_ones_own_is_no_likelihood_and_gets_no_advice_that_it_cannot_f
     own = from_params(latent_dim=3, binarize=binarize).model_copy(update={"loss": "focal"})
     assert report.doubts(own, steps=5_000) == []
     found = report.make_report(own, RECONSTRUCTION, KL, Z_MEAN, None, history(), pixels=784)
-    assert has(found["remarks"], "Not a likelihood", "focal", "your own")
+    assert has(found["remarks"], "Not known to be a likelihood", "focal", "your own")
     assert "learned" not in report.table(found)
     assert (found["kind"], found["test_nll"]) == ("none", None)
 

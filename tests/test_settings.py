@@ -37,6 +37,9 @@ from utils.settings import (
 SOURCE = PARAMS.read_text(encoding="utf-8")
 NAMES = re.findall(r"^([A-Z][A-Z0-9_]*):", SOURCE, re.MULTILINE)
 DATASETS = "'mnist', 'fashion_mnist', 'celeba' or 'folder', or a name of TensorFlow Datasets as in 'tfds:cifar10'"
+LOSSES = " or ".join(
+    ", ".join(map(repr, get_args(settings_module.settings_model().model_fields["loss"].annotation))).rsplit(", ", 1)
+)
 NAME_RULE = "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'"
 POSITIVE = "an integer of at least 1 and less than 2,147,483,648"
 UP_TO_A_MILLION = "a finite number of at least 0 and at most 1,000,000"
@@ -105,7 +108,7 @@ def test_settings_are_the_constants_of_params_and_frozen():
         ("OUTPUT_DIR", "3", "OUTPUT_DIR = 3 is not allowed; a text in quotes is"),
         ("RUN_NAME", '"a/b"', f"RUN_NAME = 'a/b' is not allowed; {NAME_RULE} is"),
         ("RUN_NAME", '"..\\\\n"', f"RUN_NAME = '..\\n' is not allowed; {NAME_RULE} is"),
-        ("LOSS", '"msw"', "LOSS = 'msw' is not allowed; 'ce', 'mse', 'ad' or 'logistic' is (did you mean 'mse'?)"),
+        ("LOSS", '"msw"', f"LOSS = 'msw' is not allowed; {LOSSES} is (did you mean 'mse'?)"),
         (
             "ENCODER_LAYERS",
             "(512, 0)",
@@ -136,6 +139,11 @@ def test_a_wrong_value_in_the_file_is_told_with_its_line(tmp_path, name, value, 
         (r"^LATENT_DIM:", "LAMBDA: float = 1.0; LATENT_DIM:", "LAMBDA is a name that is taken; choose another"),
         (r"^LATENT_DIM:", "COPY: int = 1; LATENT_DIM:", "COPY is a name that is taken; choose another"),
         (r"^LATENT_DIM:", "RESUME: bool = True; LATENT_DIM:", "RESUME is a name that is taken; choose another"),
+        (
+            r"^LATENT_DIM:",
+            "NO_AUTOENCODER: bool = False; LATENT_DIM:",
+            "NO_AUTOENCODER is a name that is taken; choose another",
+        ),
         (
             r"^LATENT_DIM: .+? =",
             "LATENT_DIM =",
@@ -176,7 +184,8 @@ def test_a_wrong_name_annotation_or_syntax_in_the_file_is_told_with_its_line(tmp
 )
 def test_a_missing_constant_is_told(tmp_path, new, hint):
     line = told([], edited(tmp_path, "^LATENT_DIM:.*", new))
-    assert line == f"params.py: LATENT_DIM is missing; the code reads it{hint}"
+    place = re.escape("params.py: LATENT_DIM is missing; the code reads it in main.py, line ")
+    assert re.fullmatch(rf"{place}\d+{re.escape(hint)}", line)
 
 
 @pytest.fixture
@@ -188,7 +197,7 @@ def code(tmp_path, monkeypatch):
         return tmp_path
 
     def forget():
-        for found in (settings_module._needed, settings_module._mentioned):
+        for found in (settings_module._needed, settings_module._read):
             found.cache_clear()
 
     monkeypatch.setattr(settings_module, "ROOT", tmp_path)
@@ -221,6 +230,7 @@ def test_what_the_code_reads_of_settings_has_to_be_there(source, tmp_path, code)
         "def f(settings):\n    return settings.loss  # and not s.zebra",
         'def f(settings):\n    """Nor s.zebra."""\n    return settings.loss',
         "def f(settings):\n    return losses.zebra, 'utils/settings.py', gpus.count",
+        "def f(vae, x, settings: Settings):\n    s = tf.exp(vae.encoder(x)[1])\n    return tf.reduce_sum(s) / s.zebra",
     ],
 )
 def test_what_looks_like_reading_settings_is_not_missed(source, tmp_path, code):
@@ -241,15 +251,25 @@ def test_a_constant_of_ours_that_nothing_reads_is_found():
 
 
 def test_a_constant_that_nothing_reads_gets_a_note(tmp_path, code):
-    code("def f(settings):\n    return settings.latent_dim, getattr(settings, 'by_name'), dict(a={'as_key': 1})")
-    own = "LATENT_DIMS: int = 20\nBY_NAME: int = 1\nAS_KEY: int = 1\nZZZ: bool = True\nLATENT_DIM:"
+    code(
+        "def f(settings):\n    return settings.latent_dim, getattr(settings, 'by_name'), 'as_word', x.as_part"
+        "\ndef g(chosen: Settings):\n    return chosen.by_holder"
+    )
+    own = "LATENT_DIMS: int = 20\nBY_NAME: int = 1\nBY_HOLDER: int = 1\nAS_WORD: int = 1\nAS_PART: int = 1\n"
+    own += "ZZZ: bool = True\nLATENT_DIM:"
     params = edited(tmp_path, "^LATENT_DIM:", own)
-    names = ("latent_dims", "by_name", "as_key", "zzz")
-    assert [name for name in unread(params) if name in names] == ["latent_dims", "as_key", "zzz"]
+    names = ("latent_dims", "by_name", "by_holder", "as_word", "as_part", "zzz")
+    assert [name for name in unread(params) if name in names] == ["latent_dims", "as_word", "as_part", "zzz"]
     line, found = line_of("LATENT_DIM"), unread_notes(params)
     assert f"note       params.py, line {line}: nothing reads LATENT_DIMS (did you mean LATENT_DIM?)" in found
-    assert f"note       params.py, line {line + 2}: nothing reads AS_KEY" in found
-    assert f"note       params.py, line {line + 3}: nothing reads ZZZ" in found
+    assert f"note       params.py, line {line + 3}: nothing reads AS_WORD" in found
+    assert f"note       params.py, line {line + 5}: nothing reads ZZZ" in found
+
+
+def test_a_name_that_main_mistypes_is_found_with_its_place(code, tmp_path):
+    code("def f(s: Settings):\n    return s.free_bit")
+    line = told([], edited(tmp_path, "^LATENT_DIM:", "LATENT_DIM:"))
+    assert line == "params.py: FREE_BIT is missing; the code reads it in main.py, line 2 (did you mean FREE_BITS?)"
 
 
 def test_a_constant_of_ones_own_is_a_setting_an_option_and_in_help(tmp_path, monkeypatch):
@@ -324,7 +344,7 @@ def test_only_losses_with_a_width_have_a_learned_one(tmp_path):
     ("overrides", "message"),
     [
         ({"latent_dim": 0}, "latent_dim: 0 is not allowed; an integer of at least 1 is"),
-        ({"loss": None}, "loss: None is not allowed; 'ce', 'mse', 'ad' or 'logistic' is"),
+        ({"loss": None}, f"loss: None is not allowed; {LOSSES} is"),
         (
             {"latent_dims": 2},
             "latent_dims: 2 is not allowed; params.py has no such constant (did you mean 'latent_dim'?)",
@@ -381,7 +401,7 @@ def test_resume_is_an_option_of_its_own():
         ("--learning-rate -1e-3", "--learning-rate: -0.001 is not allowed; a finite number greater than 0 is"),
         ("--learning-rate nan", "--learning-rate: nan is not allowed; a finite number greater than 0 is"),
         ("--learning-rate -inf", "--learning-rate: -inf is not allowed; a finite number greater than 0 is"),
-        ("--loss msw", "--loss: 'msw' is not allowed; 'ce', 'mse', 'ad' or 'logistic' is (did you mean 'mse'?)"),
+        ("--loss msw", f"--loss: 'msw' is not allowed; {LOSSES} is (did you mean 'mse'?)"),
         ("--dataset celebra", f"--dataset: 'celebra' is not allowed; {DATASETS} is (did you mean 'celeba'?)"),
         ("--dataset tfds:", f"--dataset: 'tfds:' is not allowed; {DATASETS} is"),
         (
@@ -473,7 +493,7 @@ def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
     assert "(manifold.png) [an integer of at least 1; default 20]\n" in printed
     assert "[none or a list of integers of at least 1 as in 512 512; default 512 512]\n" in printed
     assert "()" not in printed  # as the file has it; typed, it is none
-    assert "['ce', 'mse', 'ad' or 'logistic'; default 'ce']\n" in printed
+    assert f"[{LOSSES}; default {from_params().loss!r}]\n" in printed
     assert "with its grey value as probability: what likelihoods need ['dynamic' or 'none';" in printed  # a second line
     assert "[default False]\n" in printed
     assert "--resume RUN" in printed
@@ -555,6 +575,10 @@ def test_a_run_that_was_saved_without_constants_has_their_values_from_before_or_
     assert resumed(found, {"zebra": 0.5}) == found
     with pytest.raises(SettingsError, match=r"^--zebra 2\.0 contradicts the run's 0\.5; "):
         resumed(found, {"zebra": 2.0})
+    asked = {"zebra": 2.0, "mixed_precision": True}  # on the command line, which decides what no run had
+    given = load_saved(old, notes.append, run="old", given=asked, params=params)
+    assert (given.zebra, given.mixed_precision) == (2.0, False)
+    assert notes[1] == f"note       not saved with old, and so taken as: {values.replace('0.5', '2.0')}"
 
 
 def test_a_saved_constant_that_is_no_more_is_dropped_if_it_had_no_effect(monkeypatch):

@@ -133,13 +133,13 @@ def read_params(folder: Path) -> dict[str, Any]:
     return about
 
 
-def saved_settings(folder: Path, say: Callable[[str], None]) -> Settings:
-    """The settings of a run, with `say` given notes where params.py has other constants by now.
+def saved_settings(folder: Path, say: Callable[[str], None], given: dict[str, Any] | None = None) -> Settings:
+    """The settings of a run. `say` is given notes where params.py has other constants by now, `given` are load_saved's.
 
     Raises SettingsError (see load_saved) and RunError.
     """
     about = read_params(folder)
-    return load_saved(about["settings"], say, about.get("unread", ()))
+    return load_saved(about["settings"], say, about.get("unread", ()), folder.name, given)
 
 
 def note_changes(folder: Path, settings: Settings) -> None:

@@ -108,26 +108,28 @@ def from_params(**overrides: Any) -> Settings:
 
 
 def load_saved(
-    saved: dict[str, Any], say: Callable[[str], None], unread: Iterable[str] = (), params: Path = PARAMS
-) -> Settings:
+    saved: dict[str, Any], say: Callable[[str], None], unread: Iterable[str] = (), run: str = "the run",
+    given: dict[str, Any] | None = None, params: Path = PARAMS,
+) -> Settings:  # fmt: skip
     """The settings that `model_dump(mode="json")` wrote, though params.py may have changed since; `say` gets notes.
 
-    A constant that was not there then has its value of BEFORE or, if it is the user's own, that of params.py. One that
-    is no longer there is dropped if it had no effect: nothing read it (`unread`), or it had its value of BEFORE. Raises
-    SettingsError for another one, and for a value that params.py does not allow.
+    A constant that was not there then has its value of BEFORE or, if it is the user's own, that of `given` (the command
+    line) or of params.py. One that is no longer there is dropped if it had no effect: nothing read it (`unread`), or it
+    had its value of BEFORE. Raises SettingsError for another one, and for a value that params.py does not allow.
     """
     constants = read_constants(params)
-    new = {name: BEFORE.get(name, constants[name].value) for name in constants if name not in saved}
+    today = {name: constant.value for name, constant in constants.items()} | (given or {}) | BEFORE
+    new = {name: value for name, value in today.items() if name in constants and name not in saved}
     old = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items() if name not in constants}
     for name, value in old.items():
         if name not in unread and (name not in BEFORE or value != BEFORE[name]):
             way_on = f"put it back to use the run: {_example(name.upper(), value)}"
             raise SettingsError(f"saved {name}: {value!r} had an effect, but {params.name} lacks it; {way_on}")
-    dropped = f"saved with the run, without effect and not in {params.name}, so dropped"
-    for what, values in (("not saved with the run, and so taken as", new), (dropped, old)):
+    dropped = f"saved with {run}, without effect and not in {params.name}, so dropped"
+    for what, values in ((f"not saved with {run}, and so taken as", new), (dropped, old)):
         if values:
             say(f"note       {what}: {', '.join(f'{name.upper()} = {value!r}' for name, value in values.items())}")
-    return _build({name: value for name, value in (BEFORE | saved).items() if name in constants}, "saved ", params)
+    return _build({name: value for name, value in (new | saved).items() if name in constants}, "saved ", params)
 
 
 def resumed(saved: Settings, given: dict[str, Any]) -> Settings:
@@ -239,8 +241,10 @@ def read_constants(params: Path = PARAMS) -> dict[str, Constant]:
     assignments, lines = _assignments(text), text.split("\n")
     there = {name.lower() for name in assignments if name in values}
     if missing := sorted(_needed() - there):
-        hint = _did_you_mean(missing[0], there - _needed(), str.upper)
-        raise SettingsError(f"{params.name}: {missing[0].upper()} is missing; the code reads it{hint}")
+        hint = _did_you_mean(missing[0], sorted(there), str.upper)
+        raise SettingsError(
+            f"{params.name}: {missing[0].upper()} is missing; the code reads it{_place(missing[0])}{hint}"
+        )
     constants = {}
     for name, node in assignments.items():
         _check(f"{params.name}, line {node.lineno}: {name}", name, values, annotations)
@@ -265,7 +269,8 @@ def _import(params: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _check(place: str, name: str, values: dict[str, Any], annotations: dict[str, Any]) -> None:
     """Refuse a constant without value or annotation, with one that says nothing, or with a name that can't be used."""
-    if keyword.iskeyword(name.lower()) or hasattr(BaseModel, name.lower()) or name in ("HELP", "RESUME"):
+    no_flag = name.startswith("NO_") and annotations.get(name[3:]) is bool  # --no-x turns the flag --x off
+    if keyword.iskeyword(name.lower()) or hasattr(BaseModel, name.lower()) or name in ("HELP", "RESUME") or no_flag:
         raise SettingsError(f"{place} is a name that is taken; choose another")
     if name not in values:
         raise SettingsError(f"{place} has no value")
@@ -307,33 +312,46 @@ def _around(lines: list[str], node: ast.stmt) -> tuple[str, str]:
 
 
 # --- what the code reads ----------------------------------------------------------------------------------------------
-def _code(*patterns: str) -> str:
-    return "\n".join(path.read_text("utf-8", "replace") for pattern in patterns for path in ROOT.glob(pattern))
+def _code(*patterns: str) -> dict[str, str]:
+    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    return {str(path.relative_to(ROOT)): path.read_text("utf-8", "replace") for path in files}
 
 
 @cache
 def _needed() -> set[str]:
-    """What main.py and utils/ read of a Settings: `settings` is one everywhere, `s` in functions that mention settings.
+    """What main.py and utils/ read of a Settings: of `settings` everywhere, and of `s` in functions that make it one.
 
     This is a search in the text, without docstrings, comments and calls: parsing it would take a tenth of a second.
     """
-    code, found = re.sub(r'""".*?"""|(?-s:#.*)', "", _code("main.py", "utils/*.py"), flags=re.DOTALL), set()
-    for part in re.split(r"\n(?=[\w@])", code):
-        named = r"(?<=[^\w/]settings\.)" + (r"|(?<=[^\w/]s\.)" if "settings" in part.lower() else "")
-        found.update(re.findall(rf"s\.(?:{named})([a-z][a-z0-9_]*)\b(?!\()", part))  # begins with what is found fast
+    code, found = "\n".join(_code("main.py", "utils/*.py").values()), set()
+    for part in re.split(r"\n(?=[\w@])", re.sub(r'""".*?"""|(?-s:#.*)', "", code, flags=re.DOTALL)):
+        is_settings = re.search(r"\bs: Settings\b|\bs\b[^=\n(]* = (?:settings|self)\b", part)
+        named = r"(?<=[^\w/]settings\.)" + (r"|(?<=[^\w/]s\.)" if is_settings else "")
+        found.update(re.findall(rf"s\.(?:{named})([a-z][a-z0-9_]*)\b(?!\()", part))  # `s.` first: it is found fast
     return found - set(dir(BaseModel))
 
 
+def _place(name: str) -> str:
+    """Where main.py or utils/ first read a name, as the end of a sentence."""
+    for path, text in _code("main.py", "utils/*.py").items():
+        for number, line in enumerate(text.split("\n"), 1):
+            if re.search(rf"\bs(?:ettings)?\.{name}\b", line):
+                return f" in {path}, line {number}"
+    return ""
+
+
 @cache
-def _mentioned() -> set[str]:
-    """All that main.py, utils/ or experiments/ have as an attribute or, but for a dictionary's keys, in quotes."""
-    code = _code("main.py", "utils/*.py", "experiments/*.py")
-    return {*re.findall(r"\.([a-z][a-z0-9_]*)", code), *re.findall(r"""["']([a-z][a-z0-9_]*)["'](?!\s*:)""", code)}
+def _read() -> set[str]:
+    """All that main.py, utils/ and experiments/ read of what they call s, settings or annotate as Settings."""
+    code = "\n".join(_code("main.py", "utils/*.py", "experiments/*.py").values())
+    holders = "|".join({"s", "settings", *re.findall(r"(\w+): (?:\w+\.)?Settings\b", code)})
+    by_name = re.findall(r"""\bgetattr\(\w+, ["']([a-z]\w*)""", code)
+    return {*re.findall(rf"\b(?:{holders})\.([a-z][a-z0-9_]*)", code), *by_name}
 
 
 def unread(params: Path = PARAMS) -> list[str]:
     """The constants that nothing reads, by their lower-case names. Raises SettingsError."""
-    return [name for name in read_constants(params) if name not in _mentioned()]
+    return [name for name in read_constants(params) if name not in _read()]
 
 
 def unread_notes(params: Path = PARAMS) -> list[str]:

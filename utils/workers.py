@@ -252,14 +252,15 @@ def agree_on_run(command: Command, crew: Workers, scratch: Path) -> tuple[Settin
     The chief alone has the run; another worker gets the folder `scratch`. Raises SettingsError and runs.RunError.
     """
     settings, folder, failed = command.settings, None, None
+    horizon = settings.epochs
     try:
         if command.resume is not None and crew.is_chief:
             folder = runs.find(command.resume, settings.output_dir)
-            settings = resumed(runs.saved_settings(folder, print), command.given)
+            settings = resumed(runs.saved_settings(folder, print, command.given), command.given)
+            horizon = runs.read_params(folder)["schedule_epochs"]
         check_batch_size(settings.batch_size, settings.free_bits, crew.replicas)
     except (SettingsError, runs.RunError) as error:
         failed = error
-    horizon = runs.read_params(folder)["schedule_epochs"] if folder else settings.epochs
     about = {"settings": settings.model_dump(mode="json"), "schedule_epochs": horizon, "failed": failed and str(failed)}
     told = json.loads(broadcast_text(crew, json.dumps(about)))
     if failed:
