@@ -19,7 +19,6 @@ from utils.evaluation import compile_evaluation
 from utils.recorder import Recorder
 from utils.settings import LEARNED_WIDTH, SettingsError, from_params, settings_model
 from utils.start import tf
-from utils.workers import ALONE
 
 
 # --- the same training in NumPy, float64 ------------------------------------------------------------------------------
@@ -255,7 +254,7 @@ def test_the_history_of_a_run_is_that_of_numpy(changed, monkeypatch, tmp_path):
     vae = random_vae(chosen)
     start = [weight.numpy() for weight in vae.weights]
     dataset = Dataset("tiny", train, labels, test, labels[:3], "")
-    run = Recorder(vae, chosen, dataset, tmp_path, print, None, (), ALONE)
+    run = Recorder(vae, chosen, dataset, tmp_path, print)
     main.fit(vae, chosen, dataset, compile_evaluation(vae, chosen, main.loss_terms), run)
 
     orders = [np.random.default_rng((chosen.seed, chance.SHUFFLE, epoch)).permutation(7)[:6] for epoch in (1, 2)]
@@ -289,7 +288,7 @@ def fit(monkeypatch, tmp_path):
     dataset = Dataset("tiny", random_images(7), np.zeros(7), random_images(3), np.zeros(3), "")
 
     def fit_it(vae, chosen, watch=None, watch_at=()):
-        run = Recorder(vae, chosen, dataset, tmp_path, print, watch, watch_at, ALONE)
+        run = Recorder(vae, chosen, dataset, tmp_path, print, watch, watch_at)
         main.fit(vae, chosen, dataset, compile_evaluation(vae, chosen, main.loss_terms), run)
 
     return fit_it
@@ -412,3 +411,12 @@ def test_every_loss_and_every_architecture_that_params_allows_has_its_function_a
     assert set(LEARNED_WIDTH) == densities.LOSSES.keys()
     assert choices("architecture") == main.ENCODERS.keys()
     assert main.DECODERS.keys() <= main.ENCODERS.keys()
+
+
+@pytest.mark.parametrize(("name", "functions"), [("loss", "LOSSES"), ("architecture", "ENCODERS")])
+def test_what_params_allows_and_main_has_no_function_for_is_refused_by_name(name, functions, monkeypatch):
+    chosen = from_params(**TINY)
+    monkeypatch.setattr(main, functions, {})
+    monkeypatch.setattr(densities, "LOSSES", {})
+    with pytest.raises(SettingsError, match=f"^{name}: '{getattr(chosen, name)}' is allowed by params.py, but main.py"):
+        main.build_vae(chosen, SHAPE)

@@ -4,13 +4,69 @@ import os
 import pickle
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.shared import scalars, written
-from utils import console, recorder, runs
+from tests.tiny import TINY
+from utils import console, recorder, runs, workers
+from utils.dataset import Dataset
+from utils.settings import from_params
 from utils.start import keras, tf
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def run(tmp_path):
+    """A recorder of two epochs of ten steps, a line each four and a checkpoint each seven; step 13 is watched."""
+    (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {}}')
+    every = {"batch_size": 2, "epochs": 2, "log_every": 4, "checkpoint_every": 7, "images_every": 2}
+    images, labels = np.zeros((21, 2, 2, 1), np.uint8), np.zeros(21)
+    dataset = Dataset("tiny", images, labels, images, labels, "a test")
+    return recorder.Recorder(None, from_params(**TINY | every), dataset, tmp_path, pytest.fail, None, (13,))
+
+
+def test_it_stops_for_each_line_checkpoint_watched_step_and_end(run):
+    stops = []
+    while run.step < 20:
+        stops.append(run.next_stop(end=10 if run.step < 10 else 20))
+        run.advance(tf.zeros(3), tf.zeros(3), tf.constant(stops[-1]))
+    assert stops == [4, 7, 8, 10, 12, 13, 14, 16, 20]
+
+
+def test_tests_and_pictures_are_due_at_ends_of_epochs(run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(recorder.pictures, "write_grids", lambda folder, epoch, grids: drawn.append(epoch))
+    monkeypatch.setattr(recorder, "write_images", lambda *_: None)
+    run.events = None
+    found = []
+    for step in (0, 4, 10, 13, 20):
+        run.step = step
+        found.append((run.epoch, run.test_is_due))
+        if step in (0, 10, 20):
+            run.write_pictures(dict)
+    assert found == [(0, True), (1, False), (1, True), (2, False), (2, True)]
+    assert drawn == [0, 2]  # every two epochs
+    run.crew = workers.Workers(None, ("one:1", "two:2"), 1)
+    assert not run.test_is_due  # only the chief tests
+    run.write_pictures(pytest.fail)
+
+
+def test_a_line_has_the_mean_of_its_steps_and_their_speed_by_the_clock(run, monkeypatch):
+    clock, lines = [100.0], []
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(recorder, "write_line", lambda folder, events, line: lines.append(line))
+    monkeypatch.setattr(recorder.report, "show_progress", lambda *_: None)
+    run.events = run.bar = None
+    run.compile(lambda *_: None)
+    for step, total in ((3, 30.0), (4, 48.0), (7, 21.0), (8, 28.0)):
+        run.next_stop(step)
+        clock[0] += 1
+        run.advance(tf.constant([total, total, 0]), tf.zeros(3), tf.constant(step))
+        run.write_train_line(tf.constant(0.5))
+    assert [(line["step"], line["objective"], line["images_per_second"]) for line in lines] == [(4, 12, 4), (8, 7, 4)]
 
 
 # --- history ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from utils.settings import Settings, unread_notes
 from utils.start import HAS_GPU, tf, xla_pays
 
 Say = Callable[[str], None]
+Watch = Callable[[Any, int], None]
 
 
 @contextlib.contextmanager
@@ -33,7 +34,7 @@ def recording(
     dataset: Dataset,
     folder: Path | None,
     say: Say,
-    watch: Callable[[Any, int], None] | None,
+    watch: Watch | None,
     watch_at: Collection[int],
     crew: workers.Workers,
 ) -> Iterator["Recorder"]:
@@ -68,18 +69,26 @@ def recording(
 
 
 class Recorder:
-    """A run while it trains. `step` is the number of steps that have been made."""
+    """A run while it trains. `step` is the number of steps that have been made.
 
-    def __init__(self, vae: Any, s: Settings, dataset: Dataset, folder: Path, say: Say, watch, watch_at, crew):
+    The order of calls: `training` (a block), in it `compile`, and for each of `batches` again and again `next_stop`,
+    `advance`, `write_train_line`, `write_test_line` and `write_pictures` where `test_is_due`, `save`.
+    """
+
+    def __init__(
+        self, vae: Any, s: Settings, dataset: Dataset, folder: Path, say: Say,
+        watch: Watch | None = None, watch_at: Collection[int] = (), crew: workers.Workers = workers.ALONE,
+    ):  # fmt: skip
         """Touch nothing yet; the parameters are those of main.train."""
         self.vae, self.s, self.dataset, self.folder, self.say, self.crew = vae, s, dataset, folder, say, crew
         self.watch, self.watch_at = watch, watch_at
         self.steps_per_epoch = len(dataset.train_images) // s.batch_size
         self.last_step = s.epochs * self.steps_per_epoch
         self.horizon = runs.read_params(folder)["schedule_epochs"] * self.steps_per_epoch
-        self.step = 0
-        # Of the history's next line: the sum of its terms, and after which step it begins.
+        self.step = self.line_due = self.save_due = 0
+        # Of the history's next line: the sum of its terms, after which step it begins, when, and the wait for data.
         self.sums_so_far, self.start = tf.Variable(tf.zeros(3)), tf.Variable(0)
+        self.last_line, self.clock, self.waited = 0, 0.0, 0.0
 
     @contextlib.contextmanager
     def training(self, optimizer: Any) -> Iterator[None]:
