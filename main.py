@@ -30,7 +30,7 @@ from utils.batches import batch_at, brightness, parts_of_batch
 from utils.chance import DECODER_WEIGHTS, ENCODER_WEIGHTS, GRID_LATENTS, NOISE, initializer, random_key
 from utils.dataset import Dataset, in_batches
 from utils.priors import Prior, build_prior, kl_of_draws
-from utils.recorder import Recorder, recording
+from utils.recorder import Recorder, recording, together
 from utils.start import keras, tf, xla_pays
 
 
@@ -407,7 +407,7 @@ def main(command: Command) -> int:
     """Train as the command line says; return the exit code."""
 
     def work():
-        with workers.together(command) as (settings, folder, say, crew):  # alone, or as one of several machines
+        with together(command) as (settings, folder, say, crew):  # alone, or as one of several machines
             train(settings, folder, say, crew=crew)
 
     return console.run("main.py", work)

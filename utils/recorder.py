@@ -7,8 +7,10 @@ chief alone reads and writes files.
 import contextlib
 import json
 import math
+import os
 import shlex
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -20,13 +22,64 @@ import numpy as np
 from utils import batches, evaluation, pictures, report, runs, workers
 from utils.console import Problem, Stopped, raise_stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
-from utils.settings import Settings, unread_notes
+from utils.files import write_json
+from utils.settings import Command, Settings, SettingsError, load_saved, resumed, unread_notes
 from utils.start import HAS_GPU, tf, xla_pays
 
 Say = Callable[[str], None]
 Watch = Callable[[Any, int], None]
+PLACES = ("data_dir", "output_dir", "run_name", "start_from")  # settings that each machine has for itself
 
 
+# --- which run: the same for all workers ------------------------------------------------------------------------------
+@contextlib.contextmanager
+def together(command: Command) -> Iterator[tuple[Settings, Path | None, Callable[[str], None], workers.Workers]]:
+    """Join the workers that TF_CONFIG names, or be alone. Yields the settings, the folder of the run to continue, if
+    any, what shows a line on the console (the chief's only), and who takes part.
+
+    Raises SettingsError, runs.RunError and WorkerLost.
+    """
+    crew = workers.start(workers.read_tf_config(os.environ))
+    with workers.losses_told(crew), crew.scope(), tempfile.TemporaryDirectory() as scratch:
+        settings, folder = agree_on_run(command, crew, Path(scratch))
+        if not crew.is_chief:
+            print(f"worker     {crew.index} of {crew.count - 1}; the chief, {crew.addresses[0]}, reports how it goes")
+        yield settings, folder, print if crew.is_chief else lambda line: None, crew
+
+
+def agree_on_run(command: Command, crew: workers.Workers, scratch: Path) -> tuple[Settings, Path | None]:
+    """The settings to train with, and the folder of the run to continue, if any: for all workers those of the chief.
+
+    The chief alone has the run; another worker gets the folder `scratch`. Raises SettingsError and runs.RunError.
+    """
+    settings, folder, failed = command.settings, None, None
+    horizon = settings.epochs
+    try:
+        if command.resume is not None and crew.is_chief:
+            folder = runs.find(command.resume, settings.output_dir)
+            settings = resumed(runs.saved_settings(folder, print, command.given), command.given)
+            horizon = runs.read_params(folder)["schedule_epochs"]
+        workers.check_batch_size(settings.batch_size, settings.free_bits, crew.replicas)
+    except (SettingsError, runs.RunError) as error:
+        failed = error
+    about = {"settings": settings.model_dump(mode="json"), "schedule_epochs": horizon, "failed": failed and str(failed)}
+    told = json.loads(workers.broadcast_text(crew, json.dumps(about)))
+    if failed:
+        raise failed
+    if crew.is_chief:
+        return settings, folder
+    if told["failed"]:
+        raise runs.RunError(f"the chief says: {told['failed']}")
+    chiefs = load_saved(told["settings"], print)
+    for name, here in settings:
+        there = getattr(chiefs, name)
+        if command.resume is None and name not in PLACES and here != there:
+            raise SettingsError(f"{name}: {here!r} here, but {there!r} on the chief; all workers train with the same")
+    write_json(scratch / "params.json", told)
+    return chiefs.model_copy(update={"data_dir": settings.data_dir, "output_dir": settings.output_dir}), scratch
+
+
+# --- a run that is recorded -------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def recording(
     vae: Any,

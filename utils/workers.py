@@ -12,27 +12,22 @@ import os
 import re
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils import runs
 from utils.console import Problem
-from utils.files import write_json
 from utils.quiet import quiet_start
-from utils.settings import Command, Settings, SettingsError, load_saved, resumed
+from utils.settings import SettingsError
 from utils.start import keras, tf
 
 PATIENCE = 300.0  # seconds to wait at the start for workers that somebody has yet to start
 # Seconds in which all hear of a lost worker from TensorFlow. If this one ended before, it would be blamed.
 LINGER = 12.0
-PLACES = ("data_dir", "output_dir", "run_name", "start_from")  # settings that each machine has for itself
 FORM = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -228,54 +223,6 @@ def default_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# --- a run that they train together -----------------------------------------------------------------------------------
-@contextlib.contextmanager
-def together(command: Command) -> Iterator[tuple[Settings, Path | None, Callable[[str], None], Workers]]:
-    """Join the workers that TF_CONFIG names, or be alone. Yields the settings, the folder of the run to continue, if
-    any, what shows a line on the console (the chief's only), and who takes part.
-
-    Raises SettingsError, runs.RunError and WorkerLost.
-    """
-    crew = start(read_tf_config(os.environ))
-    with losses_told(crew), crew.scope(), tempfile.TemporaryDirectory() as scratch:
-        settings, folder = agree_on_run(command, crew, Path(scratch))
-        if not crew.is_chief:
-            print(f"worker     {crew.index} of {crew.count - 1}; the chief, {crew.addresses[0]}, reports how it goes")
-        yield settings, folder, print if crew.is_chief else lambda line: None, crew
-
-
-def agree_on_run(command: Command, crew: Workers, scratch: Path) -> tuple[Settings, Path | None]:
-    """The settings to train with, and the folder of the run to continue, if any: for all workers those of the chief.
-
-    The chief alone has the run; another worker gets the folder `scratch`. Raises SettingsError and runs.RunError.
-    """
-    settings, folder, failed = command.settings, None, None
-    horizon = settings.epochs
-    try:
-        if command.resume is not None and crew.is_chief:
-            folder = runs.find(command.resume, settings.output_dir)
-            settings = resumed(runs.saved_settings(folder, print, command.given), command.given)
-            horizon = runs.read_params(folder)["schedule_epochs"]
-        check_batch_size(settings.batch_size, settings.free_bits, crew.replicas)
-    except (SettingsError, runs.RunError) as error:
-        failed = error
-    about = {"settings": settings.model_dump(mode="json"), "schedule_epochs": horizon, "failed": failed and str(failed)}
-    told = json.loads(broadcast_text(crew, json.dumps(about)))
-    if failed:
-        raise failed
-    if crew.is_chief:
-        return settings, folder
-    if told["failed"]:
-        raise runs.RunError(f"the chief says: {told['failed']}")
-    chiefs = load_saved(told["settings"], print)
-    for name, here in settings:
-        there = getattr(chiefs, name)
-        if command.resume is None and name not in PLACES and here != there:
-            raise SettingsError(f"{name}: {here!r} here, but {there!r} on the chief; all workers train with the same")
-    write_json(scratch / "params.json", told)
-    return chiefs.model_copy(update={"data_dir": settings.data_dir, "output_dir": settings.output_dir}), scratch
 
 
 # --- what workers tell each other -------------------------------------------------------------------------------------
