@@ -5,11 +5,11 @@
 
 It writes the run's newest checkpoint into the run's folder as export/, which is read without any code of this project:
 
-- encoder.keras, x (B, H, W, C) -> z_mean, z_log_std (B, L), and decoder.keras, z (B, L + NOISE_DIM) -> logits
-  (B, H, W, C), for keras.models.load_model;
+- encoder.keras, x (B, H, W, C) -> z_mean, z_log_std (B, L), and decoder.keras, z (B, L) -> logits (B, H, W, C), for
+  keras.models.load_model; L counts the noise latents of NOISE_DIM, too, about which the encoder says N(0, 1);
 - saved_model/, for tf.saved_model.load, TensorFlow Serving and other languages, with the signatures
     encode   x, brightness in [0, 1] (B, H, W, C)    -> z_mean, z_log_std (B, L)
-    decode   z (B, L + NOISE_DIM)                    -> brightness (B, H, W, C), the sigmoid of the logits
+    decode   z (B, L)                                -> brightness (B, H, W, C), the sigmoid of the logits
     sample   count, int32, and seed, int64           -> brightness (count, H, W, C) of draws from the prior
   The same count and seed give the same draws; the run's SEED and a count of 100 give those of its samples_*.png.
   A plain autoencoder has no prior, and so no sample;
