@@ -23,8 +23,9 @@ def prepare(s: Settings, say: Callable[[str], None]) -> Dataset:
         dataset = with_labels(dataset, s.labels)
     if s.held_out >= (count := len(dataset.train_images)):
         raise SettingsError(f"held_out: {s.held_out:,} is not allowed; at most {count - 1:,} training images are")
-    if s.held_out:
-        dataset = with_held_out(dataset, s.held_out)
+    if s.held_out:  # the last training images take the place of the test images
+        held_out = moved(dataset, slice(-s.held_out, None), "train", "test")
+        dataset = dataset._replace(**moved(dataset, slice(-s.held_out), "train", "train"), **held_out)
     if few := too_few_to_show(dataset.test_labels):
         if s.held_out:
             raise SettingsError(f"held_out: {s.held_out:,} is not allowed; it holds out only {few}")
@@ -58,12 +59,6 @@ def with_labels(dataset: Dataset, labels: Sequence[int]) -> Dataset:
     title = f"{dataset.title} ({', '.join(map(str, sorted(set(labels))))} only)"
     kept = moved(dataset, train, "train", "train") | moved(dataset, test, "test", "test")
     return dataset._replace(title=title, **kept)
-
-
-def with_held_out(dataset: Dataset, count: int) -> Dataset:
-    """The last `count` training images take the place of the test images."""
-    held_out = moved(dataset, slice(-count, None), "train", "test")
-    return dataset._replace(**moved(dataset, slice(-count), "train", "train"), **held_out)
 
 
 def too_few_to_show(labels: np.ndarray) -> str:

@@ -51,12 +51,10 @@ class LazyImages:
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         positions = np.arange(len(self))[index]
-        images = np.empty((*positions.shape, *self.image_shape), np.uint8)
         with ThreadPoolExecutor(READERS) as pool:
             found = pool.map(self.read_at, positions.flat)
-            for place, image in zip(images.reshape(-1, *self.image_shape), found, strict=True):
-                place[:] = image
-        return images
+            images = np.fromiter(found, (np.uint8, self.image_shape), positions.size)
+        return images.reshape(*positions.shape, *self.image_shape)
 
     def rows(self, index: slice | np.ndarray) -> "LazyImages":
         """These images only, still unread; the index is one into an array."""

@@ -136,11 +136,7 @@ def celeba(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     folder = Path(data_dir).expanduser()
     folder = folder / "celeba" if (folder / "celeba").is_dir() else folder
     partition_list, attribute_list = folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
-    for path in (partition_list, attribute_list):
-        check_list(path)
-    names, parts = read_table(partition_list, 0, 1, (b"0", b"1", b"2"))
-    attributes, attribute_names, values = read_attributes(attribute_list)
-    check_same_names(attribute_list, attribute_names, partition_list, names)
+    names, parts, attributes, values = read_lists(partition_list, attribute_list)
     others = [path.name for path in (partition_list, attribute_list) if not is_published(path)]
     for name in others:  # a set made in CelebA's layout is welcome
         say(f"note       {name} is not CelebA's own (MD5)")
@@ -204,71 +200,56 @@ def unpack(archive: Path, target: Path) -> None:
         raise DataError(f"{archive}: cannot be unpacked, {why_bad(error)}") from None
 
 
+def read_lists(partition: Path, path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]:
+    """CelebA's lists of parts and (`path`) of attributes: names of N images, bytes, their parts (N,), A attributes, and
+    whether each image has them, bool (N, A).
+
+    Raises DataError for a list that is missing, a web page, wrong in a line, or of other images than the other one.
+    """
+    for one in (partition, path):
+        try:
+            with open(one, "rb") as file:
+                start = file.read(512)
+        except OSError as error:
+            raise DataError(f"{one}: {why_bad(error)}; set DATA_DIR to the folder that holds CelebA") from None
+        if is_html(start):
+            raise DataError(f"{one}: an HTML page and no list; {QUOTA}")
+    names, parts = read_table(partition, 0, 1, (b"0", b"1", b"2"))
+
+    with open(path, "rb") as file:
+        count, attributes = file.readline().strip(), file.readline().split()
+    if not count.isdigit():
+        raise DataError(f"{path}, line 1: {count.decode(errors='replace')[:60]!r} is not the number of images")
+    listed, values = read_table(path, 2, len(attributes), (b"-1", b"1"))
+    if len(listed) != int(count):
+        raise DataError(f"{path}, line 1: {int(count):,} images are announced, but {len(listed):,} are listed")
+    if len(listed) != len(names):
+        raise DataError(f"{path}: {len(listed):,} images, but {partition.name} has {len(names):,}")
+    if len(different := np.flatnonzero(listed != names)):
+        here, there = (shown(bytes(each[different[0]])) for each in (listed, names))
+        raise DataError(f"{path}, line {different[0] + 3}: {here}, where {partition.name} has {there}")
+    return names, parts[:, 0], tuple(name.decode(errors="replace") for name in attributes), values.astype(bool)
+
+
 def read_table(path: Path, header: int, columns: int, allowed: tuple[bytes, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The lines of a list below its `header` lines, each a name and `columns` values.
 
     Returns the names, bytes (N,), and for each value which of the allowed ones it is, uint8 (N, columns). Raises
     DataError, which names the first line that is wrong.
     """
-    names, values = [], []
+    names, rows, codes = [], [], {value: code for code, value in enumerate(allowed)}
     with open(path, "rb") as file:
-        line = len(list(islice(file, header))) + 1
-        while block := list(islice(file, 4_096)):  # NumPy for many lines at once: a second in place of ten
-            parsed = parse_lines(block, columns, allowed)
-            if parsed is None:
-                wrong = next(n for n, text in enumerate(block) if parse_lines([text], columns, allowed) is None)
-                text = block[wrong].decode(errors="replace").strip()[:60]
+        for line, text in enumerate(islice(file, header, None), header + 1):
+            name, *values = text.split() or [b""]
+            if len(values) != columns or not codes.keys() >= set(values):
                 expected = f"a name and {columns} of {', '.join(value.decode() for value in allowed)}"
-                raise DataError(f"{path}, line {line + wrong}: {text!r} is not {expected}")
-            names.append(parsed[0])
-            values.append(parsed[1])
-            line += len(block)
+                wrong = text.decode(errors="replace").strip()[:60]
+                raise DataError(f"{path}, line {line}: {wrong!r} is not {expected}")
+            names.append(name)
+            rows.append(bytes(map(codes.get, values)))
     if not names:
         raise DataError(f"{path}: it lists no images")
-    return np.concatenate(names), np.concatenate(values)
-
-
-def parse_lines(lines: list[bytes], columns: int, allowed: tuple[bytes, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-    """What read_table returns, of these lines; None where one of them is wrong."""
-    words = b" ".join(lines).split()
-    if len(words) != len(lines) * (1 + columns):
-        return None
-    table = np.array(words).reshape(len(lines), 1 + columns)
-    is_value = np.array([table[:, 1:] == value for value in allowed])
-    return (table[:, 0], is_value.argmax(axis=0).astype(np.uint8)) if is_value.any(axis=0).all() else None
-
-
-def read_attributes(path: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """The attribute list: names of attributes, names of images, bytes (N,), and bool (N, A). Raises DataError."""
-    with open(path, "rb") as file:
-        first, second = file.readline().strip(), file.readline().split()
-    if not first.isdigit():
-        raise DataError(f"{path}, line 1: {first.decode(errors='replace')[:60]!r} is not the number of images")
-    names, values = read_table(path, 2, len(second), (b"-1", b"1"))
-    if len(names) != int(first):
-        raise DataError(f"{path}, line 1: {int(first):,} images are announced, but {len(names):,} are listed")
-    return tuple(name.decode(errors="replace") for name in second), names, values.astype(bool)
-
-
-def check_list(path: Path) -> None:
-    """Raise DataError for one of CelebA's lists that is missing or a web page."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        raise DataError(f"{path}: {why_bad(error)}; set DATA_DIR to the folder that holds CelebA") from None
-    if is_html(start):
-        raise DataError(f"{path}: an HTML page and no list; {QUOTA}")
-
-
-def check_same_names(path: Path, names: np.ndarray, other_path: Path, other_names: np.ndarray) -> None:
-    """Raise DataError unless the attribute list has the images of the partition list, in the same order."""
-    if len(names) != len(other_names):
-        raise DataError(f"{path}: {len(names):,} images, but {other_path.name} has {len(other_names):,}")
-    if len(different := np.flatnonzero(names != other_names)):
-        at = different[0]
-        there = f"where {other_path.name} has {shown(bytes(other_names[at]))}"
-        raise DataError(f"{path}, line {at + 3}: {shown(bytes(names[at]))}, {there}")
+    return np.array(names), np.frombuffer(b"".join(rows), np.uint8).reshape(-1, columns)
 
 
 def check_present(folder: Path, names: np.ndarray, listed_in: Path) -> None:

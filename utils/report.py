@@ -15,6 +15,11 @@ ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over the test set (Burda 
 PUBLISHED_NLL = {  # by data set, for a single stochastic layer trained on the ELBO, dynamic binarisation
     "mnist": {"nll": 86.76, "source": "Burda et al. 2015", "model": "50 latents, 2 x 200 tanh, 5,000 samples"},
 }
+REPORTED = (  # the numbers of a report, in order; one that a run does not have is null in report.json
+    "kind", "test_reconstruction", "of", "test_elbo", "test_kl", "kl_per_latent", "active_units", "effective_beta",
+    "latent_dim", "test_nll", "test_log_density", "standard_error_images", "standard_error_sampling", "nll_samples",
+    "published_nll", "bits_per_dimension",
+)  # fmt: skip
 
 
 # --- before -----------------------------------------------------------------------------------------------------------
@@ -61,12 +66,12 @@ def header(settings: Settings, dataset: Dataset, parameters: int, device: str, f
     elif s.architecture != "mlp":  # of the user's own
         ends[0] = f"{size}-{s.architecture}"
     shape = "-".join(filter(None, (ends[0], encoder, latents, decoder, ends[1])))
-    sizes = f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images"
-    sizes += " (held out of the training images)" if s.held_out else ""
     shape += f", {s.prior} prior" if s.prior != "standard" else ""
     shape += ", bfloat16 inside" if s.mixed_precision else ""
-    bound = f"{s.bound.upper()} by {s.bound_samples} samples an image"
-    shape += f", {bound}" if s.bound != "elbo" or s.bound_samples > 1 else ""
+    several_draws = s.bound != "elbo" or s.bound_samples > 1
+    shape += f", {s.bound.upper()} by {s.bound_samples} samples an image" if several_draws else ""
+    sizes = f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images"
+    sizes += " (held out of the training images)" if s.held_out else ""
     sizes += f", {dataset.verified}" if dataset.verified else ""
     return (
         f"data       {dataset.title}: {sizes}, from {dataset.source}\n"
@@ -139,43 +144,39 @@ def make_report(
     Of the test images: reconstruction loss (N,) and KL (N, L) in nats, posterior means (N, L), and estimates (N,) of
     log p(x) with their sampling variances (N,), or None.
     """
-    meaning = kind(settings)
-    report: dict[str, Any] = {"kind": meaning, "test_reconstruction": float(reconstruction.mean())}
-    report |= {"of": pixels_of(settings) if meaning == "likelihood" else None}
-    report |= dict.fromkeys(("test_elbo", "test_kl", "kl_per_latent", "active_units", "effective_beta"))
-    report |= {"latent_dim": settings.latent_dim}
+    meaning, kl_of_image = kind(settings), kl.sum(axis=1)
+    report = dict.fromkeys(REPORTED) | {
+        "kind": meaning,
+        "test_reconstruction": float(reconstruction.mean()),
+        "of": pixels_of(settings) if meaning == "likelihood" else None,
+        "latent_dim": settings.latent_dim,
+    }
     if not settings.autoencoder:
         report |= {
-            "test_elbo": float(-(reconstruction + kl.sum(axis=1)).mean()),
-            "test_kl": float(kl.sum(axis=1).mean()),
+            "test_elbo": float(-(reconstruction + kl_of_image).mean()),
+            "test_kl": float(kl_of_image.mean()),
             "kl_per_latent": [float(nats) for nats in kl.mean(axis=0)] if settings.prior == "standard" else None,
             "active_units": active_units(z_mean),
             "effective_beta": effective_beta(settings, pixels),
         }
-    report |= dict.fromkeys(("test_nll", "test_log_density", "standard_error_images", "standard_error_sampling"))
-    report |= {"nll_samples": None, "published_nll": None, "bits_per_dimension": None}
     if log_likelihood is not None:
         estimates, variances = (np.asarray(values, np.float64) for values in log_likelihood)
-        count = len(estimates)
-        sampling_error = float(np.sqrt(variances.sum()) / count)
+        sampling_error = float(np.sqrt(variances.sum()) / len(estimates))
         report |= {
-            "standard_error_images": float(estimates.std(ddof=1) / math.sqrt(count)),
+            "standard_error_images": float(estimates.std(ddof=1) / math.sqrt(len(estimates))),
             "standard_error_sampling": sampling_error if math.isfinite(sampling_error) else None,
             "nll_samples": settings.nll_samples,
         }
         if meaning == "likelihood":
             report |= {"test_nll": float(-estimates.mean()), "published_nll": published_nll(settings)}
         else:
-            report |= {"test_log_density": float(estimates.mean())}
+            report["test_log_density"] = float(estimates.mean())
     if meaning == "likelihood" and settings.loss == "logistic":
         nats = {"elbo": -report["test_elbo"], "nll": report["test_nll"]}
-        report["bits_per_dimension"] = {
-            name: bits_per_dimension(value, pixels) for name, value in nats.items() if value is not None
-        }
-    report["problems"] = problems(settings, report, history)
-    report["remarks"] = remarks(settings, report, history)
-    report["healthy"] = not report["problems"]
-    return report
+        bits = {name: bits_per_dimension(value, pixels) for name, value in nats.items() if value is not None}
+        report["bits_per_dimension"] = bits
+    found = problems(settings, report, history)
+    return report | {"problems": found, "remarks": remarks(settings, report, history), "healthy": not found}
 
 
 def published_nll(settings: Settings) -> dict[str, Any] | None:
@@ -204,12 +205,16 @@ def problems(settings: Settings, report: dict[str, Any], history: list[dict[str,
     return found + trouble_with_objective(history)
 
 
+def objectives(lines: list[dict[str, Any]]) -> np.ndarray:
+    """The objectives of the lines whose KL weight is the final one, because only these compare."""
+    return np.array([line["objective"] for line in lines if line["kl_weight"] == lines[-1]["kl_weight"]])
+
+
 def fall_in_last_epoch(history: list[dict[str, Any]]) -> float:
     """By what share of itself the training objective fell from the first half of the last epoch to its second, as far
     as the KL weight was the final one."""
     ends = [0, *(line["step"] for line in history if line["split"] == "test")]  # of epochs
-    lines = [line for line in history if line["split"] == "train" and line["step"] > ends[-2:][0]]
-    values = [line["objective"] for line in lines if line["kl_weight"] == lines[-1]["kl_weight"]]
+    values = objectives([line for line in history if line["split"] == "train" and line["step"] > ends[-2:][0]])
     if len(values) < 2:
         return 0.0
     earlier, later = (float(half.mean()) for half in np.array_split(values, 2))
@@ -229,8 +234,7 @@ def trouble_with_objective(history: list[dict[str, Any]]) -> list[str]:
 
 def rose_again(history: list[dict[str, Any]], split: str) -> bool:
     """Whether the last tenth of a split's objective lies over its best tenth by more than 2 percent (noise is less)."""
-    lines = [line for line in history if line["split"] == split]
-    values = np.array([line["objective"] for line in lines if line["kl_weight"] == lines[-1]["kl_weight"]])
+    values = objectives([line for line in history if line["split"] == split])
     if len(values) < 2:
         return False
     tenths = np.array([tenth.mean() for tenth in np.array_split(values, min(10, len(values)))])

@@ -9,6 +9,7 @@ tensorboard/    event files and the projector's data
 import contextlib
 import datetime
 import errno
+import itertools
 import json
 import os
 import platform
@@ -29,15 +30,14 @@ from utils.settings import Settings, SettingsError, load_saved, unread
 from utils.start import tf
 
 KEPT_CHECKPOINTS = 3
+PACKAGES = ("tensorflow", "keras", "numpy")  # whose versions params.json notes
 REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights ...
     "architecture", "encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale",
     "prior",
 )  # fmt: skip
-ARCHITECTURE_DEPENDS_ON = {  # ... and these, by their architecture ...
+DEPEND_ON_MORE = {  # ... and these, by their architecture and by their prior
     "conv": ("channels",), "resnet": ("channels", "residual_blocks"),
-}  # fmt: skip
-PRIOR_DEPENDS_ON = {  # ... and these, by their prior
     "vampprior": ("prior_components",), "mixture": ("prior_components",), "realnvp": ("prior_layers", "prior_units"),
 }  # fmt: skip
 
@@ -71,18 +71,15 @@ def create(settings: Settings, device: str, image_shape: Sequence[int]) -> Path:
     name = settings.run_name or derived_name(settings)
     parent = Path(settings.output_dir).expanduser()
     parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
+    for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir()  # fails when it exists, also if another run made it a moment ago
             break
         except FileExistsError:
             if settings.run_name:
-                raise RunError(
-                    f"run_name: {name!r} is taken ({folder}); choose another, or go on with it: --resume {name}"
-                ) from None
-            number += 1
+                way_out = f"choose another, or go on with it: --resume {name}"
+                raise RunError(f"run_name: {name!r} is taken ({folder}); {way_out}") from None
     about = {
         "settings": settings.model_dump(mode="json"),
         "unread": unread(),  # settings that have no effect, so that the run can do without them later
@@ -91,8 +88,7 @@ def create(settings: Settings, device: str, image_shape: Sequence[int]) -> Path:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "device": device,
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in ("tensorflow", "keras", "numpy")},
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
     }
     try:
         write_json(folder / "params.json", about)
@@ -287,8 +283,8 @@ def start_from(settings: Settings, vae: Any, say: Callable[[str], None]) -> None
     """
     folder = find(settings.start_from, settings.output_dir, "--start-from")
     saved = saved_settings(folder, say)
-    more = *ARCHITECTURE_DEPENDS_ON.get(settings.architecture, ()), *PRIOR_DEPENDS_ON.get(settings.prior, ())
-    for name in (*WEIGHTS_DEPEND_ON, *more):
+    more = (DEPEND_ON_MORE.get(kind, ()) for kind in (settings.architecture, settings.prior))
+    for name in itertools.chain(WEIGHTS_DEPEND_ON, *more):
         if (here := getattr(settings, name)) != (there := getattr(saved, name)):
             raise SettingsError(f"{name}: {here!r} is not allowed with start_from {folder.name!r}, which has {there!r}")
     load_weights(vae, folder)
