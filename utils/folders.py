@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -133,7 +133,7 @@ def celeba(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     list_eval_partition.txt, list_attr_celeba.txt, and img_align_celeba/ or img_align_celeba.zip, which is unpacked
     once. Raises DataError.
     """
-    folder = Path(data_dir).expanduser()
+    folder = Path(os.path.expanduser(data_dir))
     folder = folder / "celeba" if (folder / "celeba").is_dir() else folder
     partition_list, attribute_list = folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
     names, parts, attributes, values = read_lists(partition_list, attribute_list)
@@ -270,7 +270,7 @@ def folder(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     key, so that the last ones, which HELD_OUT takes, are of all labels. Hidden files and folders are left out, and
     links to folders are not followed. Raises DataError.
     """
-    root = Path(data_dir).expanduser()
+    root = Path(os.path.expanduser(data_dir))
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; set DATA_DIR to the folder of images")
     tops = [root / "train", root / "test"]
@@ -280,14 +280,12 @@ def folder(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     for top, found in zip(tops, groups, strict=True):
         if not found:
             raise DataError(f"{top}: no images ({', '.join(map(shown, SUFFIXES))}); set DATA_DIR to their folder")
-    known = sorted(set().union(*groups))
-    parts = [(label, found[label]) for found in groups for label in sorted(found)]
-    names = np.concatenate([images for _, images in parts])
-    labels = np.concatenate([np.full(len(images), known.index(label), np.int32) for label, images in parts])
+    of_image, names = map(np.array, zip(*chain(*groups), strict=True))  # bytes, each (N,)
+    known, labels = np.unique(of_image, return_inverse=True)
+    labels = labels.astype(np.int32)
     if is_split:
-        count = sum(map(len, groups[0].values()))
-        train = np.random.default_rng(SPLIT_KEY).permutation(count)
-        test = np.arange(count, len(names))
+        train = np.random.default_rng(SPLIT_KEY).permutation(len(groups[0]))
+        test = np.arange(len(groups[0]), len(names))
         check_counts(labels[test], SHOWN_OF_A_LABEL, lambda label: root / "test" / shown(known[label]))
     else:
         check_counts(labels, SHOWN_OF_A_LABEL + 1, lambda label: root / shown(known[label]))
@@ -298,24 +296,23 @@ def folder(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     return Dataset(title, images.rows(train), labels[train], images.rows(test), labels[test], source=str(root))
 
 
-def find_images(root: Path, top: Path) -> dict[bytes, np.ndarray]:
-    """The sorted names, from `root` on, of the image files below its folder `top`, bytes (N,).
-
-    The keys are the sub-folders of `top` that they are somewhere in; b"" is that of images that are in none.
+def find_images(root: Path, top: Path) -> list[tuple[bytes, bytes]]:
+    """The image files below a folder `top`: the sub-folder that each is somewhere in, b"" if in none, and its name from
+    `root` on. They are sorted by both.
     """
 
     def refuse(error: OSError):  # os.walk would pass over a folder that it cannot list
         raise DataError(f"{shown(error.filename)}: {why_bad(error)}") from None
 
     start, top = os.fsencode(root), os.fsencode(top)
-    found = {}
+    found = []
     for folder, folders, files in os.walk(top, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(b".")]
         label = b"" if folder == top else os.path.relpath(folder, top).split(os.sep.encode())[0]
         within = b"" if folder == start else os.path.join(os.path.relpath(folder, start), b"")
         images = [name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(b".")]
-        found.setdefault(label, []).extend(within + name for name in images)
-    return {label: np.sort(np.array(images)) for label, images in found.items() if images}
+        found += [(label, within + name) for name in images]
+    return sorted(found)
 
 
 def check_counts(labels: np.ndarray, least: int, place: Callable[[int], object]) -> None:

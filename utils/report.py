@@ -30,12 +30,11 @@ def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
     found = []
     if channels > 1 and s.binarize == "dynamic":
         found.append("BINARIZE = dynamic draws each colour of a pixel black or white; none keeps the colours.")
-    if channels > 1 and s.loss == "ce" and s.binarize == "none":
-        found.append(
-            "LOSS = ce on colours is no likelihood: ELBO and NLL in nats mean nothing. LOSS = logistic has one."
-        )
-    elif s.loss == "ce" and s.binarize == "none":
-        found.append("LOSS = ce on grey pixels (BINARIZE = none) is no likelihood: ELBO and NLL in nats mean nothing.")
+    if s.loss == "ce" and s.binarize == "none":
+        pixels, way_out = "grey pixels (BINARIZE = none)", ""
+        if channels > 1:
+            pixels, way_out = "colours", " LOSS = logistic has one."
+        found.append(f"LOSS = ce on {pixels} is no likelihood: ELBO and NLL in nats mean nothing.{way_out}")
     if s.loss in LEARNED_WIDTH and s.binarize == "dynamic":
         found.append(f"LOSS = {s.loss} on black and white pixels; BINARIZE = none keeps the grey ones it is made for.")
     if annealed and s.kl_steps > steps:
@@ -317,8 +316,7 @@ def skipped(dataset: Dataset) -> str:
     """A line that counts the images that were skipped and names the first; "" if there were none."""
     if not (found := skipped_images(dataset)):
         return ""
-    images = "1 image" if len(found) == 1 else f"{len(found):,} images"
-    more = "" if len(found) == 1 else "; all are in report.json"
+    images, more = ("1 image", "") if len(found) == 1 else (f"{len(found):,} images", "; all are in report.json")
     return f"skipped    {images} that could not be read, with the next ones in their place: {found[0]}{more}"
 
 
