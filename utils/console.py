@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
+Say = Callable[[str], None]  # what shows a line on the console
+
 
 class Problem(Exception):
     """What ends a program and is no fault of the code. Its text is shown to the user as it is."""

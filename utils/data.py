@@ -1,16 +1,17 @@
 """The data set that the settings name, ready for training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from utils import folders, mnist
+from utils.console import Say
 from utils.dataset import SHOWN_OF_A_LABEL, TEST_BINARIZATION_KEY, DataError, Dataset, binarized, rows_of
 from utils.settings import Settings, SettingsError
 
 
-def prepare(s: Settings, say: Callable[[str], None]) -> Dataset:
+def prepare(s: Settings, say: Say) -> Dataset:
     """The images that the settings name. The test images are binarised here, once and for all.
 
     Raises SettingsError and DataError.
@@ -37,7 +38,7 @@ def prepare(s: Settings, say: Callable[[str], None]) -> Dataset:
     return dataset
 
 
-def read(s: Settings, say: Callable[[str], None]) -> Dataset:
+def read(s: Settings, say: Say) -> Dataset:
     """The whole data set that DATASET names. Raises DataError."""
     if s.dataset in mnist.TITLES:
         return mnist.load(s.dataset, s.data_dir, say)

@@ -8,20 +8,19 @@ import hashlib
 import io
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from utils.console import Say
 from utils.dataset import SHOWN_OF_A_LABEL, BadImage, DataError, Dataset, LazyImages
-
-Say = Callable[[str], None]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # and not, say, EPS, for which Pillow starts Ghostscript
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
@@ -183,10 +182,7 @@ def is_published(path: Path) -> bool:
 def unpack(archive: Path, target: Path) -> None:
     """Unpack the JPEGs of a zip into the folder `target`, which appears whole or not at all. Raises DataError."""
     try:
-        with (
-            zipfile.ZipFile(archive) as members,
-            tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as beside,
-        ):
+        with zipfile.ZipFile(archive) as members, TemporaryDirectory(prefix=".", dir=target.parent) as beside:
             whole = Path(beside, target.name)
             whole.mkdir()
             for member in tqdm(members.infolist(), desc="unpacking", unit=" images", **BAR):

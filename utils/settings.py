@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from utils.console import Problem, refuse
+from utils.console import Problem, Say, refuse
 
 PARAMS = Path(__file__).resolve().parent.parent / "params.py"
 ROOT = PARAMS.parent  # where the code is that reads the constants
@@ -108,7 +108,7 @@ def from_params(**overrides: Any) -> Settings:
 
 
 def load_saved(
-    saved: dict[str, Any], say: Callable[[str], None], unread: Iterable[str] = (), run: str = "the run",
+    saved: dict[str, Any], say: Say, unread: Iterable[str] = (), run: str = "the run",
     given: dict[str, Any] | None = None, params: Path = PARAMS,
 ) -> Settings:  # fmt: skip
     """The settings that `model_dump(mode="json")` wrote, though params.py may have changed since; `say` gets notes.

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.console import Problem
+from utils.console import Problem, Say
 from utils.quiet import quiet_start
 from utils.settings import SettingsError
 from utils.start import keras, tf
@@ -125,7 +125,7 @@ def check_batch_size(batch_size: int, free_bits: float, replicas: int) -> None:
 
 
 # --- the start --------------------------------------------------------------------------------------------------------
-def start(cluster: tuple[tuple[str, ...], int] | None, say: Callable[[str], None] = print) -> Workers:
+def start(cluster: tuple[tuple[str, ...], int] | None, say: Say = print) -> Workers:
     """Join the workers of `cluster`, what read_tf_config returned, or be alone, on one device or on all GPUs.
 
     It has to come before anything that TensorFlow computes. Raises SettingsError, and WorkerLost if not all came.
@@ -142,9 +142,7 @@ def start(cluster: tuple[tuple[str, ...], int] | None, say: Callable[[str], None
     return Workers(tf.distribute.MirroredStrategy([device.name for device in devices]), (), 0)
 
 
-def wait_for_others(
-    addresses: Sequence[str], index: int, say: Callable[[str], None], patience: float = PATIENCE
-) -> None:
+def wait_for_others(addresses: Sequence[str], index: int, say: Say, patience: float = PATIENCE) -> None:
     """Return once all others answer at their addresses, and answer at this worker's own until then.
 
     TensorFlow would wait too, but an hour, saying nothing, and deaf to Ctrl-C: it holds Python's lock meanwhile. Raises
@@ -196,33 +194,23 @@ def join(addresses: Sequence[str], index: int) -> tf.distribute.Strategy:
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
         rpc_layer="grpc",
     )
-    with default_signals(), time_limit(60), quiet_start():  # for one that has died since it answered
+    with ended_by_system(seconds=60), quiet_start():  # it waits for one that has died since it answered
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """End the process, with a traceback and exit code 1, if the block takes longer, even if no Python runs in it."""
-    with os.fdopen(os.dup(2), "w") as screen:  # as it is now, since quiet_start replaces it
+def ended_by_system(seconds: float) -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM end the process, and a traceback after so many seconds, although no Python
+    runs in it: handlers of Python's would not get their turn.
+    """
+    with contextlib.ExitStack() as after:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                after.callback(signal.signal, number, signal.signal(number, signal.SIG_DFL))
+        screen = after.enter_context(os.fdopen(os.dup(2), "w"))  # as it is now, since quiet_start replaces it
         faulthandler.dump_traceback_later(seconds, exit=True, file=screen)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
-
-@contextlib.contextmanager
-def default_signals() -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM end the process, where a handler of Python's would not get its turn."""
-    if threading.current_thread() is not threading.main_thread():
+        after.callback(faulthandler.cancel_dump_traceback_later)
         yield
-        return
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # --- what workers tell each other -------------------------------------------------------------------------------------
