@@ -271,39 +271,33 @@ def remarks(settings: Settings, report: dict[str, Any], history: list[dict[str, 
 
 def table(report: dict[str, Any]) -> str:
     """The report as a few lines for the console."""
-    verdict = "Yes." if report["healthy"] else "No."
-    lines = ["", f"Is this run healthy?  {verdict}", *(f"  ! {sentence}" for sentence in report["problems"])]
-    meaning = report["kind"]
+    meaning, rows = report["kind"], []
     if report["test_elbo"] is None:
-        lines.append(f"  test reconstruction    {report['test_reconstruction']:.2f} nats")
+        rows.append(("test reconstruction", f"{report['test_reconstruction']:.2f} nats"))
     else:
         name = {"likelihood": "test ELBO", "density": "test ELBO (density)", "none": "-(loss + KL) on test"}[meaning]
+        terms = f"-({report['test_reconstruction']:.2f} reconstruction + {report['test_kl']:.2f} KL)"
         of_pixels = f", {report['of']}" if meaning == "likelihood" else ""
-        lines.append(
-            f"  {name:<22} {report['test_elbo']:.2f} nats   = -({report['test_reconstruction']:.2f} reconstruction"
-            f" + {report['test_kl']:.2f} KL){of_pixels}"
-        )
+        rows.append((name, f"{report['test_elbo']:.2f} nats   = {terms}{of_pixels}"))
     if report["nll_samples"]:
         name, value = "test log-density", report["test_log_density"]
         if meaning == "likelihood":
             name, value = "test log-likelihood", -report["test_nll"]
-        sampling = report["standard_error_sampling"]
-        lines.append(
-            f"  {name:<22} {value:.2f} nats   +- {report['standard_error_images']:.2f} over images,"
-            f" +- {'?' if sampling is None else f'{sampling:.2g}'} sampling, K = {report['nll_samples']}"
-        )
+        images, sampling = report["standard_error_images"], report["standard_error_sampling"]
+        errors = f"+- {images:.2f} over images, +- {'?' if sampling is None else f'{sampling:.2g}'} sampling"
+        rows.append((name, f"{value:.2f} nats   {errors}, K = {report['nll_samples']}"))
     if bits := report["bits_per_dimension"]:
-        found = ", ".join(f"{value:.3f} ({name.upper()})" for name, value in bits.items())
-        lines.append(f"  bits per dimension     {found}")
-    if report["published_nll"]:
-        published = report["published_nll"]
-        lines.append(f"  published              -{published['nll']} nats   {published['source']}: {published['model']}")
+        rows.append(("bits per dimension", ", ".join(f"{value:.3f} ({name.upper()})" for name, value in bits.items())))
+    if published := report["published_nll"]:
+        rows.append(("published", f"-{published['nll']} nats   {published['source']}: {published['model']}"))
     if report["active_units"] is not None:
-        lines.append(f"  active units           {report['active_units']} of {report['latent_dim']}")
-    if report["kl_per_latent"] is not None:
-        kl = np.array(report["kl_per_latent"])
-        lines.append(f"  KL per latent          {kl.min():.2f} to {kl.max():.2f} nats, mean {kl.mean():.2f}")
-    return "\n".join(lines + [f"  note                   {sentence}" for sentence in report["remarks"]])
+        rows.append(("active units", f"{report['active_units']} of {report['latent_dim']}"))
+    if kl := report["kl_per_latent"]:
+        rows.append(("KL per latent", f"{min(kl):.2f} to {max(kl):.2f} nats, mean {np.mean(kl):.2f}"))
+    rows += [("note", sentence) for sentence in report["remarks"]]
+    lines = ["", f"Is this run healthy?  {'Yes.' if report['healthy'] else 'No.'}"]
+    lines += [f"  ! {sentence}" for sentence in report["problems"]]
+    return "\n".join(lines + [f"  {name:<22} {text}" for name, text in rows])
 
 
 def skipped_images(dataset: Dataset) -> list[str]:
