@@ -138,17 +138,13 @@ def resumed(saved: Settings, given: dict[str, Any]) -> Settings:
     epochs may grow, skip_bad_images be turned on, and data_dir be where the same data are by now. output_dir is
     ignored: it says where the run was found. Raises SettingsError for a contradiction.
     """
-    changed = {}
-    for name, value in given.items():
+    changed = {name: value for name, value in given.items() if name != "output_dir" and value != getattr(saved, name)}
+    for name, value in changed.items():
         before = getattr(saved, name)
-        if name == "output_dir" or value == before:
-            continue
-        if name == "data_dir" or (name in ("epochs", "skip_bad_images") and value > before):
-            changed[name] = value
-            continue
-        typed = _option(name, value) if isinstance(value, bool) else f"{_option(name)} {_shown(value)}"
-        rule = "a resumed run keeps its settings (only --epochs may grow)"
-        raise SettingsError(f"{typed} contradicts the run's {_shown(before)}; {rule}")
+        if name != "data_dir" and not (name in ("epochs", "skip_bad_images") and value > before):
+            typed = _option(name, value) if isinstance(value, bool) else f"{_option(name)} {_shown(value)}"
+            rule = "a resumed run keeps its settings (only --epochs may grow)"
+            raise SettingsError(f"{typed} contradicts the run's {_shown(before)}; {rule}")
     return saved.model_copy(update=changed)
 
 
