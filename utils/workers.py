@@ -53,11 +53,6 @@ class Workers(NamedTuple):
         return self.strategy.num_replicas_in_sync if self.strategy else 1
 
     @property
-    def devices(self) -> int:
-        """How many of them are this process's."""
-        return self.replicas // self.count
-
-    @property
     def is_chief(self) -> bool:
         """Whether this one reads and writes the files."""
         return self.index == 0
@@ -301,7 +296,8 @@ def own_share(tensor: tf.Tensor, shares: int, axis: int = 0) -> tf.Tensor:
 
 def own_shares(workers: Workers, images: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """What the calling replica works on: of this worker's images (B, ...), and of all images' noise (..., B, L)."""
-    return own_share(images, workers.devices), own_share(noise, workers.replicas, axis=-2)
+    devices = workers.replicas // workers.count  # of this worker
+    return own_share(images, devices), own_share(noise, workers.replicas, axis=-2)
 
 
 def mean_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
