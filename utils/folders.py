@@ -276,9 +276,8 @@ def folder(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     for top, found in zip(tops, groups, strict=True):
         if not found:
             raise DataError(f"{top}: no images ({', '.join(map(shown, SUFFIXES))}); set DATA_DIR to their folder")
-    of_image, names = map(np.array, zip(*chain(*groups), strict=True))  # bytes, each (N,)
-    known, labels = np.unique(of_image, return_inverse=True)
-    labels = labels.astype(np.int32)
+    known, labels = np.unique([label for label, _ in chain(*groups)], return_inverse=True)
+    names, labels = np.array([name for _, name in chain(*groups)]), labels.astype(np.int32)
     if is_split:
         train = np.random.default_rng(SPLIT_KEY).permutation(len(groups[0]))
         test = np.arange(len(groups[0]), len(names))
