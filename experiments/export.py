@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.load import load_vae, read_run
-from utils.console import experiment_parser
+from utils.console import Say, experiment_parser
 from utils.settings import Settings
 
 
@@ -181,7 +181,7 @@ def description(
     }
 
 
-def export(folder: Path, to: str | None = None, say: Callable[[str], None] = print) -> Path:
+def export(folder: Path, to: str | None = None, say: Say = print) -> Path:
     """Export a run's newest checkpoint to the folder `to`, or else into its own; return where it is.
 
     Raises SettingsError, runs.RunError and OSError.

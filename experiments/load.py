@@ -1,11 +1,12 @@
 """What experiments on a finished run share: its part of the command line, and the run itself."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from utils import data
+from utils.console import Say
 from utils.dataset import Dataset
 from utils.settings import Settings, SettingsError, from_params
 
@@ -33,7 +34,7 @@ def load_vae(folder: Path, settings: Settings, image_shape: tuple[int, ...]) -> 
     return vae
 
 
-def load_run(folder: Path, say: Callable[[str], None]) -> tuple[Any, Settings, Dataset]:
+def load_run(folder: Path, say: Say) -> tuple[Any, Settings, Dataset]:
     """The trained VAE of a run, its settings and its data; `say` is given notes. Raises SettingsError, runs.RunError
     and DataError.
     """

@@ -20,20 +20,19 @@ from typing import Any
 import numpy as np
 
 from utils import batches, evaluation, pictures, report, runs, workers
-from utils.console import Problem, Stopped, raise_stopped
+from utils.console import Problem, Say, Stopped, raise_stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.files import write_json
 from utils.settings import Command, Settings, SettingsError, load_saved, resumed, unread_notes
 from utils.start import HAS_GPU, tf, xla_pays
 
-Say = Callable[[str], None]
 Watch = Callable[[Any, int], None]
 PLACES = ("data_dir", "output_dir", "run_name", "start_from")  # settings that each machine has for itself
 
 
 # --- which run: the same for all workers ------------------------------------------------------------------------------
 @contextlib.contextmanager
-def together(command: Command) -> Iterator[tuple[Settings, Path | None, Callable[[str], None], workers.Workers]]:
+def together(command: Command) -> Iterator[tuple[Settings, Path | None, Say, workers.Workers]]:
     """Join the workers that TF_CONFIG names, or be alone. Yields the settings, the folder of the run to continue, if
     any, what shows a line on the console (the chief's only), and who takes part.
 
