@@ -69,6 +69,9 @@ def test_noise_latents_reach_the_decoder_as_they_are_and_cost_no_kl():
     reconstruction, kl = main.loss_terms(vae, x, noise, chosen)
     np.testing.assert_allclose(reconstruction, -(pixels[0] * (1 - flat) + pixels[1] * flat).sum(axis=1), rtol=1e-5)
     np.testing.assert_allclose(kl, main.kl_to_standard_normal(z_mean, z_log_std))
+    evaluated = compile_evaluation(vae, chosen, main.loss_terms)(random_images(5))
+    assert [part.shape for part in evaluated] == [(5,), (5, 1), (5, 1)]  # what is reported of latents leaves them out
+    np.testing.assert_allclose(evaluated[2], z_mean, atol=1e-5)
     np.testing.assert_allclose(
         main.reconstruct(vae, random_images(5)).reshape(5, -1), expit(z_mean * weights[:1] + bias), rtol=1e-5
     )
