@@ -175,10 +175,11 @@ def test_runs_outlive_a_users_own_constant(tmp_path):
     source = params.read_text()
     params.write_text(f"{source}\nZEBRA: float = 0.5  # of my own\n")
     said = work(USES)
-    taken = r"note       not saved with (old|forgetful), and so taken as: ZEBRA = 0\.5\n"
+    taken = "note       not saved with {}, and so taken as: ZEBRA = 0.5\n"
     nothing_reads = f"note       params.py, line {len(source.splitlines()) + 2}: nothing reads ZEBRA\n"
     parts = re.split(r"^(?:resume \d|evaluate|export|start)\n", said, flags=re.MULTILINE)[1:]
-    assert [len(re.findall(taken, part)) for part in parts] == [1, 0, 1, 1, 1]
+    assert [part.count(taken.format("old")) for part in parts] == [1, 0, 0, 0, 0]
+    assert [part.count(taken.format("forgetful")) for part in parts] == [0, 0, 1, 1, 1]
     assert [part.count(nothing_reads) for part in parts] == [1, 1, 0, 0, 1]
     saved = {
         name: json.loads((tmp_path / "predictions" / name / "params.json").read_text()) for name in ("old", "young")
