@@ -176,6 +176,8 @@ def kl_weight(step: tf.Tensor | int, s: Settings) -> tf.Tensor:
     """
     if s.autoencoder:
         return tf.constant(0.0)
+    if s.kl_steps == 0:
+        raise ValueError("KL_STEPS = 0 depends on the length of a run: with_kl_steps makes it a number")
     step = tf.minimum(tf.cast(step, tf.int64), s.kl_steps)
     progress = tf.cast(step / s.kl_steps, tf.float32)
     low, high = 1 / (1 + math.exp(6)), 1 / (1 + math.exp(-6))  # where the sigmoid begins and ends
@@ -294,19 +296,19 @@ def compile_train_steps(
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
 def compile_test(vae: VAE, s: Settings, evaluate: Callable) -> Callable:
-    """A function: uint8 test images (N, H, W, C), KL weight -> their mean_terms (3,), with the training's objective.
+    """A function: uint8 test images (N, H, W, C), KL weight -> their mean_terms (3,), z_mean (N, L).
 
-    `evaluate` is from evaluation.compile_evaluation.
+    The objective is that of the training. `evaluate` is from evaluation.compile_evaluation.
     """
     bound = bounds.compile_bound(vae, s, reconstruction_loss)
 
     def test(images, weight):
-        reconstruction, kl, _ = evaluate(images)
+        reconstruction, kl, z_mean = evaluate(images)
         if s.bound == "elbo":
             minimised = objective(reconstruction, kl, weight, s, math.prod(images.shape[1:]))
         else:
             minimised = -bound(images, weight).mean()
-        return mean_terms(minimised, reconstruction, kl)
+        return mean_terms(minimised, reconstruction, kl), z_mean
 
     return test
 
@@ -368,10 +370,10 @@ def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Record
                 run.advance(sums, terms, step)
 
                 # 2. Report how it goes.
-                weight = kl_weight(run.step - 1, s)  # in the last of these steps
-                run.write_train_line(weight)
+                run.write_train_line(kl_weight(run.steps_of_line, s))
                 if run.test_is_due:
-                    run.write_test_line(test(dataset.test_images, weight), weight)
+                    weight = kl_weight(run.step - 1, s)  # in the last step
+                    run.write_test_line(*test(dataset.test_images, weight), weight)
                     run.write_pictures(partial(draw_grids, vae, s, dataset))
 
                 # 3. Save what a resumed run goes on from; last, so that all of this step is on the disk by then.
@@ -398,7 +400,7 @@ def train(
     vae = build_vae(s, dataset.train_images.shape[1:])
     evaluate = evaluation.compile_evaluation(vae, s, loss_terms)
     with recording(vae, s, dataset, folder, say, watch, watch_at, crew) as run:
-        fit(vae, s, dataset, evaluate, run)
+        fit(vae, run.s, dataset, evaluate, run)
         run.judge(evaluate, reconstruction_loss, decode)
     return vae, run.folder
 

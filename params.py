@@ -73,7 +73,7 @@ KL_SCHEDULE: Literal["constant", "linear", "sigmoid", "cosine", "cyclical"] = "l
 # from start to end; "constant" is KL_WEIGHT_END throughout
 KL_WEIGHT_START: Annotated[float, Ge(0), Le(10**6)] = 0.0  # at step 0; a low one lets latents be used before they cost
 KL_WEIGHT_END: Annotated[float, Ge(0), Le(10**6)] = 1.0  # from KL_STEPS on; 1 is the ELBO, others are beta-VAE's beta
-KL_STEPS: Annotated[int, Ge(1), Lt(2**31)] = 2_000  # steps from start to end; an epoch has 468 at batch size 128
+KL_STEPS: Annotated[int, Ge(0), Lt(2**31)] = 0  # steps from start to end; 0: a third of the run, at most 2,000
 KL_CYCLES: Annotated[int, Ge(1), Lt(2**31)] = 4  # ramps within KL_STEPS, "cyclical" only; each rises in its first
 # half, then holds
 FREE_BITS: Annotated[float, Ge(0), Le(10**6)] = 0.0  # nats of KL per latent that are free: no latent gains by giving up

@@ -144,6 +144,8 @@ def make_run(name, images):
         (folder,) = Path(runs).iterdir()
         lines = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
         report = json.loads((folder / "report.json").read_text())
+    if report["test_elbo"] is None:  # at f235d13 all -(loss + KL) had that name
+        report["test_elbo"] = report.get("-(loss + KL)")
     history = {
         split: [[line["step"], *(short(line[term]) for term in TERMS)] for line in lines if line["split"] == split]
         for split in ("train", "test")

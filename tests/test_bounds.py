@@ -231,9 +231,8 @@ def test_the_test_objective_is_that_of_training_at_the_given_weight(bound, monke
         **TINY | {"bound": bound, "bound_samples": 3, "bound_chunk": 6, "prior": "mixture", "prior_components": 2}
     )
     vae, images = random_vae(chosen), random_images(5)
-    found = main.compile_test(vae, chosen, compile_evaluation(vae, chosen, main.loss_terms))(
-        images, float32(0.5)
-    ).numpy()
+    test = main.compile_test(vae, chosen, compile_evaluation(vae, chosen, main.loss_terms))
+    found = test(images, float32(0.5))[0].numpy()
     assert found[1] > 0
     if bound == "elbo":
         noise = bounds.draw_noise(chosen, 5, chance.random_key(chosen.seed, chance.TEST_NOISE, 0))[0]

@@ -231,9 +231,11 @@ def test_the_history_has_a_line_each_log_interval_and_each_epoch(run):
     assert [line["step"] for line in lines if line["split"] == "test"] == [120, 240, 360]
     names = ["step", "epoch", "split", "objective", "reconstruction", "kl", "kl_weight", "elbo"]
     for line in lines:
-        assert list(line) == names + ["images_per_second"] * (line["split"] == "train")
+        assert list(line) == [*names, "images_per_second" if line["split"] == "train" else "active_units"]
         assert line["epoch"] == pytest.approx(line["step"] / 120, abs=1e-4)
-        assert line["kl_weight"] == pytest.approx(min((line["step"] - 1) / 200, 1))  # of the step before, 0 the first
+        first = (line["step"] - 1) // 25 * 25 if line["split"] == "train" else line["step"] - 1
+        weights = [min(step / 200, 1) for step in range(first, line["step"])]
+        assert line["kl_weight"] == pytest.approx(np.mean(weights))
         assert line["elbo"] == pytest.approx(-(line["reconstruction"] + line["kl"]))
         if line["split"] == "test":
             assert line["objective"] == pytest.approx(line["reconstruction"] + line["kl_weight"] * line["kl"])
@@ -264,7 +266,8 @@ def test_tensorboard_shows_the_history_and_the_grids(run):
     assert numbers == {
         (f"{line['split']}/{name}", line["step"]): np.float32(line[name])
         for line in history(run)
-        for name in ("objective", "reconstruction", "kl", "kl_weight", "elbo")
+        for name in ("objective", "reconstruction", "kl", "kl_weight", "elbo", "active_units")
+        if name in line
     }
     grids = {key: value for key, value in found.items() if np.ndim(value) > 0}
     assert set(grids) == {(name, 120 * epoch) for name in ("samples", "reconstructions") for epoch in range(4)}
@@ -331,8 +334,8 @@ def test_report_history_and_console_tell_the_same(run, story):
     assert f"log-likelihood -{rounded['test_nll']} nats +- {rounded['standard_error_images']} over images" in table
     assert f"+- {report['standard_error_sampling']:.2g} sampling, K = 2" in table
     assert f"active units {report['active_units']} of 2" in table
-    assert ("healthy? Yes." in table) == report["healthy"]
-    assert all(sentence in out for sentence in report["problems"] + report["remarks"])
+    assert ("healthy? Yes." in table) == (report["healthy"] is True) == (report["verdict"] == "healthy")
+    assert all(sentence in out for sentence in report["problems"] + report["unfinished"] + report["remarks"])
     assert f"predictions/{run.name}: samples_003.png, reconstructions_003.png, training.gif, manifold.png" in out
     assert out.startswith("data       MNIST: 60,000 + 10,000 images, SHA-256 verified")
 
@@ -456,7 +459,7 @@ def test_a_line_of_the_history_is_the_mean_of_its_steps(done):
         means = numbers(every[first : line["step"]], "objective", "reconstruction", "kl", "elbo").mean(axis=0)
         found = numbers([line], "objective", "reconstruction", "kl", "elbo")[0]
         np.testing.assert_allclose(found, means, rtol=1e-4)
-        assert line["kl_weight"] == pytest.approx(min((line["step"] - 1) / 8, 1))
+        assert line["kl_weight"] == pytest.approx(np.mean([min(step / 8, 1) for step in range(first, line["step"])]))
     weighted = numbers(every, "reconstruction")[:, 0] + np.minimum(np.arange(18) / 8, 1) * numbers(every, "kl")[:, 0]
     np.testing.assert_allclose(numbers(every, "objective")[:, 0], weighted, rtol=1e-4)
     tests = [history(folder, "test") for folder in (done, done.parent / "all")]

@@ -65,8 +65,28 @@ def test_a_line_has_the_mean_of_its_steps_and_their_speed_by_the_clock(run, monk
         run.next_stop(step)
         clock[0] += 1
         run.advance(tf.constant([total, total, 0]), tf.zeros(3), tf.constant(step))
-        run.write_train_line(tf.constant(0.5))
-    assert [(line["step"], line["objective"], line["images_per_second"]) for line in lines] == [(4, 12, 4), (8, 7, 4)]
+        assert run.steps_of_line.numpy().tolist() == list(range(4 * (step > 4), step))
+        run.write_train_line(tf.cast(run.steps_of_line, tf.float32))  # of a KL weight that is the number of the step
+    names = ("step", "objective", "kl_weight", "images_per_second")
+    assert [tuple(line[name] for name in names) for line in lines] == [(4, 12, 1.5, 4), (8, 7, 5.5, 4)]
+
+
+def test_a_test_line_counts_the_active_units(run, monkeypatch):
+    lines = []
+    monkeypatch.setattr(recorder, "write_line", lambda folder, events, line: lines.append(line))
+    run.events, run.step = None, 10
+    z_mean = np.float32([[1, 0.09, 7], [-1, -0.09, 7]])  # variances 1, 0.0081 and 0
+    run.write_test_line(tf.constant([90.0, 80, 20]), z_mean, tf.constant(0.5))
+    run.s = run.s.model_copy(update={"autoencoder": True})
+    run.write_test_line(tf.constant([80.0, 80, 0]), z_mean, tf.constant(0.0))
+    assert [(line["step"], line["kl"], line["active_units"]) for line in lines] == [(10, 20, 1), (10, None, None)]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(2, 6), (7, 6)])  # the run grew from 2 epochs of 10 steps
+def test_kl_steps_0_is_a_third_of_the_run_as_it_was_planned(epochs, steps, run, tmp_path):
+    s = run.s.model_copy(update={"epochs": epochs, "kl_steps": 0})
+    grown = recorder.Recorder(None, s, run.dataset, tmp_path, pytest.fail)
+    assert (grown.last_step, grown.s.kl_steps) == (epochs * 10, steps)
 
 
 # --- history ----------------------------------------------------------------------------------------------------------
@@ -81,6 +101,11 @@ def test_a_line_of_the_history_adds_up():
 def test_a_line_of_the_autoencoder_has_neither_kl_nor_elbo():
     line = recorder.history_line("test", 468, 468, tf.constant([80.25, 80.25, 0]), None)
     assert (line["kl"], line["kl_weight"], line["elbo"], line["reconstruction"]) == (None, None, None, 80.25)
+
+
+def test_a_sum_that_is_no_elbo_has_another_name():
+    line = recorder.history_line("test", 468, 468, tf.constant([90.5, 80.25, 20.5]), 0.5, "-(loss + KL)")
+    assert (line["elbo"], line["-(loss + KL)"]) == (None, -100.75)
 
 
 def test_tensorboard_gets_the_numbers_of_the_history_and_no_others(tmp_path):

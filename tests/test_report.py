@@ -1,4 +1,4 @@
-"""utils/report.py: the report's numbers against hand computations, its warnings against made-up histories."""
+"""utils/report.py: the report's numbers against hand computations, and what is said before, during and after a run."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from utils import report
-from utils.settings import from_params
+from utils.settings import from_params, with_kl_steps
 
 GREY_DENSITY = {"loss": "mse", "decoder_scale": "learned", "binarize": "none"}
 RECONSTRUCTION = np.array([70.0, 80.0, 90.0, 80.0], np.float32)  # (N,)
@@ -17,28 +17,12 @@ ESTIMATES = np.array([-90.0, -95.0, -105.0, -98.0], np.float32), np.array([0.5, 
 Z_MEAN = np.array([[1, 0.09, 7], [-1, -0.09, 7], [1, 0.09, 7], [-1, -0.09, 7]], np.float32)  # variances 1, 0.0081, 0
 
 
-def history(train=(130, 110, 100), test=(111, 105, 104.9), weights=None, per_epoch=4):
-    """Lines of training and test objectives; the KL weight is 1 all the time, or one of `weights` for each test line.
-
-    Each value of `train` stands for an epoch, or is the list of the epoch's lines.
-    """
-    lines = []
-    weights = np.ones(len(test), np.float32) if weights is None else weights
-    for epoch, (values, tested, weight) in enumerate(zip(train, test, weights, strict=True), start=1):
-        values = np.broadcast_to(values, per_epoch) if np.ndim(values) == 0 else values
-        for number, value in enumerate(values, start=1):
-            step = round((epoch - 1 + number / len(values)) * 100)
-            lines.append({"split": "train", "step": step, "objective": float(value), "kl_weight": weight})
-        lines.append({"split": "test", "step": epoch * 100, "objective": float(tested), "kl_weight": weight})
-    return [line | {"kl_weight": weight if (weight := line["kl_weight"]) is None else float(weight)} for line in lines]
-
-
-def made(estimates=ESTIMATES, z_mean=Z_MEAN, lines=None, **changes):
-    """The report on the numbers above."""
+def made(estimates=ESTIMATES, z_mean=Z_MEAN, **changes):
+    """The report on the numbers above, of a run whose history shows nothing wrong."""
     settings = from_params(**{"latent_dim": 3, "kl_steps": 250} | changes)
-    lines = history(weights=[None] * 3 if settings.autoencoder else None) if lines is None else lines
     estimates = estimates if report.kind(settings) != "none" else None
-    return report.make_report(settings, RECONSTRUCTION, KL, z_mean, estimates, lines, pixels=784)
+    found = report.make_report(settings, RECONSTRUCTION, KL, z_mean, estimates, pixels=784)
+    return found | {"verdict": "healthy", "problems": [], "unfinished": [], "remarks": report.remarks(settings, found)}
 
 
 def has(sentences, *words):
@@ -56,7 +40,6 @@ def test_the_numbers_are_those_worked_out_by_hand():
     assert found["standard_error_images"] == pytest.approx(statistics.stdev([90, 95, 105, 98]) / 2)
     assert found["standard_error_sampling"] == pytest.approx(math.sqrt(0.5 + 0.25 + 0.75 + 0.1) / 4)
     assert (found["nll_samples"], found["latent_dim"], found["effective_beta"]) == (64, 3, 1.0)
-    assert found["healthy"]
     assert "KL per latent          0.00 to 20.00 nats, mean 8.00" in report.table(found)
     json.dumps(found, allow_nan=False)
 
@@ -100,6 +83,9 @@ def test_only_a_likelihood_is_called_one_and_set_beside_the_published_number(cha
     assert found["kind"] == kind
     assert (found["published_nll"] or {}).get("nll") == published
     assert found["test_nll"] == (97.0 if kind == "likelihood" else None)
+    if not changes.get("autoencoder"):  # -(80 + 24), which is an ELBO only of a likelihood or a density
+        assert (found["test_elbo"], found["-(loss + KL)"]) == ((None, -104.0) if kind == "none" else (-104.0, None))
+        assert ("test ELBO" in report.table(found)) == (report.sum_name(from_params(**changes)) == "elbo")
     assert found["test_log_density"] == (-97.0 if kind == "density" else None)
     assert ("86.76" in report.table(found)) == bool(published)
     assert ("log-likelihood" in report.table(found)) == (kind == "likelihood")
@@ -108,87 +94,13 @@ def test_only_a_likelihood_is_called_one_and_set_beside_the_published_number(cha
 
 def test_the_autoencoder_pretends_nothing():
     found = made(autoencoder=True)
-    for name in ("test_elbo", "test_kl", "kl_per_latent", "active_units", "effective_beta", "test_nll", "nll_samples"):
+    for name in ("test_elbo", "-(loss + KL)", "test_kl", "kl_per_latent", "active_units", "effective_beta", "test_nll"):
         assert found[name] is None
-    assert found["problems"] == []
+    assert found["nll_samples"] is None
     shown = report.table(found)
     assert "80.00 nats" in shown
     assert not any(word in shown.split("note")[0] for word in ("ELBO", "KL", "likelihood", "active"))
     assert has(found["remarks"], "no prior", "no likelihood")
-
-
-# --- problems ---------------------------------------------------------------------------------------------------------
-NOISE = np.random.default_rng(0).normal(0, 2.3, (20, 468))  # of the ELBO of single batches of 128
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        history(),
-        history(test=(111, 104, 105)),  # within 2 percent
-        history(train=(50, 80, 100), test=(50, 80, 100), weights=[0.1, 0.5, 1]),  # rose with the KL weight only
-        history(train=-1000 + NOISE[:3, :4], test=(-999, -998, -997)),  # densities may be below 0
-        history(train=(0.30, 0.27, 0.26), test=(0.29, 0.27, 0.272)),  # means over pixels
-        history(train=100 - np.arange(20)[:, np.newaxis] / 10 + NOISE, test=[100] * 20),  # LOG_EVERY = 1
-    ],
-    ids=["falling", "wavering", "annealed", "density", "mean over pixels", "noise of single batches"],
-)
-def test_a_healthy_run_has_no_problems(lines):
-    assert made(lines=lines)["problems"] == []
-
-
-@pytest.mark.parametrize("end", [0.1, 0.7, 1e-3, 1.0, 4.0])
-@pytest.mark.parametrize(("kl_steps", "last_weight"), [(250, 1), (300, 299 / 300)])  # 300 steps are 0 to 299
-def test_a_finished_schedule_is_not_called_unfinished(end, kl_steps, last_weight):
-    weights = [0.0, end / 2, np.float32(end * last_weight)]  # as TensorFlow gives it, rounded to float32
-    assert made(lines=history(weights=weights), kl_weight_end=end, kl_steps=kl_steps)["problems"] == []
-
-
-@pytest.mark.parametrize(
-    ("lines", "words"),
-    [
-        (history(train=(130, 100, 103)), ["Diverging", "training", "LEARNING_RATE"]),
-        (history(train=(-1000, -1100, -1000)), ["Diverging"]),
-        (history(train=(130, 100, 103), test=(111, 100, 110)), ["Diverging"]),  # one sentence for one trouble
-        (history(train=(900, 100, 103), weights=[0.1, 1, 1]), ["Diverging"]),  # the lines before are another objective
-        (history(test=(111, 104, 107)), ["Overfitting", "test objective", "EPOCHS"]),
-        (history(train=[[220, 220, 200, 190], [180, 170, 160, 150]], test=[190, 150]), ["Unfinished", "fell by 13%"]),
-        (history(train=[[300, 200, 150, 150]], test=[170]), ["Unfinished", "fell by 67%"]),  # all there is, an epoch
-    ],
-)
-def test_a_history_that_went_wrong_is_told_in_a_sentence(lines, words):
-    found = made(lines=lines, kl_steps=50)
-    assert has(found["problems"], *words)
-    assert not found["healthy"]
-
-
-def test_a_schedule_that_was_cut_short_is_told():
-    found = made(lines=history(weights=[0.2, 0.4, 0.6]), kl_steps=500)
-    assert has(found["problems"], "Unfinished", "KL weight 0.6", "KL_WEIGHT_END = 1", "EPOCHS", "KL_STEPS")
-
-
-def test_a_collapse_is_told():
-    found = made(z_mean=Z_MEAN[:, 1:])
-    assert has(found["problems"], "collapse", "same picture")
-    assert "Is this run healthy?  No." in report.table(found)
-    assert found["problems"][0] in report.table(found)
-
-
-@pytest.mark.parametrize(
-    ("changes", "beta"),
-    [
-        ({"reconstruction_reduction": "mean"}, "784"),
-        ({"reconstruction_reduction": "mean", "kl_weight_end": 0.1}, "78.4"),
-        ({"kl_weight_end": 20.0}, "20"),
-        ({"kl_weight_end": 4.0}, None),  # a beta-VAE
-        ({"reconstruction_reduction": "mean", "kl_weight_end": 1 / 784}, None),  # the ELBO again, scaled
-    ],
-)
-def test_a_kl_that_outweighs_the_reconstruction_is_told_with_its_effective_beta(changes, beta):
-    found = made(lines=history(weights=[np.float32(changes.get("kl_weight_end", 1))] * 3), **changes)
-    outweighs = [sentence for sentence in found["problems"] if "outweighs" in sentence]
-    assert has(outweighs, f"effective beta of {beta}") if beta else outweighs == []
-    assert ("RECONSTRUCTION_REDUCTION = sum" in str(outweighs)) == (beta in ("784", "78.4"))
 
 
 # --- remarks ----------------------------------------------------------------------------------------------------------
@@ -201,6 +113,9 @@ def test_a_kl_that_outweighs_the_reconstruction_is_told_with_its_effective_beta(
         ({"loss": "ad", "binarize": "dynamic"}, ["Not a likelihood", "ad", "DECODER_SCALE = learned"]),
         (GREY_DENSITY, ["density", "may exceed 0", "not to be compared"]),
         (GREY_DENSITY | {"binarize": "dynamic"}, ["density of black and white", "grows", "BINARIZE = none"]),
+        ({"kl_weight_end": 10.0}, ["beta-VAE", "KL weight of 10", "fewer latents", "blurred"]),
+        ({"kl_weight_end": 9.0}, []),
+        ({"kl_weight_end": 10.0, "reconstruction_reduction": "mean"}, []),  # which is a problem: utils/verdict.py
     ],
 )
 def test_what_the_numbers_are_not_is_remarked(changes, words):
@@ -213,24 +128,10 @@ def test_what_the_numbers_are_not_is_remarked(changes, words):
 def test_a_loss_of_ones_own_is_no_likelihood_and_gets_no_advice_that_it_cannot_follow(binarize):
     own = from_params(latent_dim=3, binarize=binarize).model_copy(update={"loss": "focal"})
     assert report.doubts(own, steps=5_000) == []
-    found = report.make_report(own, RECONSTRUCTION, KL, Z_MEAN, None, history(), pixels=784)
-    assert has(found["remarks"], "Not known to be a likelihood", "focal", "your own")
-    assert "learned" not in report.table(found)
+    found = report.make_report(own, RECONSTRUCTION, KL, Z_MEAN, None, pixels=784)
+    assert has(report.remarks(own, found), "Not known to be a likelihood", "focal", "your own")
+    assert "learned" not in str(report.remarks(own, found))
     assert (found["kind"], found["test_nll"]) == ("none", None)
-
-
-@pytest.mark.parametrize(
-    ("test", "weights", "remarked"),
-    [
-        ((111, 105, 100), [1, 1, 1], True),
-        ((111, 105, 104.9), [1, 1, 1], False),  # less than half a percent
-        ((111, 105, 106), [1, 1, 1], False),
-        ((111, 105, 100), [0.5, 0.9, 1], False),  # another objective than the epoch before
-    ],
-)
-def test_a_run_that_still_learns_is_remarked(test, weights, remarked):
-    found = made(lines=history(test=test, weights=weights))["remarks"]
-    assert has(found, "Still learning", "lowered the test objective by 5") if remarked else found == []
 
 
 # --- what is said before and during a run -----------------------------------------------------------------------------
@@ -262,11 +163,44 @@ def test_what_is_legal_but_surely_not_meant_is_doubted(changes, words):
     assert has(found, *words) if words else found == []
 
 
+@pytest.mark.parametrize(
+    ("verdict", "lines"),
+    [
+        ("healthy", ["Is this run healthy?  Yes."]),
+        ("unhealthy", ["Is this run healthy?  No.", "  ! One.", "  ! Two."]),
+        ("not finished", ["Is this run healthy?  Not finished: it ended early."]),
+        ("both", ["Is this run healthy?  No.", "  ! One.", "  ! Two.", "  ! Not finished: it ended early."]),
+    ],
+)
+def test_the_verdict_is_the_first_line_and_its_reasons_come_next(verdict, lines):
+    wrong = ["One.", "Two."] if verdict in ("unhealthy", "both") else []
+    early = ["it ended early."] if verdict in ("not finished", "both") else []
+    found = made() | {"verdict": verdict.replace("both", "unhealthy"), "problems": wrong, "unfinished": early}
+    shown = report.table(found).splitlines()
+    assert shown[: len(lines) + 1] == ["", *lines]
+    assert shown[len(lines) + 1].startswith("  test ELBO")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "15 epochs of 468 steps; KL weight 0 to 1 (linear) over the first 2,000 steps"),
+        ({"epochs": 1}, "1 epoch of 468 steps; KL weight 0 to 1 (linear) over the first 156 steps"),
+        ({"kl_schedule": "constant", "kl_weight_end": 4.0}, "15 epochs of 468 steps; KL weight 4 throughout"),
+        ({"autoencoder": True}, "15 epochs of 468 steps"),
+    ],
+)
+def test_the_schedule_is_shown_in_a_line(changes, words):
+    settings = from_params(**{"epochs": 15, "kl_steps": 0} | changes)
+    assert report.schedule(with_kl_steps(settings, settings.epochs * 468), 468) == words
+
+
 @pytest.mark.parametrize(("speed", "elbo"), [(31_204.0, -101.3), (1_234_567.0, -1.5e20)])
 @pytest.mark.parametrize("epochs", [7, 1_000])
-def test_the_progress_line_fits_80_columns_and_has_its_numbers(speed, elbo, epochs, capsys):
+@pytest.mark.parametrize(("key", "name"), [("elbo", "ELBO"), ("-(loss + KL)", "-(loss + KL)")])
+def test_the_progress_line_fits_80_columns_and_has_its_numbers(speed, elbo, epochs, key, name, capsys):
     bar = report.progress_bar(steps=epochs * 100, done=0)
-    line = {"step": 600, "reconstruction": 76.1, "elbo": elbo, "kl": 25.2, "kl_weight": 0.66}
+    line = {"step": 600, "reconstruction": 76.1, "kl": 25.2, "kl_weight": 0.66, "elbo": None} | {key: elbo}
     report.show_progress(bar, 600, 6, epochs, line | {"images_per_second": speed})
     report.show_progress(bar, 650, 7, epochs, None)
     bar.close()
@@ -275,7 +209,7 @@ def test_the_progress_line_fits_80_columns_and_has_its_numbers(speed, elbo, epoc
     assert drawn[-1].startswith(f"epoch  7/{epochs} |")
     assert bar.n == 650
     if elbo == -101.3:
-        assert drawn[-1].endswith("| 31,204 images/s  ELBO -101.3  KL 25.2 x 0.66")
+        assert drawn[-1].endswith(f"| 31,204 images/s  {name} -101.3  KL 25.2 x 0.66")
 
 
 def test_the_progress_of_an_autoencoder_shows_its_only_loss(capsys):

@@ -27,11 +27,13 @@ from utils.settings import (
     allowed,
     from_params,
     load_saved,
+    ramp_end,
     read_command_line,
     read_constants,
     resumed,
     unread,
     unread_notes,
+    with_kl_steps,
 )
 
 SOURCE = PARAMS.read_text(encoding="utf-8")
@@ -327,6 +329,28 @@ def test_rules_across_constants(tmp_path):
         from_params(kl_schedule="cyclical", kl_cycles=4, kl_steps=3)
     assert from_params(kl_schedule="cyclical", kl_cycles=4, kl_steps=4).kl_cycles == 4
     assert from_params(kl_schedule="linear", kl_cycles=4, kl_steps=3).kl_cycles == 4
+    assert from_params(kl_schedule="cyclical", kl_cycles=4, kl_steps=0).kl_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "planned", "steps"),
+    [
+        ({}, 7_020, 2_000),  # the default run
+        ({}, 468, 156),  # one epoch
+        ({}, 2, 1),
+        ({"kl_steps": 500}, 468, 500),
+        ({"kl_schedule": "cyclical", "kl_cycles": 4}, 9, 4),  # a step a cycle
+        ({"kl_schedule": "linear", "kl_cycles": 4}, 9, 3),
+    ],
+)
+def test_kl_steps_0_is_a_third_of_the_planned_steps_but_at_most_2000(changes, planned, steps):
+    assert with_kl_steps(from_params(**{"kl_steps": 0} | changes), planned).kl_steps == steps
+
+
+def test_the_ramp_ends_where_the_kl_has_its_final_weight():
+    assert ramp_end(from_params(kl_steps=70, kl_schedule="sigmoid")) == 70
+    for changes in ({"kl_schedule": "constant"}, {"autoencoder": True}, {"kl_weight_start": 2.0, "kl_weight_end": 2.0}):
+        assert ramp_end(from_params(kl_steps=70, **changes)) == 0
 
 
 def test_only_losses_with_a_width_have_a_learned_one(tmp_path):
@@ -423,7 +447,7 @@ def test_resume_is_an_option_of_its_own():
             "--encoder-layers 500 x",
             "--encoder-layers: 500 'x' is not allowed; none or a list of integers of at least 1 as in 512 512 is",
         ),
-        ("--kl-steps 2147483648", f"--kl-steps: 2147483648 is not allowed; {POSITIVE} is"),
+        ("--kl-steps 2147483648", f"--kl-steps: 2147483648 is not allowed; {POSITIVE.replace('1', '0', 1)} is"),
         ("--kl-cycles 2147483648", f"--kl-cycles: 2147483648 is not allowed; {POSITIVE} is"),
         (
             "--nll-samples 2147483648",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import pictures, report, runs
+from utils import pictures, report, runs, verdict
 from utils.batches import brightness
 from utils.bounds import ReconstructionLoss
 from utils.chance import IMPORTANCE_NOISE, TEST_NOISE, random_key, standard_normal
@@ -80,7 +80,8 @@ def judge(
         estimates = estimate_log_likelihood(vae, s, dataset.test_images, reconstruction_loss)
     history = runs.read_history(folder)
     pixels = math.prod(dataset.test_images.shape[1:])
-    judged = report.make_report(s, reconstruction, kl, z_mean, estimates, history, pixels)
+    judged = report.make_report(s, reconstruction, kl, z_mean, estimates, pixels)
+    judged |= verdict.judge(s, judged, history)
     judged["skipped_images"] = report.skipped_images(dataset)
     write_json(folder / "report.json", judged)
     pictures.save_curves(folder / "curves.png", history, title=folder.name)

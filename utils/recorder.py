@@ -23,7 +23,7 @@ from utils import batches, evaluation, pictures, report, runs, workers
 from utils.console import Problem, Say, Stopped, raise_stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.files import write_json
-from utils.settings import Command, Settings, SettingsError, load_saved, resumed, unread_notes
+from utils.settings import Command, Settings, SettingsError, load_saved, resumed, unread_notes, with_kl_steps
 from utils.start import HAS_GPU, tf, xla_pays
 
 Watch = Callable[[Any, int], None]
@@ -101,8 +101,8 @@ def recording(
     device += " with XLA" if xla_pays(vae.encoder, vae.decoder) else " without XLA"
     folder = folder or runs.create(s, device, dataset.train_images.shape[1:])
     run = Recorder(vae, s, dataset, folder, say, watch, watch_at, crew)
-    say(report.header(s, dataset, sum(math.prod(weight.shape) for weight in vae.weights), device, folder))
-    for doubt in report.doubts(s, run.last_step, dataset.train_images.shape[-1]):
+    say(report.header(run.s, dataset, sum(math.prod(weight.shape) for weight in vae.weights), device, folder))
+    for doubt in report.doubts(run.s, run.last_step, dataset.train_images.shape[-1]):
         say(f"note       {doubt}")
     for note in unread_notes():
         say(note)
@@ -121,7 +121,7 @@ def recording(
 
 
 class Recorder:
-    """A run while it trains. `step` is the number of steps that have been made.
+    """A run while it trains. `step` is the number of steps that have been made; `s` has KL_STEPS as a number.
 
     The order of calls: `training` (a block), in it `compile`, and for each of `batches` again and again `next_stop`,
     `advance`, `write_train_line`, `write_test_line` and `write_pictures` where `test_is_due`, `save`.
@@ -132,11 +132,12 @@ class Recorder:
         watch: Watch | None = None, watch_at: Collection[int] = (), crew: workers.Workers = workers.ALONE,
     ):  # fmt: skip
         """Touch nothing yet; the parameters are those of main.train."""
-        self.vae, self.s, self.dataset, self.folder, self.say, self.crew = vae, s, dataset, folder, say, crew
+        self.vae, self.dataset, self.folder, self.say, self.crew = vae, dataset, folder, say, crew
         self.watch, self.watch_at = watch, watch_at
         self.steps_per_epoch = len(dataset.train_images) // s.batch_size
         self.last_step = s.epochs * self.steps_per_epoch
         self.horizon = runs.read_params(folder)["schedule_epochs"] * self.steps_per_epoch
+        self.s = with_kl_steps(s, self.horizon)
         self.step = self.line_due = self.save_due = 0
         # Of the history's next line: the sum of its terms, after which step it begins, when, and the wait for data.
         self.sums_so_far, self.start = tf.Variable(tf.zeros(3)), tf.Variable(0)
@@ -171,6 +172,11 @@ class Recorder:
     def sums(self) -> tf.Tensor:
         """The sums (3,) of the terms since the last line of the history."""
         return self.sums_so_far.value()
+
+    @property
+    def steps_of_line(self) -> tf.Tensor:
+        """The steps since the last line of the history, int32 (n,)."""
+        return tf.range(self.start, self.step)
 
     @property
     def epoch(self) -> int:
@@ -220,14 +226,15 @@ class Recorder:
             self.watch(self.vae, self.step)
 
     # --- what is reported ---------------------------------------------------------------------------------------------
-    def write_train_line(self, weight: tf.Tensor) -> None:
+    def write_train_line(self, weights: tf.Tensor) -> None:
         """Write a training line of the history if one is due, and bring the bar up to this step.
 
-        Its images per second are by the clock since the line before: testing, pictures and checkpoints count.
+        It has the means over `steps_of_line`, also of the KL `weights` (n,) in them. Its images per second are by the
+        clock since the line before: testing, pictures and checkpoints count.
         """
         line = None
         if self.step in (self.line_due, self.last_step):
-            line = self._line("train", self.sums / (self.step - int(self.start.numpy())), weight)
+            line = self._line("train", self.sums / (self.step - int(self.start.numpy())), np.mean(weights, dtype=float))
             now = time.perf_counter()
             line["images_per_second"] = round((self.step - self.last_line) * self.s.batch_size / (now - self.clock))
             if isinstance(self.dataset.train_images, LazyImages):
@@ -238,10 +245,11 @@ class Recorder:
             self.last_line, self.clock, self.waited = self.step, now, 0.0
         report.show_progress(self.bar, self.step, self.epoch, self.s.epochs, line)
 
-    def write_test_line(self, terms: tf.Tensor, weight: tf.Tensor) -> None:
-        """Write a test line of the history. Raises Diverged."""
+    def write_test_line(self, terms: tf.Tensor, z_mean: np.ndarray, weight: tf.Tensor) -> None:
+        """Write a test line of the history; `z_mean` (N, L) is of the test images. Raises Diverged."""
         check_terms(terms, self.step, self.folder)
-        write_line(self.folder, self.events, self._line("test", terms, weight))
+        active = None if self.s.autoencoder else report.active_units(z_mean)
+        write_line(self.folder, self.events, self._line("test", terms, weight) | {"active_units": active})
 
     def write_pictures(self, draw: Callable[[], dict[str, Any]]) -> None:
         """Write the grids that draw() returns if they are due: at the start, every IMAGES_EVERY epochs, at the end."""
@@ -253,9 +261,9 @@ class Recorder:
             if self.step == 0:
                 self.call_watch()
 
-    def _line(self, split: str, terms: tf.Tensor, weight: tf.Tensor) -> dict[str, Any]:
-        weight = None if self.s.autoencoder else weight
-        return history_line(split, self.step, self.steps_per_epoch, terms, weight)
+    def _line(self, split: str, terms: tf.Tensor, weight: Any) -> dict[str, Any]:
+        weight, name = None if self.s.autoencoder else weight, report.sum_name(self.s)
+        return history_line(split, self.step, self.steps_per_epoch, terms, weight, name)
 
     # --- what is saved ------------------------------------------------------------------------------------------------
     def save(self) -> None:
@@ -285,16 +293,18 @@ class Recorder:
 
 
 # --- history ----------------------------------------------------------------------------------------------------------
-def history_line(split: str, step: int, steps_per_epoch: int, terms: Any, weight: Any | None) -> dict[str, Any]:
+def history_line(
+    split: str, step: int, steps_per_epoch: int, terms: Any, weight: Any | None, name: str = "elbo"
+) -> dict[str, Any]:
     """A line of history.jsonl after `step` steps; `terms` (3,) are objective, reconstruction loss and KL, in nats.
 
-    `weight` is the KL's; None is the plain autoencoder, which has neither KL nor ELBO.
+    `weight` is the KL's; None is the plain autoencoder, which has neither KL nor ELBO. `name` is report.sum_name's.
     """
     objective, reconstruction, kl = (float(term) for term in terms)
     line = {"step": step, "epoch": round(step / steps_per_epoch, 4), "split": split, "objective": objective}
     line |= {"reconstruction": reconstruction} | dict.fromkeys(("kl", "kl_weight", "elbo"))
     if weight is not None:
-        line |= {"kl": kl, "kl_weight": float(weight), "elbo": -(reconstruction + kl)}
+        line |= {"kl": kl, "kl_weight": float(weight), name: -(reconstruction + kl)}
     return line
 
 
@@ -317,7 +327,7 @@ def write_line(folder: Path, events: tf.summary.SummaryWriter, line: dict[str, A
         file.write(json.dumps(line, allow_nan=False) + "\n")
     with runs.os_errors(folder / "tensorboard"), events.as_default(step=line["step"]):
         for name, value in line.items():
-            if isinstance(value, float) and name != "epoch":
+            if isinstance(value, float | int) and name not in ("epoch", "step", "images_per_second"):
                 tf.summary.scalar(f"{line['split']}/{name}", value)
 
 

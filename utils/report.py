@@ -1,4 +1,4 @@
-"""What a user is told: doubts before a run, progress during it, and after it whether it is healthy."""
+"""What a user is shown: doubts before a run, progress during it, and its numbers after it."""
 
 import math
 from pathlib import Path
@@ -9,16 +9,17 @@ from tqdm import tqdm
 
 from utils.dataset import Dataset, LazyImages
 from utils.pictures import grids_of
-from utils.settings import LEARNED_WIDTH, Settings
+from utils.settings import LEARNED_WIDTH, Settings, ramp_end
 
 ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over the test set (Burda et al. 2015, section 5)
 PUBLISHED_NLL = {  # by data set, for a single stochastic layer trained on the ELBO, dynamic binarisation
     "mnist": {"nll": 86.76, "source": "Burda et al. 2015", "model": "50 latents, 2 x 200 tanh, 5,000 samples"},
 }
+NO_ELBO = "-(loss + KL)"  # what it is called where the loss is neither a likelihood nor a density
 REPORTED = (  # the numbers of a report, in order; one that a run does not have is null in report.json
-    "kind", "test_reconstruction", "of", "test_elbo", "test_kl", "kl_per_latent", "active_units", "effective_beta",
-    "latent_dim", "test_nll", "test_log_density", "standard_error_images", "standard_error_sampling", "nll_samples",
-    "published_nll", "bits_per_dimension",
+    "kind", "test_reconstruction", "of", "test_elbo", NO_ELBO, "test_kl", "kl_per_latent", "active_units",
+    "effective_beta", "latent_dim", "test_nll", "test_log_density", "standard_error_images", "standard_error_sampling",
+    "nll_samples", "published_nll", "bits_per_dimension",
 )  # fmt: skip
 
 
@@ -26,7 +27,6 @@ REPORTED = (  # the numbers of a report, in order; one that a run does not have 
 def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
     """What is legal but surely not meant, a sentence each; `steps` is the run's length, `channels` are its images'."""
     s = settings
-    annealed = s.kl_schedule != "constant" and not s.autoencoder
     found = []
     if channels > 1 and s.binarize == "dynamic":
         found.append("BINARIZE = dynamic draws each colour of a pixel black or white; none keeps the colours.")
@@ -37,9 +37,9 @@ def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
         found.append(f"LOSS = ce on {pixels} is no likelihood: ELBO and NLL in nats mean nothing.{way_out}")
     if s.loss in LEARNED_WIDTH and s.binarize == "dynamic":
         found.append(f"LOSS = {s.loss} on black and white pixels; BINARIZE = none keeps the grey ones it is made for.")
-    if annealed and s.kl_steps > steps:
+    if ramp_end(s) > steps:
         found.append(f"KL_STEPS = {s.kl_steps:,} exceeds the run's {steps:,} steps: KL_WEIGHT_END will not be reached.")
-    if annealed and s.kl_weight_start == s.kl_weight_end:
+    if not s.autoencoder and s.kl_schedule != "constant" and s.kl_weight_start == s.kl_weight_end:
         found.append(f"KL_SCHEDULE = {s.kl_schedule} from {s.kl_weight_start:g} to the same: it is constant.")
     if not s.autoencoder and s.kl_weight_end == 0:
         found.append("KL_WEIGHT_END = 0: nothing draws the latents to the prior, so samples will look like nothing.")
@@ -75,8 +75,20 @@ def header(settings: Settings, dataset: Dataset, parameters: int, device: str, f
     return (
         f"data       {dataset.title}: {sizes}, from {dataset.source}\n"
         f"model      {shape}, {parameters / 1e6:.1f} M parameters, {device}\n"
+        f"schedule   {schedule(s, len(dataset.train_images) // s.batch_size)}\n"
         f"run        {folder}"
     )
+
+
+def schedule(s: Settings, steps_per_epoch: int) -> str:
+    """How long a run is, and how the weight of its KL gets to its end."""
+    length = f"{s.epochs:,} epoch{'s' * (s.epochs > 1)} of {steps_per_epoch:,} step{'s' * (steps_per_epoch > 1)}"
+    if s.autoencoder:
+        return length
+    if not ramp_end(s):
+        return f"{length}; KL weight {s.kl_weight_end:g} throughout"
+    ends = f"{s.kl_weight_start:g} to {s.kl_weight_end:g}"
+    return f"{length}; KL weight {ends} ({s.kl_schedule}) over the first {s.kl_steps:,} steps"
 
 
 # --- during -----------------------------------------------------------------------------------------------------------
@@ -90,8 +102,9 @@ def show_progress(bar: tqdm, step: int, epoch: int, epochs: int, line: dict[str,
     """Bring the bar up to a step and, if there is a new one, to a training line of the history."""
     if line is not None:
         numbers = f"reconstruction {line['reconstruction']:.1f}"
-        if line["elbo"] is not None:
-            numbers = f"ELBO {line['elbo']:.1f}  KL {line['kl']:.1f} x {line['kl_weight']:.2f}"
+        if line["kl"] is not None:
+            name, value = ("ELBO", line["elbo"]) if line["elbo"] is not None else (NO_ELBO, line[NO_ELBO])
+            numbers = f"{name} {value:.1f}  KL {line['kl']:.1f} x {line['kl_weight']:.2f}"
         bar.set_description_str(f" {line['images_per_second']:,.0f} images/s  {numbers}", refresh=False)
     bar.bar_format = f"epoch {epoch:>2}/{epochs} |{{bar}}|{{desc}}"
     bar.update(step - bar.n)
@@ -107,6 +120,11 @@ def kind(settings: Settings) -> str:
     if settings.decoder_scale == "learned":
         return "density"
     return "likelihood" if settings.loss == "ce" and settings.binarize == "dynamic" else "none"
+
+
+def sum_name(settings: Settings) -> str:
+    """What -(reconstruction + KL) is called in a line of the history: "elbo" only where it is one."""
+    return NO_ELBO if kind(settings) == "none" else "elbo"
 
 
 def bits_per_dimension(nats: float, pixels: int) -> float:
@@ -135,10 +153,9 @@ def make_report(
     kl: np.ndarray,
     z_mean: np.ndarray,
     log_likelihood: tuple[np.ndarray, np.ndarray] | None,
-    history: list[dict[str, Any]],
     pixels: int,
 ) -> dict[str, Any]:
-    """Put a run's numbers together, ready for report.json.
+    """Put a run's numbers together, ready for report.json but for the verdict (utils/verdict.py).
 
     Of the test images: reconstruction loss (N,) and KL (N, L) in nats, posterior means (N, L), and estimates (N,) of
     log p(x) with their sampling variances (N,), or None.
@@ -152,7 +169,7 @@ def make_report(
     }
     if not settings.autoencoder:
         report |= {
-            "test_elbo": float(-(reconstruction + kl_of_image).mean()),
+            NO_ELBO if meaning == "none" else "test_elbo": float(-(reconstruction + kl_of_image).mean()),
             "test_kl": float(kl_of_image.mean()),
             "kl_per_latent": [float(nats) for nats in kl.mean(axis=0)] if settings.prior == "standard" else None,
             "active_units": active_units(z_mean),
@@ -174,8 +191,7 @@ def make_report(
         nats = {"elbo": -report["test_elbo"], "nll": report["test_nll"]}
         bits = {name: bits_per_dimension(value, pixels) for name, value in nats.items() if value is not None}
         report["bits_per_dimension"] = bits
-    found = problems(settings, report, history)
-    return report | {"problems": found, "remarks": remarks(settings, report, history), "healthy": not found}
+    return report
 
 
 def published_nll(settings: Settings) -> dict[str, Any] | None:
@@ -184,67 +200,21 @@ def published_nll(settings: Settings) -> dict[str, Any] | None:
     return PUBLISHED_NLL.get(settings.dataset) if comparable else None
 
 
-def problems(settings: Settings, report: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with a run, a plain sentence each."""
-    found = []
-    if report["active_units"] == 0:
-        found.append(
-            "Posterior collapse: no latent says anything about the image, so every reconstruction is the same picture."
-        )
-    beta = report["effective_beta"]
-    if beta is not None and beta >= 10:
-        cure = " RECONSTRUCTION_REDUCTION = sum mends it." if settings.reconstruction_reduction == "mean" else ""
-        found.append(f"The KL outweighs the reconstruction: an effective beta of {beta:,.4g}; the ELBO has 1.{cure}")
-    annealed = settings.kl_schedule != "constant" and not settings.autoencoder
-    if annealed and history and history[-1]["step"] < settings.kl_steps:
-        found.append(
-            f"Unfinished: it ended at KL weight {history[-1]['kl_weight']:.3g}, before KL_WEIGHT_END = "
-            f"{settings.kl_weight_end:g}. More EPOCHS or fewer KL_STEPS."
-        )
-    return found + trouble_with_objective(history)
+def grows_for_ever(s: Settings) -> bool:
+    """Whether the objective has no limit: the density of black and white pixels grows as its width shrinks."""
+    return kind(s) == "density" and s.binarize == "dynamic"
 
 
-def objectives(lines: list[dict[str, Any]]) -> np.ndarray:
-    """The objectives of the lines whose KL weight is the final one, because only these compare."""
-    return np.array([line["objective"] for line in lines if line["kl_weight"] == lines[-1]["kl_weight"]])
-
-
-def fall_in_last_epoch(history: list[dict[str, Any]]) -> float:
-    """By what share of itself the training objective fell from the first half of the last epoch to its second, as far
-    as the KL weight was the final one."""
-    ends = [0, *(line["step"] for line in history if line["split"] == "test")]  # of epochs
-    values = objectives([line for line in history if line["split"] == "train" and line["step"] > ends[-2:][0]])
-    if len(values) < 2:
-        return 0.0
-    earlier, later = (float(half.mean()) for half in np.array_split(values, 2))
-    return (earlier - later) / max(abs(later), 1e-9)
-
-
-def trouble_with_objective(history: list[dict[str, Any]]) -> list[str]:
-    """Whether the objective rose again or still falls, among lines whose KL weight is the final one and so compare."""
-    if rose_again(history, "train"):
-        return ["Diverging: the training objective rose again at the end. A lower LEARNING_RATE may mend that."]
-    if (fall := fall_in_last_epoch(history)) > 0.05:
-        return [f"Unfinished: the training objective fell by {fall:.0%} within the last epoch. More EPOCHS."]
-    if rose_again(history, "test"):
-        return ["Overfitting: the test objective rose while that of training fell. Fewer EPOCHS or a smaller network."]
-    return []
-
-
-def rose_again(history: list[dict[str, Any]], split: str) -> bool:
-    """Whether the last tenth of a split's objective lies over its best tenth by more than 2 percent (noise is less)."""
-    values = objectives([line for line in history if line["split"] == split])
-    if len(values) < 2:
-        return False
-    tenths = np.array([tenth.mean() for tenth in np.array_split(values, min(10, len(values)))])
-    return bool(tenths[-1] - tenths.min() > 0.02 * max(abs(tenths.min()), np.ptp(tenths)))
-
-
-def remarks(settings: Settings, report: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
+def remarks(s: Settings, report: dict[str, Any]) -> list[str]:
     """What to know when reading a run's numbers, a plain sentence each."""
-    s, found = settings, []
+    found = []
     if s.held_out:
         found.append(f"No test image was looked at: these are {s.held_out:,} images held out of the training set.")
+    beta = report["effective_beta"]
+    if beta is not None and beta >= 10 and s.reconstruction_reduction == "sum":
+        found.append(
+            f"A beta-VAE: with a KL weight of {beta:g} fewer latents are used, and reconstructions are blurred."
+        )
     if s.autoencoder:
         found.append("A plain autoencoder has no prior and no likelihood: no samples, no ELBO, no NLL.")
     elif s.loss == "ce" and s.binarize == "none":
@@ -257,28 +227,26 @@ def remarks(settings: Settings, report: dict[str, Any], history: list[dict[str, 
         found.append(
             f"Not a likelihood: {s.loss} without its constants. DECODER_SCALE = learned makes it a density of pixels."
         )
-    elif report["kind"] == "density":
-        grey = "A density of grey pixels, which may exceed 0: not to be compared with the NLL of binary ones."
+    elif grows_for_ever(s):
         binary = "A density of black and white pixels says nothing: it grows for ever as the width learned shrinks."
-        found.append(grey if s.binarize == "none" else f"{binary} BINARIZE = none keeps the grey ones.")
-    tests = [line for line in history if line["split"] == "test" and line["step"] > 0]
-    if len(tests) > 1 and tests[-1]["kl_weight"] == tests[-2]["kl_weight"]:
-        gain = tests[-2]["objective"] - tests[-1]["objective"]
-        if gain > 0.005 * abs(tests[-1]["objective"]):
-            found.append(f"Still learning: the last epoch lowered the test objective by {gain:.2g}. More EPOCHS help.")
+        found.append(f"{binary} BINARIZE = none keeps the grey ones.")
+    elif report["kind"] == "density":
+        found.append("A density of grey pixels, which may exceed 0: not to be compared with the NLL of binary ones.")
     return found
 
 
+# --- shown ------------------------------------------------------------------------------------------------------------
 def table(report: dict[str, Any]) -> str:
     """The report as a few lines for the console."""
     meaning, rows = report["kind"], []
-    if report["test_elbo"] is None:
+    if report["test_kl"] is None:
         rows.append(("test reconstruction", f"{report['test_reconstruction']:.2f} nats"))
     else:
-        name = {"likelihood": "test ELBO", "density": "test ELBO (density)", "none": "-(loss + KL) on test"}[meaning]
+        names = {"likelihood": "test ELBO", "density": "test ELBO (density)", "none": f"{NO_ELBO} on test"}
+        value = report[NO_ELBO if meaning == "none" else "test_elbo"]
         terms = f"-({report['test_reconstruction']:.2f} reconstruction + {report['test_kl']:.2f} KL)"
         of_pixels = f", {report['of']}" if meaning == "likelihood" else ""
-        rows.append((name, f"{report['test_elbo']:.2f} nats   = {terms}{of_pixels}"))
+        rows.append((names[meaning], f"{value:.2f} nats   = {terms}{of_pixels}"))
     if report["nll_samples"]:
         name, value = "test log-density", report["test_log_density"]
         if meaning == "likelihood":
@@ -295,8 +263,10 @@ def table(report: dict[str, Any]) -> str:
     if kl := report["kl_per_latent"]:
         rows.append(("KL per latent", f"{min(kl):.2f} to {max(kl):.2f} nats, mean {np.mean(kl):.2f}"))
     rows += [("note", sentence) for sentence in report["remarks"]]
-    lines = ["", f"Is this run healthy?  {'Yes.' if report['healthy'] else 'No.'}"]
-    lines += [f"  ! {sentence}" for sentence in report["problems"]]
+    early = [f"Not finished: {sentence}" for sentence in report["unfinished"]]
+    answer = {"healthy": "Yes.", "unhealthy": "No.", "not finished": "".join(early)}[report["verdict"]]
+    lines = ["", f"Is this run healthy?  {answer}"]
+    lines += [f"  ! {sentence}" for sentence in report["problems"] + early * bool(report["problems"])]
     return "\n".join(lines + [f"  {name:<22} {text}" for name, text in rows])
 
 

@@ -35,6 +35,7 @@ BEFORE: dict[str, Any] = {
     "image_size": 64, "image_crop": 0, "skip_bad_images": False,
     "architecture": "mlp", "channels": (32, 64, 128), "residual_blocks": 1, "mixed_precision": False,
 }  # fmt: skip
+MOST_KL_STEPS = 2_000  # that KL_STEPS = 0 can mean
 LEARNED_WIDTH = ("mse", "ad", "logistic")  # losses for which DECODER_SCALE may be "learned": densities of grey pixels
 
 
@@ -84,7 +85,7 @@ class Settings(BaseModel):
             (s.free_bits and s.bound_samples > 1, "free_bits", "bound_samples", "which may split a batch"),
             (means and other_bound, "reconstruction_reduction", "bound", "whose weights need whole images"),
             (s.bound_samples > s.bound_chunk, "bound_samples", "bound_chunk", "which has to hold those of an image"),
-            (cyclical and s.kl_cycles > s.kl_steps, "kl_cycles", "kl_steps", "at most one cycle a step is"),
+            (cyclical and 0 < s.kl_steps < s.kl_cycles, "kl_cycles", "kl_steps", "at most one cycle a step is"),
         )
         for broken, name, other, reason in rules:
             if broken:
@@ -130,6 +131,23 @@ def load_saved(
         if values:
             say(f"note       {what}: {', '.join(f'{name.upper()} = {value!r}' for name, value in values.items())}")
     return _build({name: value for name, value in (new | saved).items() if name in constants}, "saved ", params)
+
+
+def with_kl_steps(s: Settings, planned: int) -> Settings:
+    """The settings with KL_STEPS as a number: 0 means a third of the steps that were `planned`, but at most 2,000.
+
+    A cyclical schedule gets at least one step for each cycle.
+    """
+    if s.kl_steps:
+        return s
+    least = s.kl_cycles if s.kl_schedule == "cyclical" else 1
+    return s.model_copy(update={"kl_steps": max(least, min(planned // 3, MOST_KL_STEPS))})
+
+
+def ramp_end(s: Settings) -> int:
+    """The step from which on the KL has its final weight; 0 for an objective that has no ramp."""
+    is_constant = s.autoencoder or s.kl_schedule == "constant" or s.kl_weight_start == s.kl_weight_end
+    return 0 if is_constant else s.kl_steps
 
 
 def resumed(saved: Settings, given: dict[str, Any]) -> Settings:

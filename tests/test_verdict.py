@@ -1,0 +1,215 @@
+"""utils/verdict.py: for each verdict a history that earns it, and one near it that does not."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils import verdict
+from utils.settings import from_params
+
+CONSTANT = {"kl_schedule": "constant"}  # so that all lines compare
+DENSITY = {"loss": "mse", "decoder_scale": "learned", "binarize": "none"}
+
+
+def history(train, test=None, log_every=25, epoch=100):
+    """Lines of training objectives, one each `log_every` steps, and of test objectives, one each epoch of 100 steps.
+
+    A number in `train` stands for a whole epoch, a list for the lines of one.
+    """
+    lines = []
+    for number, values in enumerate(train):
+        values = [values] * (epoch // log_every) if np.ndim(values) == 0 else values
+        for place, value in enumerate(values, 1):
+            step = number * epoch + min(place * log_every, epoch)
+            lines.append({"split": "train", "step": step, "objective": float(value), "kl_weight": 0.5})
+        tested = values[-1] if test is None else test[number]
+        step = (number + 1) * epoch
+        lines.append({"split": "test", "step": step, "objective": float(tested), "kl_weight": 0.5})
+    return lines
+
+
+def judged(lines, active=3, beta=1.0, kl=20.0, **changes):
+    """The verdict on a made-up history."""
+    settings = from_params(**CONSTANT | changes)
+    kind = "density" if settings.decoder_scale == "learned" else "likelihood"
+    report = {"active_units": active, "effective_beta": beta, "test_kl": kl, "kind": kind}
+    found = verdict.judge(settings, report, lines)
+    assert found["healthy"] == {"healthy": True, "unhealthy": False, "not finished": None}[found["verdict"]]
+    return found
+
+
+def said(found):
+    """The verdict, and the first word of each problem or reason."""
+    return found["verdict"], *(sentence.split()[0].strip(":") for sentence in found["problems"] + found["unfinished"])
+
+
+FALLING = history([130, 110, 105, 104.9])
+NOISE = np.random.default_rng(0).normal(0, 2.3, (20, 100))  # of the ELBO of single batches of 128 digits
+
+
+# --- healthy ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("lines", "changes"),
+    [
+        (FALLING, {}),
+        (history([130, 110, 100, 100], [131, 104, 103, 104]), {}),  # wavers within 2 percent
+        (history([50, 80, 100, 100]), {"kl_schedule": "linear", "kl_steps": 200}),  # rose with the KL weight only
+        (history([[50, 60, 70, 75], [80, 90, 101, 100], 100]), {"kl_schedule": "linear", "kl_steps": 170}),
+        (history([-1000, -1010, -1010]), DENSITY),
+        (history([[900, 500, 200, 100], [10, 0, -5, -10], [-15, -18, -19, -20]]), DENSITY),  # through 0, by steps
+        (history([0.30, 0.271, 0.27], [0.29, 0.27, 0.272]), {}),  # means over pixels
+        (history(100 - np.arange(20)[:, np.newaxis] / 10 + NOISE, [100] * 20, log_every=1), {}),
+    ],
+    ids=["falling", "wavering", "ramp", "a line astride the ramp's end", "density", "through 0", "pixels", "noise"],
+)
+def test_a_healthy_run_is_called_healthy(lines, changes):
+    assert said(judged(lines, **changes)) == ("healthy",)
+
+
+# --- unhealthy --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("active", "kl", "verdict"),
+    [
+        (0, 0.2, ("unhealthy", "Posterior")),
+        (1, 0.02, ("unhealthy", "Posterior")),  # of all latents together: seen with KL_WEIGHT_END = 50
+        (1, 0.2, ("healthy",)),
+    ],
+)
+def test_a_collapse_is_no_active_latent_or_next_to_no_kl(active, kl, verdict):
+    assert said(judged(FALLING, active, kl=kl)) == verdict
+
+
+def test_the_plain_autoencoder_cannot_collapse():
+    found = judged(FALLING, active=None, beta=None, kl=None, autoencoder=True)
+    assert said(found) == ("healthy",)
+
+
+def test_a_run_that_has_just_begun_is_not_called_collapsed():
+    assert said(judged(history([[300, 200, 150, 140]]), active=0)) == ("not finished", "the")
+
+
+@pytest.mark.parametrize(
+    ("reduction", "beta", "words"),
+    [("mean", 784.0, "of 784;"), ("mean", 78.4, "of 78.4;"), ("mean", 9.9, None), ("sum", 20.0, None)],
+)
+def test_a_mean_over_pixels_that_the_kl_outweighs_is_unhealthy(reduction, beta, words):
+    found = judged(FALLING, beta=beta, reconstruction_reduction=reduction)
+    assert found["verdict"] == ("unhealthy" if words else "healthy")
+    if words:
+        assert words in found["problems"][0]
+        assert "RECONSTRUCTION_REDUCTION = sum" in found["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("train", "changes", "diverges"),
+    [
+        ([130, 100, 103], {}, True),
+        ([130, 100, 101.9], {}, False),  # less than 2 percent
+        ([-1000, -1100, -1000], DENSITY, True),
+        ([900, [300, 200, 100, 100], [101, 103, 110, 120]], {}, True),
+        ([50, 100, 103], {"kl_schedule": "linear", "kl_steps": 100}, True),  # whatever was before the ramp's end
+        ([50, [60, 70, 80, 90], 103], {"kl_schedule": "linear", "kl_steps": 200}, False),  # the weight rose
+        ([[195, 170, 150, 145, 160]], {"kl_schedule": "cyclical", "kl_steps": 80}, False),  # lines of full cycles
+    ],
+)
+def test_a_training_objective_that_rises_at_one_weight_diverges(train, changes, diverges):
+    found = judged(history(train, log_every=25 if len(train) > 1 else 20), **changes)
+    assert any("Diverging" in sentence for sentence in found["problems"]) == diverges
+    if diverges:
+        assert said(found) == ("unhealthy", "Diverging")  # one sentence for one trouble
+
+
+def test_the_noise_of_small_batches_is_hardly_ever_taken_for_a_divergence():
+    rng = np.random.default_rng(1)
+    runs = [history([*rng.normal(100, 10, (3, 4))], [100, 100, 100]) for _ in range(300)]
+    found = [said(judged(lines)) for lines in runs]
+    assert sum("Diverging" in words for words in found) <= 3
+    assert sum(np.mean([line["objective"] for line in lines[-5:]]) > 102 for lines in runs) > 50  # without that care
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "overfits"),
+    [
+        ([130, 100, 98], [111, 104, 107], True),
+        ([130, 100, 98], [111, 104, 106], False),  # less than 2 percent
+        ([130, 100, 100], [111, 104, 107], False),  # that of training did not fall
+        ([130, 100, [99, 98, 80, 70]], [111, 104, 120], True),  # it falls fast, but more of it would be worse
+        ([130, 100, 95, 90], [111, 100, 110, 108], True),  # the last epoch was better than the one before
+    ],
+)
+def test_a_test_objective_that_rises_while_that_of_training_falls_overfits(train, test, overfits):
+    found = judged(history(train, test))
+    assert said(found) == (("unhealthy", "Overfitting") if overfits else ("healthy",))
+    assert not any("More EPOCHS" in sentence for sentence in found["unfinished"] + found["remarks"])
+
+
+# --- not finished -----------------------------------------------------------------------------------------------------
+def test_a_ramp_that_was_cut_short_is_not_finished():
+    ramp = {"kl_schedule": "sigmoid", "kl_weight_end": 0.7}
+    short = judged(history([50, 60, 70]), **ramp, kl_steps=301)
+    assert said(short) == ("not finished", "it")
+    assert short["unfinished"] == [
+        "it ended at KL weight 0.5, before KL_WEIGHT_END = 0.7. More EPOCHS or fewer KL_STEPS."
+    ]
+    assert said(judged(history([50, 60, 70, 70]), **ramp, kl_steps=300)) == ("healthy",)
+
+
+@pytest.mark.parametrize(
+    ("train", "log_every", "words"),
+    [
+        ([[300, 200, 150, 150]], 25, "fell by 67% within the last epoch"),  # of all that it fell
+        ([[220, 220, 200, 190], [180, 170, 160, 150]], 25, "fell by 13% within the last epoch"),
+        ([200, [108, 106, 104, 100]], 25, None),  # less than 5 percent of how far it fell
+        ([[100], [100]], 100, None),
+        ([[100]], 100, "100 steps are 1 line of the history"),
+    ],
+)
+def test_an_objective_that_falls_fast_or_too_few_lines_are_not_finished(train, log_every, words):
+    found = judged(history(train, log_every=log_every))
+    assert found["verdict"] == ("not finished" if words else "healthy")
+    assert [words in sentence for sentence in found["unfinished"]] == [True] * bool(words)
+
+
+def test_epochs_of_a_few_steps_are_judged_by_the_last_tenth_of_the_run():
+    slowing, speeding = 100 + 100 / np.arange(1, 101), 1000 - np.arange(100) ** 1.5
+    found = [judged(history([[value] for value in values], log_every=2, epoch=2)) for values in (slowing, speeding)]
+    assert said(found[0]) == ("healthy",)
+    assert "within the last 20 steps" in found[1]["unfinished"][0]
+
+
+def test_a_density_of_black_and_white_pixels_is_not_asked_for_more_epochs():
+    lines = history([[900, 500, 200, 100], [-100, -400, -600, -900]])
+    grows = judged(lines, **DENSITY | {"binarize": "dynamic"})
+    assert (said(grows), "More EPOCHS" in str(grows)) == (("healthy",), False)
+    assert said(judged(lines, **DENSITY))[0] == "not finished"
+
+
+# --- remarks ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        ([110, 105, 100], [111, 105, 100], "the last epoch lowered the test objective by 5."),
+        ([110, 105, 100], [111, 105, 104.9], None),  # less than half a percent
+        ([110, 105, 100], [111, 105, 106], None),
+        ([[104, 103, 102, 101]], [101], "the training objective still fell by 2."),
+        ([[101.4, 101.3, 101.2, 101]], [101], None),
+    ],
+)
+def test_a_run_that_still_learns_is_remarked(train, test, words):
+    found = judged(history(train, test))
+    assert said(found) == ("healthy",)
+    assert found["remarks"] == ([f"Still learning: {words} More EPOCHS help."] if words else [])
+
+
+OBJECTIVES = st.lists(st.floats(-500, 500), min_size=4, max_size=4)
+
+
+@given(st.lists(st.tuples(OBJECTIVES, st.floats(-500, 500)), min_size=1, max_size=6), st.integers(0, 2))
+def test_no_verdict_contradicts_itself(epochs, active):
+    found = judged(history([train for train, _ in epochs], [test for _, test in epochs]), active)
+    advice = str([*found["problems"], *found["unfinished"], *found["remarks"]])
+    assert not ("Fewer EPOCHS" in advice and "More EPOCHS" in advice)
+    assert not ("LEARNING_RATE" in advice and "EPOCHS" in advice)
+    assert (found["verdict"] == "unhealthy") == bool(found["problems"])
+    assert (found["verdict"] == "healthy") == (not found["problems"] and not found["unfinished"])
