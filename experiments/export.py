@@ -47,7 +47,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
 
 import main as vae_main
-from utils import console, runs
+from utils import checkpoints, console, runs
 from utils.chance import GRID_LATENTS, random_key
 from utils.files import write_json
 from utils.start import keras, tf
@@ -154,7 +154,7 @@ def save_networks(folder: Path, vae: Any, functions: dict[str, Callable]) -> Non
     module.weights = [weight.value for weight in (*vae.encoder.weights, *vae.decoder.weights, *vae.prior.weights)]
     for name, function in functions.items():
         setattr(module, name, function)
-    with runs.os_errors(folder):
+    with checkpoints.os_errors(folder):
         vae.encoder.save(folder / "encoder.keras")
         vae.decoder.save(folder / "decoder.keras")
         tf.saved_model.save(module, str(folder / "saved_model"), signatures=functions)

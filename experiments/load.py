@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import data
+from utils import data, runs
 from utils.console import Say
 from utils.dataset import Dataset
 from utils.settings import Settings, SettingsError, from_params
@@ -27,10 +27,10 @@ def read_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> arg
 def load_vae(folder: Path, settings: Settings, image_shape: tuple[int, ...]) -> Any:
     """The VAE (main.VAE) of a run's newest checkpoint, for images (B, *image_shape). Raises runs.RunError."""
     import main  # here, because it brings TensorFlow along, and read_run does without
-    from utils import runs
+    from utils import checkpoints
 
     vae = main.build_vae(settings, image_shape)
-    runs.load_weights(vae, folder)
+    checkpoints.load_weights(vae, folder)
     return vae
 
 
@@ -38,8 +38,6 @@ def load_run(folder: Path, say: Say) -> tuple[Any, Settings, Dataset]:
     """The trained VAE of a run, its settings and its data; `say` is given notes. Raises SettingsError, runs.RunError
     and DataError.
     """
-    from utils import runs
-
     settings = runs.saved_settings(folder, say)
     dataset = data.prepare(settings, say)
     return load_vae(folder, settings, dataset.train_images.shape[1:]), settings, dataset

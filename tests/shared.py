@@ -1,5 +1,6 @@
-"""What several test files need: processes of a user's own, what a folder holds, a picture's pixels, images to read."""
+"""What several test files need: processes of a user's own, a full disk, what a folder holds, images to read."""
 
+import errno
 import os
 import socket
 import sys
@@ -46,6 +47,10 @@ def free_addresses(count):
 def contents(folder):
     """Every file below the folder, hidden ones too, and what it holds."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def opened(path):

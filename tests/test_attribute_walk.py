@@ -13,7 +13,7 @@ from scipy.special import expit
 import main
 from experiments import attribute_walk, classifier, figures, load
 from tests.shared import set_xla
-from utils import data, runs
+from utils import checkpoints, data, runs
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.settings import SettingsError, from_params
 
@@ -101,7 +101,7 @@ def make_run(tmp_path, monkeypatch):
 
         monkeypatch.setattr(data, "prepare", prepare)
         folder = runs.create(settings, "CPU", shape)
-        runs.save(runs.checkpoint(vae), folder, 7)
+        checkpoints.save(checkpoints.checkpoint(vae), folder, 7)
         return folder
 
     return make

@@ -12,7 +12,7 @@ from scipy.stats import bernoulli, norm
 import main
 from experiments import classifier, evaluate
 from tests.shared import set_xla
-from utils import data, runs
+from utils import checkpoints, data, runs
 from utils.batches import brightness
 from utils.dataset import TEST_BINARIZATION_KEY, Dataset, binarize
 from utils.settings import BEFORE, from_params
@@ -59,7 +59,7 @@ def make_run(tmp_path, monkeypatch):
 
         monkeypatch.setattr(data, "prepare", prepare)
         folder = runs.create(settings, "CPU", shape)
-        runs.save(runs.checkpoint(vae), folder, 7)
+        checkpoints.save(checkpoints.checkpoint(vae), folder, 7)
         return folder, vae, settings
 
     return make
@@ -101,7 +101,7 @@ def test_the_likelihood_is_the_integral_over_the_latents_and_the_first_bound_the
     kernel, bias = vae.encoder.get_layer("posterior").weights
     kernel.assign(kernel.numpy() / 3)  # posteriors about as wide as the prior, so that few draws say a lot
     bias.assign([0.5, -0.5, 0, 0.2])
-    runs.save(runs.checkpoint(vae), folder, 8)
+    checkpoints.save(checkpoints.checkpoint(vae), folder, 8)
     assert ask(folder, "--samples", 1_000) == 0
     numbers = read(folder)
     found = numbers["likelihood"]
@@ -140,7 +140,7 @@ def test_inactive_units_are_drawn_from_the_prior_and_noise_latents_are_left_alon
     kernel, _ = layer.get_weights()
     kernel[:, 1] = kernel[:, 3] = 0  # the second latent's posterior is N(0.5, 1.2^2), whatever the image
     layer.set_weights([kernel, np.float32([0, 0.5, 0.3, np.log(1.2)])])
-    runs.save(runs.checkpoint(vae), folder, 8)
+    checkpoints.save(checkpoints.checkpoint(vae), folder, 8)
     assert ask(folder, "--samples", 600) == 0
     found = read(folder)["likelihood"]
     assert (found["active_units"], found["latent_dim"]) == (1, 2)
@@ -168,7 +168,7 @@ def test_a_learned_prior_is_what_the_draws_are_weighed_with(make_run):
     folder, vae, _ = make_run(prior="mixture")
     vae.encoder.get_layer("posterior").bias.assign([0, 0, 0.5, 0.5])
     vae.prior.weights[0].assign([[-1, 0], [1, 1], [0, -2]])
-    runs.save(runs.checkpoint(vae), folder, 8)
+    checkpoints.save(checkpoints.checkpoint(vae), folder, 8)
     assert ask(folder, "--samples", 1_000) == 0
     found = read(folder)["likelihood"]
     log_prior = logsumexp([norm.logpdf(GRID, mean).sum(axis=1) for mean in ([-1, 0], [1, 1], [0, -2])], axis=0)
@@ -244,7 +244,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was_and_ends_as_an_unbroken_
 
     kept = evaluate.unfinished(folder, 100)
     assert kept == evaluate.unfinished(folder, 100)
-    runs.save(tf.train.Checkpoint(), folder, 9)  # other weights, other numbers
+    checkpoints.save(tf.train.Checkpoint(), folder, 9)  # other weights, other numbers
     places = {kept, evaluate.unfinished(folder, 100), evaluate.unfinished(folder, 200)}
     monkeypatch.setattr(evaluate, "code_of", lambda module: {"experiments.evaluate": "other"}[module])
     places |= {evaluate.unfinished(folder, 200)}
@@ -281,7 +281,7 @@ def test_how_much_better_a_mixture_knows_where_the_latents_are(make_run, monkeyp
     monkeypatch.setattr(evaluate, "IMAGES_AT_ONCE", 1_000)
     layer = vae.encoder.get_layer("posterior")
     layer.set_weights([layer.get_weights()[0] * 0, np.float32([3, -2, np.log(0.5), np.log(0.1)])])
-    runs.save(runs.checkpoint(vae), folder, 8)
+    checkpoints.save(checkpoints.checkpoint(vae), folder, 8)
     assert ask(folder, "--samples", 2) == 0
     samples = read(folder)["samples"]
     second_moment = 3**2 + 2**2 + 0.5**2 + 0.1**2

@@ -15,7 +15,7 @@ from scipy.special import logit
 import main
 from experiments import export
 from tests.shared import REPOSITORY, contents, users_environment
-from utils import chance, runs
+from utils import chance, checkpoints, runs
 from utils.settings import BEFORE, from_params
 from utils.start import tf
 
@@ -84,7 +84,7 @@ def make_run(parent, name="tiny", seed=5, step=7, **overrides):
     for weight in vae.weights:
         weight.assign(rng.normal(0, 0.4, weight.shape))
     folder = runs.create(settings, "CPU", SHAPE)
-    runs.save(runs.checkpoint(vae), folder, step)
+    checkpoints.save(checkpoints.checkpoint(vae), folder, step)
     return folder, vae, settings
 
 
@@ -106,7 +106,7 @@ def exported(tmp_path_factory):
             ):
                 weight.assign(np.float32(value))
             vae.decoder.set_weights([np.eye(3, 24), np.zeros(24)])
-            runs.save(runs.checkpoint(vae), folder, 8)
+            checkpoints.save(checkpoints.checkpoint(vae), folder, 8)
         z = np.random.default_rng(1).standard_normal((5, vae.decoder.input_shape[1]), np.float32)
         lines = []
         export.export(folder, say=lines.append)
@@ -235,7 +235,7 @@ def test_an_older_export_is_replaced_whole_and_one_that_fails_leaves_it_alone(tm
     assert (place.stat().st_mode & 0o777) == ((tmp_path / "models").stat().st_mode & 0o777)
     (place / "saved_model" / "variables" / "stale").touch()
     vae.decoder.layers[1].bias.assign(np.full(24, 2.0))
-    runs.save(runs.checkpoint(vae), folder, 9)
+    checkpoints.save(checkpoints.checkpoint(vae), folder, 9)
     before = contents(tmp_path)
 
     def full(*_, **__):

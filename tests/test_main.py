@@ -13,7 +13,7 @@ from scipy.stats import kstest, norm
 import main
 from tests.shared import set_xla
 from tests.tiny import SHAPE, TINY, NumpyVAE, drawn, float32, plain_kl_weight, random_images, random_vae
-from utils import chance, densities, pictures, recorder, runs
+from utils import chance, checkpoints, densities, pictures, recorder, runs
 from utils.dataset import Dataset
 from utils.evaluation import compile_evaluation
 from utils.recorder import Recorder
@@ -304,7 +304,7 @@ def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(prior, 
     chosen = from_params(**TINY | {"loss": "mse", "decoder_scale": "learned", "prior": prior})
     trained, restored = random_vae(chosen), random_vae(chosen, seed=1)
     fit(trained, chosen)
-    runs.checkpoint(restored).read(str(tmp_path / "checkpoints" / "step-6")).expect_partial()
+    checkpoints.checkpoint(restored).read(str(tmp_path / "checkpoints" / "step-6")).expect_partial()
     assert len(trained.weights) == 9 + more
     for weight, same in zip(trained.weights, restored.weights, strict=True):
         np.testing.assert_array_equal(weight, same)
@@ -366,17 +366,17 @@ def test_a_run_starts_from_the_weights_of_another_and_with_an_optimizer_of_its_o
     (tmp_path / "params.json").write_text(json.dumps(about))
     going_on = from_params(**TINY | {"start_from": str(tmp_path), "free_bits": 1.0})
     new = main.build_vae(going_on, SHAPE)
-    runs.start_from(going_on, new, pytest.fail)
+    checkpoints.start_from(going_on, new, pytest.fail)
     assert all(np.array_equal(weight, same) for weight, same in zip(new.weights, vae.weights, strict=True))
     for name, value in (("latent_dim", 3), ("activation", "relu"), ("encoder_layers", (3, 3))):
         other = from_params(**TINY | {"start_from": str(tmp_path), name: value})
         with pytest.raises(SettingsError, match=f"^{name}: .* is not allowed with start_from"):
-            runs.start_from(other, main.build_vae(other, SHAPE), pytest.fail)
+            checkpoints.start_from(other, main.build_vae(other, SHAPE), pytest.fail)
     unused = from_params(**TINY | {"start_from": str(tmp_path), "prior_components": 7, "prior_layers": 3})
-    runs.start_from(unused, main.build_vae(unused, SHAPE), pytest.fail)  # N(0, I) has none of them
+    checkpoints.start_from(unused, main.build_vae(unused, SHAPE), pytest.fail)  # N(0, I) has none of them
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(runs.RunError, match="has no checkpoint to start from"):
-        runs.start_from(going_on, new, pytest.fail)
+        checkpoints.start_from(going_on, new, pytest.fail)
 
 
 def test_weights_that_are_not_finite_are_not_saved_though_the_objective_is(fit, tmp_path):

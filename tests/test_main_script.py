@@ -26,7 +26,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 import main
 from tests.shared import REPOSITORY, contents, set_xla, users_environment
-from utils import pictures, recorder, report, runs
+from utils import checkpoints, pictures, recorder, report, runs
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.mnist import load
 from utils.settings import from_params, read_command_line
@@ -715,7 +715,7 @@ def test_a_run_that_diverges_says_where_and_how_and_keeps_what_is_good(words, wh
     [
         (recorder, "write_line", 3, 0),
         (recorder, "write_images", 2, 3_000),  # enough for all but the event file
-        (runs, "save", 2, 3_000),
+        (checkpoints, "save", 2, 3_000),
         (pictures, "save_curves", 1, 3_000),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from tests.shared import scalars, written
 from tests.tiny import TINY
-from utils import console, recorder, runs, workers
+from utils import checkpoints, console, recorder, runs, workers
 from utils.dataset import Dataset
 from utils.settings import from_params
 from utils.start import keras, tf
@@ -132,7 +132,7 @@ def test_tensorboard_gets_the_numbers_of_the_history_and_no_others(tmp_path):
 )
 def test_terms_that_are_not_finite_are_told_with_what_is_left(terms, words, steps, tmp_path):
     for step in steps:
-        runs.save(tf.train.Checkpoint(), tmp_path, step)
+        checkpoints.save(tf.train.Checkpoint(), tmp_path, step)
     recorder.check_terms(tf.constant([90.0, 80, 20]), 1_234, tmp_path)
     left = "the checkpoint of step 1,200 is good" if steps else "there is no checkpoint yet"
     with pytest.raises(recorder.Diverged, match=f"^diverged in step 1,234: {words}; {left}; .*LEARNING_RATE"):

@@ -13,7 +13,7 @@ import main
 from experiments import evaluate, export
 from tests.shared import OURS, REPOSITORY, users_environment
 from tests.tiny import SHAPE, TINY
-from utils import data, runs
+from utils import checkpoints, data, runs
 from utils.settings import BEFORE, SettingsError, from_params, resumed
 
 GONE = {"zebra": 3}
@@ -40,7 +40,7 @@ def run(tmp_path):
     """A run with the weights that it began with, and its settings."""
     settings = from_params(**TINY | {"output_dir": str(tmp_path), "run_name": "older"})
     folder = runs.create(settings, "CPU", SHAPE)
-    runs.save(runs.checkpoint(main.build_vae(settings, SHAPE)), folder, 7)
+    checkpoints.save(checkpoints.checkpoint(main.build_vae(settings, SHAPE)), folder, 7)
     return folder, settings
 
 
@@ -70,7 +70,7 @@ def test_an_older_run_is_evaluated_exported_and_started_from_with_a_note(make_ol
     notes.clear()
     later = settings.model_copy(update={"start_from": str(folder), "seed": 9})
     vae = main.build_vae(later, SHAPE)
-    runs.start_from(later, vae, notes.append)
+    checkpoints.start_from(later, vae, notes.append)
     assert notes == [note]
     same = main.build_vae(settings, SHAPE)
     assert all((a.numpy() == b.numpy()).all() for a, b in zip(vae.weights, same.weights, strict=True))
@@ -85,7 +85,7 @@ def test_a_run_with_a_constant_that_had_an_effect_and_is_gone_is_refused(run):
         lambda: runs.saved_settings(folder, pytest.fail),
         lambda: evaluate.load_run(folder, pytest.fail),
         lambda: export.export(folder, say=pytest.fail),
-        lambda: runs.start_from(later, {}, pytest.fail),
+        lambda: checkpoints.start_from(later, {}, pytest.fail),
     ):
         with pytest.raises(SettingsError, match=told):
             use()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import batches, evaluation, pictures, report, runs, workers
+from utils import batches, checkpoints, evaluation, pictures, report, runs, workers
 from utils.console import Problem, Say, Stopped, raise_stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.files import write_json
@@ -96,7 +96,7 @@ def recording(
     read.
     """
     if s.start_from and crew.is_chief and not (folder and runs.saved_steps(folder)):
-        runs.start_from(s, vae, say)
+        checkpoints.start_from(s, vae, say)
     device = f"{crew.replicas} x " * (crew.replicas > 1) + ("GPU" if HAS_GPU else "CPU")
     device += " with XLA" if xla_pays(vae.encoder, vae.decoder) else " without XLA"
     folder = folder or runs.create(s, device, dataset.train_images.shape[1:])
@@ -150,11 +150,11 @@ class Recorder:
         Raises RunError and OSError.
         """
         s, crew, folder = self.s, self.crew, self.folder
-        self.checkpoint = runs.checkpoint(self.vae, optimizer=optimizer, sums=self.sums_so_far, start=self.start)
-        runs.restore(self.checkpoint, folder, self.say)
+        self.checkpoint = checkpoints.checkpoint(self.vae, optimizer=optimizer, sums=self.sums_so_far, start=self.start)
+        checkpoints.restore(self.checkpoint, folder, self.say)
         workers.broadcast(crew, [*self.vae.weights, *optimizer.variables, self.sums_so_far, self.start])
         self.step = int(optimizer.iterations.numpy())
-        runs.cut_back(folder, self.step)
+        checkpoints.cut_back(folder, self.step)
         runs.note_changes(folder, s)
         if self.last_step > self.horizon and s.lr_schedule == "cosine":
             ends = self.horizon // self.steps_per_epoch
@@ -203,7 +203,7 @@ class Recorder:
             try:
                 coming = next(self.coming)
             except BadImage:
-                runs.save(self.checkpoint, self.folder, self.step)
+                checkpoints.save(self.checkpoint, self.folder, self.step)
                 raise
             self.waited += time.perf_counter() - asked
             yield coming
@@ -276,7 +276,7 @@ class Recorder:
         if stopped or self.step in (self.save_due, self.last_step):
             check_weights(self.vae.weights, self.step, self.folder)
             if self.crew.is_chief:
-                runs.save(self.checkpoint, self.folder, self.step)
+                checkpoints.save(self.checkpoint, self.folder, self.step)
         if stopped:
             workers.agree(self.crew, True)  # nobody leaves before the chief has saved
             raise Stopped(self.signals[0] if self.signals else signal.SIGTERM)
@@ -312,12 +312,12 @@ def history_line(
 def event_writer(folder: Path) -> Iterator[tf.summary.SummaryWriter]:
     """TensorBoard's writer for a run; it is closed at the end of the block. Raises OSError."""
     place = folder / "tensorboard"
-    with runs.os_errors(place):
+    with checkpoints.os_errors(place):
         events = tf.summary.create_file_writer(str(place))
     try:
         yield events
     finally:
-        with runs.os_errors(place):
+        with checkpoints.os_errors(place):
             events.close()
 
 
@@ -325,7 +325,7 @@ def write_line(folder: Path, events: tf.summary.SummaryWriter, line: dict[str, A
     """Add a line to history.jsonl, and its numbers to TensorBoard under train/ or test/. Raises OSError."""
     with open(folder / "history.jsonl", "a") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
-    with runs.os_errors(folder / "tensorboard"), events.as_default(step=line["step"]):
+    with checkpoints.os_errors(folder / "tensorboard"), events.as_default(step=line["step"]):
         for name, value in line.items():
             if isinstance(value, float | int) and name not in ("epoch", "step", "images_per_second"):
                 tf.summary.scalar(f"{line['split']}/{name}", value)
@@ -333,7 +333,7 @@ def write_line(folder: Path, events: tf.summary.SummaryWriter, line: dict[str, A
 
 def write_images(folder: Path, events: tf.summary.SummaryWriter, step: int, grids: dict[str, np.ndarray]) -> None:
     """Show grids, uint8 (height, width, C) by name, in TensorBoard. Raises OSError."""
-    with runs.os_errors(folder / "tensorboard"), events.as_default(step=step):
+    with checkpoints.os_errors(folder / "tensorboard"), events.as_default(step=step):
         for name, sheet in grids.items():
             tf.summary.image(name, sheet[np.newaxis])
 

@@ -1,4 +1,6 @@
-"""One run's folder: its settings, history, TensorBoard files and checkpoints, and how an interrupted run goes on.
+"""One run's folder: its name, its settings and its history, and which run another one goes on from.
+
+What is in it, of which utils/checkpoints.py writes the last two:
 
 params.json     every setting, those that nothing read, the git commit, versions and device
 history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test)
@@ -8,28 +10,20 @@ tensorboard/    event files and the projector's data
 
 import contextlib
 import datetime
-import errno
 import itertools
 import json
-import os
 import platform
 import re
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
-
 from utils.console import Problem, Say
-from utils.files import write_json, write_whole
+from utils.files import write_json
 from utils.settings import Settings, SettingsError, load_saved, unread
-from utils.start import tf
 
-KEPT_CHECKPOINTS = 3
 PACKAGES = ("tensorflow", "keras", "numpy")  # whose versions params.json notes
 REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights ...
@@ -173,15 +167,6 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 # --- history ----------------------------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def os_errors(place: Path) -> Iterator[None]:
-    """Raise what TensorFlow's writers raise (a full disk, no permission) as OSError."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        raise OSError(errno.EIO, one_line(error.message), str(place)) from None
-
-
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The lines of history.jsonl, without one that a crash cut short."""
     path = folder / "history.jsonl"
@@ -192,91 +177,21 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def cut_back(folder: Path, step: int) -> None:
-    """Drop from the history and the event files what came after `step`: the resumed run will write it again."""
-    kept = [line for line in read_history(folder) if line["step"] <= step] if step else []
-    write_whole(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
-        if step:
-            cut_events(path, step)
-        else:
-            path.unlink()
-
-
-def cut_events(path: Path, step: int) -> None:
-    """Keep the records of a TensorBoard event file up to `step`; a last one that a crash cut short goes too."""
-    beside = path.with_name(f".{path.name}")
-    try:
-        with os_errors(path), tf.io.TFRecordWriter(str(beside)) as writer, contextlib.suppress(tf.errors.DataLossError):
-            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                if Event.FromString(record).step <= step:
-                    writer.write(record)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    os.replace(beside, path)
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-def checkpoint(vae: Any, **others: Any) -> tf.train.Checkpoint:
-    """What a run is saved as: the parts of the VAE (main.VAE) that it has, and whatever else has a state, by name."""
-    parts = vae._asdict() | {"prior": vae.prior.weights or None} | others
-    return tf.train.Checkpoint(**{name: part for name, part in parts.items() if part is not None})
-
-
 def saved_steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in a run's folder, oldest first."""
     return sorted(int(path.stem.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*.index"))
 
 
-def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
-    """Write the checkpoint of `step` and drop all but the newest. Raises OSError (a full disk, no permission).
-
-    It is written in a folder of its own and moved into place, the index last: without it a checkpoint does not count.
-    """
-    place = folder / "checkpoints"
-    place.mkdir(exist_ok=True)
-    with os_errors(place), tempfile.TemporaryDirectory(dir=place, prefix=".") as beside:
-        checkpoint.write(f"{beside}/step-{step}")
-        for path in sorted(Path(beside).glob("step-*"), key=lambda path: path.suffix == ".index"):
-            os.replace(path, place / path.name)
-    for old in saved_steps(folder)[:-KEPT_CHECKPOINTS]:
-        for path in sorted(place.glob(f"step-{old}.*"), key=lambda path: path.suffix != ".index"):
-            path.unlink()
-
-
-def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Say) -> None:
-    """Load the newest checkpoint that is whole, saying which were not; nothing if the run has none yet.
-
-    Damage is found by the checksums that TensorFlow keeps of every tensor. Raises RunError if no checkpoint is whole.
-    """
-    for stale in (folder / "checkpoints").glob(".*"):  # a write that was killed
-        shutil.rmtree(stale)
-    steps = saved_steps(folder)
-    for step in reversed(steps):
-        try:
-            checkpoint.read(str(folder / "checkpoints" / f"step-{step}")).assert_existing_objects_matched()
-            return
-        except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-            then = "; trying the one before" if step > steps[0] else ""
-            say(f"checkpoint   step {step:,} is damaged or of another main.py ({one_line(str(error))}){then}")
-    if steps:
-        raise RunError(f"{folder}: all its checkpoints are damaged or of another main.py; start a new run")
-
-
-def load_weights(vae: Any, folder: Path) -> None:
-    """Load the newest weights of a run into a VAE of the same shape. Raises RunError if there are none."""
+# --- weights to start from --------------------------------------------------------------------------------------------
+def newest_step(folder: Path) -> int:
+    """The step of a run's newest checkpoint. Raises RunError if it has none."""
     if not (steps := saved_steps(folder)):
         raise RunError(f"{folder} has no checkpoint to start from")
-    try:
-        status = checkpoint(vae).read(str(folder / "checkpoints" / f"step-{steps[-1]}"))
-        status.expect_partial().assert_existing_objects_matched()  # the optimizer's part is not wanted
-    except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-        raise RunError(f"{folder} has no weights for these networks ({one_line(str(error))})") from None
+    return steps[-1]
 
 
-def start_from(settings: Settings, vae: Any, say: Say) -> None:
-    """Give an untrained VAE the newest weights of the run START_FROM.
+def to_start_from(settings: Settings, say: Say) -> Path:
+    """The folder of the run START_FROM, whose weights fit the networks that these settings build.
 
     `say` is given notes where that run was saved with other constants than params.py has.
     Raises SettingsError if that run's networks are others, and RunError.
@@ -287,10 +202,5 @@ def start_from(settings: Settings, vae: Any, say: Say) -> None:
     for name in itertools.chain(WEIGHTS_DEPEND_ON, *more):
         if (here := getattr(settings, name)) != (there := getattr(saved, name)):
             raise SettingsError(f"{name}: {here!r} is not allowed with start_from {folder.name!r}, which has {there!r}")
-    load_weights(vae, folder)
-
-
-def one_line(message: str) -> str:
-    """An error's first line, or its last 60 characters if it is long."""
-    line = next(iter(message.strip().splitlines()), "no reason given")
-    return line if len(line) <= 60 else f"...{line[-60:]}"
+    newest_step(folder)
+    return folder

@@ -1,0 +1,200 @@
+"""utils/checkpoints.py: checkpoints and event files, each broken on purpose."""
+
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from tests.shared import contents, full_disk, scalars, written
+from utils import checkpoints, runs
+from utils.start import tf
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+def state(value=0.0):
+    """Something to save: a checkpoint of one array, and the array."""
+    weights = tf.Variable(tf.fill([50, 20], value))
+    return tf.train.Checkpoint(weights=weights), weights
+
+
+def saved(folder, *steps):
+    """Checkpoints in which every weight is the step."""
+    checkpoint, weights = state()
+    for step in steps:
+        weights.assign(tf.fill([50, 20], float(step)))
+        checkpoints.save(checkpoint, folder, step)
+
+
+def test_the_newest_three_checkpoints_are_kept_and_nothing_else(tmp_path):
+    saved(tmp_path, 5, 80, 9, 10, 100)
+    assert runs.saved_steps(tmp_path) == [10, 80, 100]  # by number, not by name
+    names = {f"step-{step}.{part}" for step in (10, 80, 100) for part in ("index", "data-00000-of-00001")}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == names
+
+
+def test_what_is_saved_is_restored_bit_for_bit(tmp_path):
+    checkpoint, weights = state()
+    weights.assign(tf.random.stateless_normal([50, 20], [1, 2]))
+    expected = weights.numpy()
+    checkpoints.save(checkpoint, tmp_path, 7)
+    again, weights = state(1.0)
+    said = []
+    checkpoints.restore(again, tmp_path, said.append)
+    np.testing.assert_array_equal(weights.numpy(), expected)
+    assert said == []
+
+
+@pytest.mark.parametrize("parts_moved", [0, 1])
+def test_a_save_that_breaks_on_the_way_does_not_count(parts_moved, tmp_path, monkeypatch):
+    saved(tmp_path, 1, 2, 3)
+    real, moved = os.replace, []
+
+    def replace(*paths):
+        if len(moved) == parts_moved:
+            full_disk()
+        moved.append(paths)
+        real(*paths)
+
+    monkeypatch.setattr(checkpoints.os, "replace", replace)
+    with pytest.raises(OSError, match="No space"):
+        saved(tmp_path, 4)
+    assert runs.saved_steps(tmp_path) == [1, 2, 3]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    checkpoint, weights = state()
+    checkpoints.restore(checkpoint, tmp_path, pytest.fail)
+    assert weights.numpy()[0, 0] == 3
+
+
+def test_an_error_of_tensorflow_while_saving_is_an_os_error_in_one_line(tmp_path, monkeypatch):
+    checkpoint, _ = state()
+
+    def write(prefix):
+        Path(prefix).with_suffix(".data").write_bytes(b"half")
+        raise tf.errors.ResourceExhaustedError(None, None, f"{prefix}; No space left on device\nand more\n")
+
+    monkeypatch.setattr(checkpoint, "write", write)
+    with pytest.raises(OSError, match=r"No space left on device'?: '.*checkpoints'$") as raised:
+        checkpoints.save(checkpoint, tmp_path, 1)
+    assert "\n" not in str(raised.value)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def cut_in_half(path):
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+DAMAGES = [(cut_in_half, "data"), (cut_in_half, "index"), (flip_a_bit, "data"), (flip_a_bit, "index"), (empty, "data"),
+           (empty, "index"), (Path.unlink, "data")]  # fmt: skip
+
+
+def spoil(folder, step, damage, part):
+    [path] = (folder / "checkpoints").glob(f"step-{step}.{part}*")
+    damage(path)
+
+
+@pytest.mark.parametrize(("damage", "part"), DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so_in_a_line(damage, part, tmp_path):
+    saved(tmp_path, 1_000, 2_000, 3_000)
+    spoil(tmp_path, 3_000, damage, part)
+    checkpoint, weights = state()
+    said = []
+    checkpoints.restore(checkpoint, tmp_path, said.append)
+    assert (weights.numpy() == 2_000).all()
+    assert len(said) == 1
+    assert "step 3,000 is damaged" in said[0]
+    assert "\n" not in said[0]
+
+
+def test_when_all_checkpoints_are_damaged_it_is_told_and_nothing_is_changed(tmp_path):
+    saved(tmp_path, 1, 2, 3)
+    for step, (damage, part) in zip((1, 2, 3), DAMAGES[:3], strict=True):
+        spoil(tmp_path, step, damage, part)
+    before, said = contents(tmp_path), []
+    with pytest.raises(runs.RunError, match="all its checkpoints are damaged"):
+        checkpoints.restore(state()[0], tmp_path, said.append)
+    assert [line.split(" is damaged")[0].split()[-1] for line in said] == ["3", "2", "1"]
+    assert ["trying the one before" in line for line in said] == [True, True, False]
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_without_checkpoints_has_nothing_to_restore_and_leavings_are_swept(tmp_path):
+    checkpoint, weights = state()
+    checkpoints.restore(checkpoint, tmp_path, pytest.fail)
+    assert (weights.numpy() == state()[1].numpy()).all()
+    saved(tmp_path, 1)
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "checkpoints" / ".killed")
+    checkpoints.restore(state()[0], tmp_path, pytest.fail)
+    assert not (tmp_path / "checkpoints" / ".killed").exists()
+
+
+# --- what came after a checkpoint -------------------------------------------------------------------------------------
+def only_event_file(folder):
+    [path] = (folder / "tensorboard").iterdir()
+    return path
+
+
+def test_what_came_after_the_checkpoint_is_cut_off(tmp_path):
+    written(tmp_path, [10, 20, 30, 40])
+    before, lines = scalars(tmp_path), runs.read_history(tmp_path)
+    with open(tmp_path / "history.jsonl", "a") as history:
+        history.write('{"step": 25, "ep')  # the crash came here
+    checkpoints.cut_back(tmp_path, 20)
+    assert runs.read_history(tmp_path) == lines[:2]
+    assert scalars(tmp_path) == {key: value for key, value in before.items() if key[1] <= 20}
+    assert len(contents(tmp_path)) == 2  # nothing is left of the cutting
+    written(tmp_path, [30, 40])
+    assert runs.read_history(tmp_path) == lines
+    assert scalars(tmp_path) == before
+
+
+def test_a_run_without_a_checkpoint_starts_with_nothing(tmp_path):
+    written(tmp_path, [10, 20])
+    (tmp_path / "tensorboard" / "labels.tsv").write_text("7\n")
+    checkpoints.cut_back(tmp_path, 0)
+    assert contents(tmp_path) == {"history.jsonl": b"", "tensorboard/labels.tsv": b"7\n"}
+
+
+@pytest.mark.parametrize("lost", [1, 30, 60])
+def test_an_event_file_that_ends_within_a_record_keeps_the_records_before(lost, tmp_path):
+    written(tmp_path, [10, 20, 30])
+    whole, path = scalars(tmp_path), only_event_file(tmp_path)
+    last = list(whole)[-1]
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size - lost)
+    checkpoints.cut_events(path, 1_000)
+    assert scalars(tmp_path) == {key: value for key, value in whole.items() if key != last}
+    assert only_event_file(tmp_path) == path
+    assert next(EventFileLoader(str(path)).Load()).file_version == "brain.Event:2"  # still an event file
+
+
+def test_an_event_file_that_is_empty_stays_so(tmp_path):
+    (tmp_path / "events").touch()
+    checkpoints.cut_events(tmp_path / "events", 1_000)
+    assert contents(tmp_path) == {"events": b""}
+
+
+def test_an_event_file_that_cannot_be_cut_for_want_of_room_stays_whole(tmp_path):
+    written(tmp_path, [10, 20, 30])
+    before = contents(tmp_path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+        with pytest.raises(OSError, match="File too large"):
+            checkpoints.cut_events(only_event_file(tmp_path), 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert contents(tmp_path) == before

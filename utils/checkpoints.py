@@ -1,0 +1,127 @@
+"""A run's checkpoints and its event files: what TensorFlow reads and writes of a run's folder.
+
+The rest of the folder is in utils/runs.py, which needs no TensorFlow.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+
+from utils import runs
+from utils.console import Say
+from utils.files import write_whole
+from utils.settings import Settings
+from utils.start import tf
+
+KEPT_CHECKPOINTS = 3
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+def checkpoint(vae: Any, **others: Any) -> tf.train.Checkpoint:
+    """What a run is saved as: the parts of the VAE (main.VAE) that it has, and whatever else has a state, by name."""
+    parts = vae._asdict() | {"prior": vae.prior.weights or None} | others
+    return tf.train.Checkpoint(**{name: part for name, part in parts.items() if part is not None})
+
+
+def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
+    """Write the checkpoint of `step` and drop all but the newest. Raises OSError (a full disk, no permission).
+
+    It is written in a folder of its own and moved into place, the index last: without it a checkpoint does not count.
+    """
+    place = folder / "checkpoints"
+    place.mkdir(exist_ok=True)
+    with os_errors(place), tempfile.TemporaryDirectory(dir=place, prefix=".") as beside:
+        checkpoint.write(f"{beside}/step-{step}")
+        for path in sorted(Path(beside).glob("step-*"), key=lambda path: path.suffix == ".index"):
+            os.replace(path, place / path.name)
+    for old in runs.saved_steps(folder)[:-KEPT_CHECKPOINTS]:
+        for path in sorted(place.glob(f"step-{old}.*"), key=lambda path: path.suffix != ".index"):
+            path.unlink()
+
+
+def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Say) -> None:
+    """Load the newest checkpoint that is whole, saying which were not; nothing if the run has none yet.
+
+    Damage is found by the checksums that TensorFlow keeps of every tensor. Raises runs.RunError if none is whole.
+    """
+    for stale in (folder / "checkpoints").glob(".*"):  # a write that was killed
+        shutil.rmtree(stale)
+    steps = runs.saved_steps(folder)
+    for step in reversed(steps):
+        try:
+            checkpoint.read(str(folder / "checkpoints" / f"step-{step}")).assert_existing_objects_matched()
+            return
+        except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+            then = "; trying the one before" if step > steps[0] else ""
+            say(f"checkpoint   step {step:,} is damaged or of another main.py ({one_line(str(error))}){then}")
+    if steps:
+        raise runs.RunError(f"{folder}: all its checkpoints are damaged or of another main.py; start a new run")
+
+
+def load_weights(vae: Any, folder: Path) -> None:
+    """Load the newest weights of a run into a VAE of the same shape. Raises runs.RunError if there are none."""
+    newest = str(folder / "checkpoints" / f"step-{runs.newest_step(folder)}")
+    try:
+        status = checkpoint(vae).read(newest)
+        status.expect_partial().assert_existing_objects_matched()  # the optimizer's part is not wanted
+    except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+        raise runs.RunError(f"{folder} has no weights for these networks ({one_line(str(error))})") from None
+
+
+def start_from(settings: Settings, vae: Any, say: Say) -> None:
+    """Give an untrained VAE the newest weights of the run START_FROM.
+
+    `say` is given notes where that run was saved with other constants than params.py has.
+    Raises SettingsError if that run's networks are others, and runs.RunError.
+    """
+    load_weights(vae, runs.to_start_from(settings, say))
+
+
+# --- what came after a checkpoint -------------------------------------------------------------------------------------
+def cut_back(folder: Path, step: int) -> None:
+    """Drop from the history and the event files what came after `step`: the resumed run will write it again."""
+    kept = [line for line in runs.read_history(folder) if line["step"] <= step] if step else []
+    write_whole(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        if step:
+            cut_events(path, step)
+        else:
+            path.unlink()
+
+
+def cut_events(path: Path, step: int) -> None:
+    """Keep the records of a TensorBoard event file up to `step`; a last one that a crash cut short goes too."""
+    beside = path.with_name(f".{path.name}")
+    try:
+        with os_errors(path), tf.io.TFRecordWriter(str(beside)) as writer, contextlib.suppress(tf.errors.DataLossError):
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                if Event.FromString(record).step <= step:
+                    writer.write(record)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    os.replace(beside, path)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def os_errors(place: Path) -> Iterator[None]:
+    """Raise what TensorFlow's writers raise (a full disk, no permission) as OSError."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, one_line(error.message), str(place)) from None
+
+
+def one_line(message: str) -> str:
+    """An error's first line, or its last 60 characters if it is long."""
+    line = next(iter(message.strip().splitlines()), "no reason given")
+    return line if len(line) <= 60 else f"...{line[-60:]}"
