@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.report import grows_for_ever, remarks
+from utils.report import grows_for_ever, kind, remarks
 from utils.settings import Settings, ramp_end
 
 UNUSED = 0.1  # nats of KL of all latents together, below which no picture shows that they are used
@@ -36,14 +36,18 @@ class Progress(NamedTuple):
     last_epoch: int  # its steps
     train: tuple[np.ndarray, np.ndarray]  # the last steps (n,) of the lines, and their objectives (n,)
     test: tuple[np.ndarray, np.ndarray]
+    scale: float  # what changes of the objective are measured by
 
 
 def progress_of(s: Settings, history: list[dict[str, Any]]) -> Progress:
     """Read it off the lines of history.jsonl."""
     train, test = (comparable(history, split, ramp_end(s)) for split in ("train", "test"))
     tested = [0, *(line["step"] for line in history if line["split"] == "test")]
-    last = history[-1] if history else {"step": 0, "kl_weight": None}
-    return Progress(last["step"], last["kl_weight"], last["step"] - tested[-2:][0], train, test)
+    last = history[-1] if history else {"step": 0, "kl_weight": None, "objective": 0}
+    scale = max(abs(last["objective"]), 1e-9)
+    if kind(s) == "density" and len(train[1]):  # it may pass 0
+        scale = max(scale, np.ptp(train[1]))
+    return Progress(last["step"], last["kl_weight"], last["step"] - tested[-2:][0], train, test, scale)
 
 
 def comparable(history: list[dict[str, Any]], split: str, since: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,23 +101,20 @@ def too_short(s: Settings, progress: Progress) -> list[str]:
 def still_falling(progress: Progress) -> list[str]:
     """Whether a run ended while its objective fell by more than 5 percent."""
     fall, when = latest_fall(progress)
-    share = fall / scale(progress.train[1])
+    share = fall / progress.scale
     return [f"the training objective still fell by {share:.0%} within {when}. More EPOCHS."] if share > 0.05 else []
 
 
 def latest_fall(progress: Progress) -> tuple[float, str]:
-    """By how much the training objective fell from the first to the second half of the last epoch or, if that is more,
-    of the last tenth of the run; and which of them it was."""
+    """By how much the training objective fell from the first to the second half of the last epoch, and when that was.
+
+    Of a run of many short epochs it is the last tenth, of a single epoch its second half, instead.
+    """
     steps, values = progress.train
-    window = max(progress.last_epoch, progress.last_step // 10)
+    window = min(max(progress.last_epoch, progress.last_step // 10), progress.last_step // 2)
     latest = values[steps > progress.last_step - window]
     earlier, later = (half.mean() for half in np.array_split(latest if len(latest) > 1 else values[-2:], 2))
     return earlier - later, "the last epoch" if window == progress.last_epoch else f"the last {window:,} steps"
-
-
-def scale(values: np.ndarray) -> float:
-    """What changes of objectives are measured by: the last one or, because a density can pass 0, their range."""
-    return max(abs(values[-1]), np.ptp(values), 1e-9)
 
 
 def rose_again(steps: np.ndarray, values: np.ndarray, noisy: bool = False) -> bool:
@@ -151,6 +152,6 @@ def still_learning(progress: Progress) -> list[str]:
     else:
         values = progress.train[1]
         gain, what = latest_fall(progress)[0], "the training objective still fell"
-    if values[-1] > values.min() or gain <= 0.005 * scale(values):
+    if values[-1] > values.min() or gain <= 0.005 * progress.scale:
         return []
     return [f"Still learning: {what} by {gain:.2g}. More EPOCHS help."]
