@@ -115,6 +115,7 @@ def test_the_autoencoder_pretends_nothing():
         (GREY_DENSITY | {"binarize": "dynamic"}, ["density of black and white", "grows", "BINARIZE = none"]),
         ({"kl_weight_end": 10.0}, ["beta-VAE", "KL weight of 10", "fewer latents", "blurred"]),
         ({"kl_weight_end": 9.0}, []),
+        ({"kl_weight_end": 0.0}, ["KL weighs nothing", "samples"]),
         ({"kl_weight_end": 10.0, "reconstruction_reduction": "mean"}, []),  # which is a problem: utils/verdict.py
     ],
 )

@@ -1,12 +1,17 @@
 """utils/verdict.py: for each verdict a history that earns it, and one near it that does not."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import main
+from tests.reference_runs import CONVOLUTIONS, SHORT, command_line, draw_folder
 from utils import verdict
-from utils.settings import from_params
+from utils.settings import from_params, read_command_line
 
 CONSTANT = {"kl_schedule": "constant"}  # so that all lines compare
 DENSITY = {"loss": "mse", "decoder_scale": "learned", "binarize": "none"}
@@ -164,7 +169,7 @@ def test_a_ramp_that_was_cut_short_is_not_finished():
         ([200, [106, 105, 101, 100]], 25, None),
         ([200, [107, 106, 101, 100]], 25, "fell by 6% within the last epoch"),  # of what it came to, not of the whole
         ([[100], [100]], 100, None),
-        ([[100]], 100, "100 steps are 1 line of the history"),
+        ([[100]], 100, "the history has 1 line since the KL has its final weight (100 of 100 steps)"),
     ],
 )
 def test_an_objective_that_falls_fast_or_too_few_lines_are_not_finished(train, log_every, words):
@@ -215,3 +220,65 @@ def test_no_verdict_contradicts_itself(epochs, active):
     assert not ("LEARNING_RATE" in advice and "EPOCHS" in advice)
     assert (found["verdict"] == "unhealthy") == bool(found["problems"])
     assert (found["verdict"] == "healthy") == (not found["problems"] and not found["unfinished"])
+
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+ONES = SHORT | {"kl-steps": "0", "nll-samples": "2", "images-every": "100", "epochs": "6"}  # 62 steps an epoch
+TINY_FOLDER = ONES | {
+    "dataset": "folder", "labels": "none", "held-out": "0", "image-size": "16", "batch-size": "10", "log-every": "10",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    """36 training and 12 test images of three digits."""
+    folder = tmp_path_factory.mktemp("images")
+    draw_folder(folder / "all")
+    for split, count in (("train", 12), ("test", 4)):
+        for label in "017":
+            (folder / split / label).mkdir(parents=True)
+            for path in sorted((folder / "all" / split / label).iterdir())[:count]:
+                shutil.copy(path, folder / split / label)
+    shutil.rmtree(folder / "all")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("constants", "expected"),
+    [
+        (ONES, "healthy"),
+        (ONES | {"epochs": "1"}, "not finished: the training objective still fell"),
+        (ONES | {"kl-steps": "1000"}, "not finished: it ended at KL weight"),
+        (ONES | {"kl-schedule": "cyclical"}, "healthy"),
+        (ONES | CONVOLUTIONS, "healthy"),
+        (ONES | {"autoencoder": True}, "healthy"),
+        (ONES | {"loss": "mse"}, "healthy"),
+        (ONES | {"loss": "mse", "binarize": "none", "decoder-scale": "learned"}, "healthy"),
+        (ONES | {"bound": "iwae", "bound-samples": "4"}, "healthy"),
+        (ONES | {"prior": "vampprior", "prior-components": "20"}, "healthy"),
+        (ONES | {"latent-dim": "2"}, "healthy"),
+        (ONES | {"reconstruction-reduction": "mean"}, "unhealthy: Posterior collapse"),
+        (ONES | {"kl-weight-end": "50"}, "unhealthy: Posterior collapse"),
+        (TINY_FOLDER | {"epochs": "2"}, "not finished: the history has no lines since"),
+        (TINY_FOLDER | {"epochs": "40"}, "healthy"),
+    ],
+    ids=[
+        "one label", "one epoch", "long ramp", "cyclical", "conv", "autoencoder", "mse", "learned scale", "IWAE",
+        "VampPrior", "two latents", "mean over pixels", "beta 50", "tiny, short", "tiny",
+    ],
+)  # fmt: skip
+def test_a_real_run_gets_the_verdict_that_it_earns(constants, expected, tiny_folder, tmp_path, capsys):
+    assert main.main(read_command_line(command_line(constants, tiny_folder, tmp_path))) == 0
+    (folder,) = tmp_path.iterdir()
+    found = json.loads((folder / "report.json").read_text())
+    reasons = [f": {sentence}" for sentence in (found["problems"] + found["unfinished"])[:1]]
+    assert f"{found['verdict']}{''.join(reasons)}".startswith(expected)
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    elbo = constants["loss"] == "ce" or constants["decoder-scale"] == "learned"
+    for line in lines:
+        assert (line["elbo"] is not None) == (elbo and not constants["autoencoder"])
+        assert ("-(loss + KL)" in line) == (not elbo)
+    console = capsys.readouterr()
+    assert ("ELBO" in console.err) == (elbo and not constants["autoencoder"])
+    assert ("-(loss + KL)" in console.err) == (not elbo)

@@ -215,6 +215,8 @@ def remarks(s: Settings, report: dict[str, Any]) -> list[str]:
         found.append(
             f"A beta-VAE: with a KL weight of {beta:g} fewer latents are used, and reconstructions are blurred."
         )
+    if beta == 0:
+        found.append("The KL weighs nothing: no latent is drawn to the prior, so samples from it look like nothing.")
     if s.autoencoder:
         found.append("A plain autoencoder has no prior and no likelihood: no samples, no ELBO, no NLL.")
     elif s.loss == "ce" and s.binarize == "none":
