@@ -93,8 +93,9 @@ def too_short(s: Settings, progress: Progress) -> list[str]:
         weight = f"it ended at KL weight {progress.last_weight:.3g}, before KL_WEIGHT_END = {s.kl_weight_end:g}"
         return [f"{weight}. More EPOCHS or fewer KL_STEPS."]
     if lines < 2:
-        steps, least = f"{progress.last_step - ramp_end(s):,} of {progress.last_step:,} steps", "too few to judge"
-        few = f"{lines or 'no'} line{'s' * (lines != 1)} since the KL has its final weight ({steps}), {least}"
+        steps = f"{progress.last_step - ramp_end(s):,} of {progress.last_step:,} steps"
+        since = "" if s.autoencoder else f" since the KL has its final weight ({steps})"
+        few = f"{lines or 'no'} line{'s' * (lines != 1)}{since}, too few to judge"
         return [f"the history has {few}. More EPOCHS or a smaller LOG_EVERY."]
     return []
 
