@@ -17,10 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils.door import refuse_early
 from utils.settings import Command, Settings, SettingsError, read_command_line
 
 if __name__ == "__main__":
     COMMAND = read_command_line()  # before TensorFlow loads, which takes seconds, so that a typo is reported at once
+    refuse_early(COMMAND)  # likewise a run to continue that is not there, or a batch larger than the data set
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins, Ctrl-C ends it without a traceback
 
 import numpy as np

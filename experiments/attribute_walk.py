@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.load import load_run, read_run
-from utils.batches import brightness
 from utils.console import experiment_parser
 from utils.settings import Settings, SettingsError
 
@@ -58,6 +57,7 @@ from sklearn.metrics import roc_auc_score
 import main as vae_main
 from experiments import classifier, evaluate, figures, latent
 from utils import console, data, runs
+from utils.batches import brightness
 from utils.dataset import Dataset, binarize, in_batches
 from utils.files import write_json
 from utils.pictures import save_figure
@@ -360,7 +360,7 @@ def main(asked: argparse.Namespace) -> int:
     """Walk as the command line says; return the exit code."""
 
     def work():
-        folder = runs.find(asked.run, asked.output_dir, "RUN")
+        folder = asked.run
         numbers = attribute_walk(folder, asked.attribute)
         print(table(numbers))
         pictures = ", ".join(picture_name(found["attribute"]) for found in numbers["walks"])

@@ -407,7 +407,7 @@ def main(asked: argparse.Namespace) -> int:
     """Evaluate as the command line says; return the exit code."""
 
     def work():
-        folder = runs.find(asked.run, asked.output_dir, "RUN")
+        folder = asked.run
         print(table(evaluate(folder, asked.samples, asked.components)))
         pictures = [name for name in ("bound.png", "samples_mixture.png") if (folder / name).exists()]
         print(f"\nlook at    {folder}: {', '.join(pictures)}, evaluation.json")

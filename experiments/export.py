@@ -236,7 +236,7 @@ def main(asked: argparse.Namespace) -> int:
     """Export as the command line says; return the exit code."""
 
     def work():
-        export(runs.find(asked.run, asked.output_dir, "RUN"), asked.to)
+        export(asked.run, asked.to)
 
     return console.run("export", work, "nothing was exported")
 

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from utils import data, runs
-from utils.console import Say
+from utils.console import Problem, Say
 from utils.dataset import Dataset
-from utils.settings import Settings, SettingsError, from_params
+from utils.settings import Settings, from_params
 
 
 def read_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """What the command line asks for, with RUN and --output-dir added to the parser."""
+    """What the command line asks for, with RUN, whose folder is `run`, and --output-dir added to the parser."""
     parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
     folder = "folder that holds the runs [default OUTPUT_DIR of params.py]"
     parser.add_argument("--output-dir", metavar="DIR", help=folder)
     asked = parser.parse_args(argv)
     try:
-        asked.output_dir = asked.output_dir or from_params().output_dir
-    except SettingsError as error:
-        parser.error(str(error))
+        asked.run = runs.find(asked.run, asked.output_dir or from_params().output_dir, "RUN")
+    except Problem as problem:
+        parser.error(str(problem))
     return asked
 
 

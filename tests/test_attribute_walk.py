@@ -355,7 +355,9 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys):
 
 def test_a_run_that_is_not_there_and_a_full_disk_are_named(make_run, seen_by_judges, monkeypatch, tmp_path, capsys):
     folder = make_run(faces())
-    assert attribute_walk.main(attribute_walk.read_command_line(["nothing", "--output-dir", str(tmp_path)])) == 2
+    with pytest.raises(SystemExit) as stopped:
+        attribute_walk.read_command_line(["nothing", "--output-dir", str(tmp_path)])
+    assert stopped.value.code == 2
     told = f"attribute_walk: error: RUN nothing: no such run in {tmp_path}; there is linear\n"
     assert capsys.readouterr().err == told
 

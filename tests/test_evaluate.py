@@ -356,7 +356,9 @@ def test_a_mistake_on_the_command_line_is_one_line(argv, told, capsys):
 
 def test_a_run_that_is_not_there_and_one_without_weights_are_named(make_run, tmp_path, capsys):
     folder, _, _ = make_run()
-    assert ask("nothing", "--output-dir", tmp_path) == 2
+    with pytest.raises(SystemExit) as stopped:
+        ask("nothing", "--output-dir", tmp_path)
+    assert stopped.value.code == 2
     assert capsys.readouterr().err == f"evaluate: error: RUN nothing: no such run in {tmp_path}; there is tiny\n"
     shutil.rmtree(folder / "checkpoints")
     assert ask(folder) == 2

@@ -288,7 +288,9 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys):
 
 def test_a_run_that_is_not_there_and_one_without_weights_are_named(tmp_path, capsys):
     folder, _, _ = make_run(tmp_path)
-    assert ask("nothing", "--output-dir", tmp_path) == 2
+    with pytest.raises(SystemExit) as stopped:
+        ask("nothing", "--output-dir", tmp_path)
+    assert stopped.value.code == 2
     assert capsys.readouterr().err == f"export: error: RUN nothing: no such run in {tmp_path}; there is tiny\n"
     shutil.rmtree(folder / "checkpoints")
     assert ask("tiny", "--output-dir", tmp_path) == 2

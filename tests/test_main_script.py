@@ -600,7 +600,7 @@ def test_a_run_on_two_labels_with_noise_latents_is_gone_on_from_with_a_third_lab
         ([*FEW, "--labels", "1", "11"], 2, r"labels: 11 is not allowed; MNIST has 0 to 9"),
         ([*FEW, "--start-from", "none"], 2, r"--start-from none: no such run in predictions; there is done"),
         ([*FEW, "--start-from", "done", "--latent-dim", "4"], 2, r"latent_dim: 4 is not .* 'done', which has 3"),
-        ([*FEW, "--output-dir", "predictions/done/report.json/below"], 1, r".*report\.json/below: Not a directory"),
+        ([*FEW, "--output-dir", "predictions/done/report.json/below"], 2, r"output_dir: .*: Not a directory"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_a_line_and_nothing_is_changed(words, code, told, done, capsys):

