@@ -7,7 +7,7 @@ of your own is one more line, with its annotation: MY_CONSTANT is then `settings
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Le, Lt
 from pydantic import StringConstraints
 
 _Tfds = Annotated[  # a text in an annotation says in words what is allowed
@@ -20,45 +20,48 @@ _Name = Annotated[
     StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$"),
     "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'",
 ]
+_Path = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$"), "the name or path of a folder"]
+_Width = Annotated[int, Ge(1), Le(65_536)]  # of a layer, of z, of a prior
 
 # --- data -------------------------------------------------------------------------------------------------------------
 DATASET: Literal["mnist", "fashion_mnist", "celeba", "folder"] | _Tfds = "mnist"  # 60,000 + 10,000 grey images of 28 x
 # 28: digits or clothes; faces; your own images; or e.g. "tfds:cifar10", with TensorFlow Datasets installed
-DATA_DIR: str = "~/.cache/vae"  # folder where a downloaded data set is kept, so that it is fetched once; of celeba and
-# folder, where the images are
+DATA_DIR: _Path = "~/.cache/vae"  # folder where a downloaded data set is kept, so that it is fetched once; of celeba
+# and folder, where the images are
 IMAGE_SIZE: Annotated[int, Ge(4), Le(1_024)] = 64  # pixels a side to which the images of celeba, folder and tfds: are
 # resized; those of MNIST have 28
-IMAGE_CROP: Annotated[int, Ge(0)] = 0  # pixels a side of the square that is cut from the middle of an image before
-# that; 0: 148 of celeba, as is usual, and the largest there is of others
+IMAGE_CROP: Annotated[int, Ge(0), Le(65_536)] = 0  # pixels a side of the square that is cut from the middle of an
+# image before that; 0: 148 of celeba, as is usual, and the largest there is of others
 SKIP_BAD_IMAGES: bool = False  # True takes the next image in place of one that cannot be read, and counts them; else
 # the first one ends the run
 BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel black or white, anew every epoch,
 # with its grey value as probability: what likelihoods need
-LABELS: tuple[Annotated[int, Ge(0)], ...] = ()  # only images with these labels, e.g. 1 and 7; none means all
-HELD_OUT: Annotated[int, Ge(0)] = 0  # training images, the last ones, to hold out and test on in place of the test
-# images: for choosing settings without looking at those
+LABELS: Annotated[tuple[Annotated[int, Ge(0), Le(10**6)], ...], "as in (1, 7)"] = ()  # only images with these labels,
+# e.g. 1 and 7; none means all
+HELD_OUT: Annotated[int, Ge(0), Le(10**9)] = 0  # training images, the last ones, to hold out and test on in place
+# of the test images: for choosing settings without looking at those
 
 # --- model ------------------------------------------------------------------------------------------------------------
 ARCHITECTURE: Literal["mlp", "conv", "resnet"] = "mlp"  # dense layers, convolutions, or convolutions with residual
 # blocks between them
-ENCODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # units per hidden layer of "mlp"; with none it is
+ENCODER_LAYERS: tuple[_Width, ...] = (512, 512)  # units per hidden layer of "mlp"; with none it is
 # linear
-DECODER_LAYERS: tuple[Annotated[int, Ge(1)], ...] = (512, 512)  # the same for the decoder, in order from z to pixels
-CHANNELS: tuple[Annotated[int, Ge(1)], ...] = (32, 64, 128)  # "conv" and "resnet": of each stage of the encoder, of
-# which each halves the image as long as its side is even; the decoder goes back the same way
-RESIDUAL_BLOCKS: Annotated[int, Ge(1)] = 1  # "resnet": blocks of two convolutions behind each stage
+DECODER_LAYERS: tuple[_Width, ...] = (512, 512)  # the same for the decoder, in order from z to pixels
+CHANNELS: Annotated[tuple[_Width, ...], "as in (32, 64, 128)"] = (32, 64, 128)  # "conv" and "resnet": of each stage
+# of the encoder, of which each halves the image as long as its side is even; the decoder goes back the same way
+RESIDUAL_BLOCKS: Annotated[int, Ge(1), Le(100)] = 1  # "resnet": blocks of two convolutions behind each stage
 ACTIVATION: Literal["relu", "gelu", "silu", "elu", "tanh"] = "silu"  # behind each hidden layer
-LATENT_DIM: Annotated[int, Ge(1)] = 20  # latents per image; 2 can be looked at as a map (manifold.png)
-NOISE_DIM: Annotated[int, Ge(0)] = 0  # further latents that are pure noise, which the encoder doesn't see: does the
-# decoder use them? (README, Analysis)
+LATENT_DIM: _Width = 20  # latents per image; 2 can be looked at as a map (manifold.png)
+NOISE_DIM: Annotated[int, Ge(0), Le(65_536)] = 0  # further latents that are pure noise, which the encoder doesn't
+# see: does the decoder use them? (README, Analysis)
 AUTOENCODER: bool = False  # True leaves out noise and KL: the plain autoencoder, which has no prior to sample from
 
 # --- prior ------------------------------------------------------------------------------------------------------------
 PRIOR: Literal["standard", "vampprior", "mixture", "realnvp"] = "standard"  # N(0, I), or a learned one: the encoder's
 # answers to learned images, Gaussians, or a flow
-PRIOR_COMPONENTS: Annotated[int, Ge(1)] = 500  # pseudo-inputs of the VampPrior, or Gaussians of the mixture
-PRIOR_LAYERS: Annotated[int, Ge(1)] = 6  # coupling layers of RealNVP
-PRIOR_UNITS: Annotated[int, Ge(1)] = 128  # units in each of the two hidden layers of a coupling network
+PRIOR_COMPONENTS: _Width = 500  # pseudo-inputs of the VampPrior, or Gaussians of the mixture
+PRIOR_LAYERS: Annotated[int, Ge(1), Le(100)] = 6  # coupling layers of RealNVP
+PRIOR_UNITS: _Width = 128  # units in each of the two hidden layers of a coupling network
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 LOSS: Literal["ce", "mse", "ad", "logistic"] = "ce"  # cross-entropy, squared error, absolute difference, or the
@@ -81,16 +84,18 @@ FREE_BITS: Annotated[float, Ge(0), Le(10**6)] = 0.0  # nats of KL per latent tha
 # --- bound ------------------------------------------------------------------------------------------------------------
 BOUND: Literal["elbo", "iwae", "dreg"] = "elbo"  # what is maximised: the ELBO, or the tighter importance-weighted bound
 # ("dreg": with a less noisy gradient)
-BOUND_SAMPLES: Annotated[int, Ge(1)] = 1  # draws of z per image and step: a tighter bound or, of the ELBO, less noise
-BOUND_CHUNK: Annotated[int, Ge(1)] = 1_024  # with several draws, how many are worked on at once, which bounds the
-# memory: a batch is split into equal parts
+BOUND_SAMPLES: Annotated[int, Ge(1), Le(65_536)] = 1  # draws of z per image and step: a tighter bound or, of the ELBO,
+# less noise
+BOUND_CHUNK: Annotated[int, Ge(1), Le(10**6)] = 1_024  # with several draws, how many are worked on at once, which
+# bounds the memory: a batch is split into equal parts
 
 # --- optimiser --------------------------------------------------------------------------------------------------------
-BATCH_SIZE: Annotated[int, Ge(1)] = 128  # images per step, on all devices together; a larger one makes fewer, less
-# noisy steps an epoch
+BATCH_SIZE: Annotated[int, Ge(1), Le(10**6)] = 128  # images per step, on all devices together; a larger one makes
+# fewer, less noisy steps an epoch
 EPOCHS: Annotated[int, Ge(1), Le(10**6)] = 15  # passes over the training images
-LEARNING_RATE: Annotated[float, Gt(0)] = 1e-3  # Adam's step size; lower it when a run diverges
-GRADIENT_CLIP: Annotated[float, Ge(0)] = 0.0  # a gradient, of all weights together, is cut to this length; 0: never
+LEARNING_RATE: Annotated[float, Ge(1e-35), Le(1e38)] = 1e-3  # Adam's step size; lower it when a run diverges
+GRADIENT_CLIP: Annotated[float, Ge(0), Le(1e38)] = 0.0  # a gradient, of all weights together, is cut to this length;
+# 0: never
 LR_SCHEDULE: Literal["constant", "cosine"] = "cosine"  # "cosine" falls to a hundredth of it by the end of the run
 MIXED_PRECISION: bool = False  # True computes hidden layers in bfloat16, which newer GPUs do faster; weights, losses
 # and KL stay float32
@@ -98,11 +103,12 @@ MIXED_PRECISION: bool = False  # True computes hidden layers in bfloat16, which 
 # --- run --------------------------------------------------------------------------------------------------------------
 SEED: Annotated[int, Ge(0), Lt(2**31)] = 0  # every random draw follows from it; change it to see what is chance
 RUN_NAME: _Name = ""  # folder of the run; "": named after its settings, as in mnist-ce-z20
-START_FROM: str = ""  # a run (name or folder) whose weights to start from, e.g. to go on with other labels; "":
+START_FROM: _Path = ""  # a run (name or folder) whose weights to start from, e.g. to go on with other labels; "":
 # from random ones
-OUTPUT_DIR: str = "predictions"  # folder that holds the runs
-LOG_EVERY: Annotated[int, Ge(1)] = 100  # steps between two lines of history.jsonl, each a mean over those steps
-IMAGES_EVERY: Annotated[int, Ge(1)] = 1  # epochs between two grids of samples and reconstructions
-CHECKPOINT_EVERY: Annotated[int, Ge(1)] = 1_000  # steps between two checkpoints, which --resume goes on from
-NLL_SAMPLES: Annotated[int, Ge(0), Lt(2**31)] = 128  # importance samples per test image for the log-likelihood;
+OUTPUT_DIR: _Path = "predictions"  # folder that holds the runs
+LOG_EVERY: Annotated[int, Ge(1), Le(10**9)] = 100  # steps between two lines of history.jsonl, each a mean over those
+# steps
+IMAGES_EVERY: Annotated[int, Ge(1), Le(10**6)] = 1  # epochs between two grids of samples and reconstructions
+CHECKPOINT_EVERY: Annotated[int, Ge(1), Le(10**9)] = 1_000  # steps between two checkpoints, which --resume goes on from
+NLL_SAMPLES: Annotated[int, Ge(0), Le(10**6)] = 128  # importance samples per test image for the log-likelihood;
 # 0 leaves it out

@@ -3,12 +3,14 @@
 import contextlib
 import io
 import json
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given, settings
@@ -43,8 +45,9 @@ LOSSES = " or ".join(
     ", ".join(map(repr, get_args(settings_module.settings_model().model_fields["loss"].annotation))).rsplit(", ", 1)
 )
 NAME_RULE = "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'"
+WIDTH, WIDTHS = "an integer from 1 to 65,536", "integers from 1 to 65,536"
 POSITIVE = "an integer of at least 1 and less than 2,147,483,648"
-UP_TO_A_MILLION = "a finite number of at least 0 and at most 1,000,000"
+UP_TO_A_MILLION = "a finite number from 0 to 1,000,000"
 FLAG = "--autoencoder takes no value; it is a flag: --autoencoder turns it on, --no-autoencoder off"
 
 
@@ -97,25 +100,40 @@ def test_settings_are_the_constants_of_params_and_frozen():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("LATENT_DIM", "0", "LATENT_DIM = 0 is not allowed; an integer of at least 1 is"),
-        ("LATENT_DIM", '"20"', "LATENT_DIM = '20' is not allowed; an integer of at least 1 is"),
-        ("LATENT_DIM", "True", "LATENT_DIM = True is not allowed; an integer of at least 1 is"),
-        ("LATENT_DIM", "20.0", "LATENT_DIM = 20.0 is not allowed; an integer of at least 1 is"),
+        ("LATENT_DIM", "0", "LATENT_DIM = 0 is not allowed; an integer from 1 to 65,536 is"),
+        ("LATENT_DIM", '"20"', "LATENT_DIM = '20' is not allowed; an integer from 1 to 65,536 is"),
+        ("LATENT_DIM", "True", "LATENT_DIM = True is not allowed; an integer from 1 to 65,536 is"),
+        ("LATENT_DIM", "20.0", "LATENT_DIM = 20.0 is not allowed; an integer from 1 to 65,536 is"),
         ("SEED", "2**31", "SEED = 2147483648 is not allowed; an integer of at least 0 and less than 2,147,483,648 is"),
-        ("LEARNING_RATE", "0", "LEARNING_RATE = 0 is not allowed; a finite number greater than 0 is"),
-        ("LEARNING_RATE", 'float("nan")', "LEARNING_RATE = nan is not allowed; a finite number greater than 0 is"),
-        ("LEARNING_RATE", "1e999", "LEARNING_RATE = inf is not allowed; a finite number greater than 0 is"),
+        ("LEARNING_RATE", "0", "LEARNING_RATE = 0 is not allowed; a finite number from 1e-35 to 1e+38 is"),
+        ("LEARNING_RATE", 'float("nan")', "LEARNING_RATE = nan is not allowed; a finite number from 1e-35 to 1e+38 is"),
+        ("LEARNING_RATE", "1e999", "LEARNING_RATE = inf is not allowed; a finite number from 1e-35 to 1e+38 is"),
         ("FREE_BITS", "False", f"FREE_BITS = False is not allowed; {UP_TO_A_MILLION} is"),
         ("AUTOENCODER", "1", "AUTOENCODER = 1 is not allowed; True or False is"),
-        ("OUTPUT_DIR", "3", "OUTPUT_DIR = 3 is not allowed; a text in quotes is"),
+        ("OUTPUT_DIR", "3", "OUTPUT_DIR = 3 is not allowed; the name or path of a folder is"),
         ("RUN_NAME", '"a/b"', f"RUN_NAME = 'a/b' is not allowed; {NAME_RULE} is"),
         ("RUN_NAME", '"..\\\\n"', f"RUN_NAME = '..\\n' is not allowed; {NAME_RULE} is"),
         ("LOSS", '"msw"', f"LOSS = 'msw' is not allowed; {LOSSES} is (did you mean 'mse'?)"),
         (
             "ENCODER_LAYERS",
             "(512, 0)",
-            "ENCODER_LAYERS = (512, 0) is not allowed; a tuple of integers of at least 1 as in (512, 512) or () is",
+            f"ENCODER_LAYERS = (512, 0) is not allowed; a tuple of {WIDTHS} as in (512, 512) or () is",
         ),
+        (
+            "ENCODER_LAYERS",
+            "(256)",
+            f"ENCODER_LAYERS = 256 is not allowed; a tuple of {WIDTHS} as in (512, 512) or () is "
+            "(did you mean (256,)?)",
+        ),
+        ("CHANNELS", "0", f"CHANNELS = 0 is not allowed; a tuple of {WIDTHS} as in (32, 64, 128) or () is"),
+        (
+            "LABELS",
+            "(1)",
+            "LABELS = 1 is not allowed; a tuple of integers from 0 to 1,000,000 as in (1, 7) or () is "
+            "(did you mean (1,)?)",
+        ),
+        ("OUTPUT_DIR", r'"a\\0b"', r"OUTPUT_DIR = 'a\x00b' is not allowed; the name or path of a folder is"),
+        ("LATENT_DIM", "10**5000", f"LATENT_DIM = an integer of thousands of digits is not allowed; {WIDTH} is"),
         ("LOSS", "mse", "NameError: name 'mse' is not defined"),
         ("LATENT_DIM", "[][0]", "IndexError: list index out of range"),
     ],
@@ -299,6 +317,21 @@ def test_a_missing_file_is_told(tmp_path):
     assert told([], tmp_path / "params.py").startswith("params.py: [Errno 2] No such file or directory")
 
 
+def test_a_file_in_another_encoding_is_told_unless_it_says_so(tmp_path):
+    text = edited(tmp_path, r"^LATENT_DIM:", 'ZEBRA: str = "größer"  # ä\nLATENT_DIM:').read_text(encoding="utf-8")
+
+    def saved(name: str, first: str, encoding: str) -> Path:
+        (tmp_path / name).write_bytes((first + text).encode(encoding))
+        return tmp_path / name
+
+    place = f"latin.py, line {line_of('LATENT_DIM')}"
+    assert told([], saved("latin.py", "", "latin-1")) == f"{place}: a character is not in utf-8"
+    assert told([], saved("odd.py", "# coding: odd\n", "utf-8")).startswith("odd.py: unknown encoding")
+    declared = saved("declared.py", "# coding: latin-1\n", "latin-1")
+    assert run([], declared)[0].settings.zebra == "größer"
+    assert read_constants(declared)["zebra"].comment == "ä"
+
+
 @pytest.mark.parametrize("helper", ["from math import pi as PI", "_HALF = 1", "Positive = Annotated[int, Ge(1)]"])
 def test_helpers_and_underscored_names_are_no_constants(tmp_path, helper):
     command, _ = run([], edited(tmp_path, r"^LATENT_DIM", f"{helper}\nLATENT_DIM"))
@@ -368,7 +401,7 @@ def test_only_losses_with_a_width_have_a_learned_one(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"latent_dim": 0}, "latent_dim: 0 is not allowed; an integer of at least 1 is"),
+        ({"latent_dim": 0}, "latent_dim: 0 is not allowed; an integer from 1 to 65,536 is"),
         ({"loss": None}, f"loss: None is not allowed; {LOSSES} is"),
         (
             {"latent_dims": 2},
@@ -395,7 +428,7 @@ def test_wrong_overrides_are_told(overrides, message):
         ("--encoder-layers", {"encoder_layers": ()}),
         ("--encoder-layers none", {"encoder_layers": ()}),
         ("--kl-steps 2147483647 --kl-cycles 2147483647", {"kl_steps": 2**31 - 1, "kl_cycles": 2**31 - 1}),
-        ("--kl-weight-end 1e6 --nll-samples 2147483647", {"kl_weight_end": 1e6, "nll_samples": 2**31 - 1}),
+        ("--kl-weight-end 1e6 --nll-samples 1000000", {"kl_weight_end": 1e6, "nll_samples": 10**6}),
         ("--autoencoder", {"autoencoder": True}),
         ("--no-autoencoder", {"autoencoder": False}),
         ("--output-dir -here --run-name=", {"output_dir": "-here", "run_name": ""}),
@@ -417,15 +450,15 @@ def test_resume_is_an_option_of_its_own():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--latent-dim 0", "--latent-dim: 0 is not allowed; an integer of at least 1 is"),
-        ("--latent-dim -3", "--latent-dim: -3 is not allowed; an integer of at least 1 is"),
-        ("--latent-dim two", "--latent-dim: 'two' is not allowed; an integer of at least 1 is"),
-        ("--latent-dim 2.5", "--latent-dim: '2.5' is not allowed; an integer of at least 1 is"),
-        ("--latent-dim", "--latent-dim lacks its value: an integer of at least 1"),
-        ("--data-dir", "--data-dir lacks its value: a text"),
-        ("--learning-rate -1e-3", "--learning-rate: -0.001 is not allowed; a finite number greater than 0 is"),
-        ("--learning-rate nan", "--learning-rate: nan is not allowed; a finite number greater than 0 is"),
-        ("--learning-rate -inf", "--learning-rate: -inf is not allowed; a finite number greater than 0 is"),
+        ("--latent-dim 0", "--latent-dim: 0 is not allowed; an integer from 1 to 65,536 is"),
+        ("--latent-dim -3", "--latent-dim: -3 is not allowed; an integer from 1 to 65,536 is"),
+        ("--latent-dim two", "--latent-dim: 'two' is not allowed; an integer from 1 to 65,536 is"),
+        ("--latent-dim 2.5", "--latent-dim: '2.5' is not allowed; an integer from 1 to 65,536 is"),
+        ("--latent-dim", f"--latent-dim lacks its value: {WIDTH}"),
+        ("--data-dir", "--data-dir lacks its value: the name or path of a folder"),
+        ("--learning-rate -1e-3", "--learning-rate: -0.001 is not allowed; a finite number from 1e-35 to 1e+38 is"),
+        ("--learning-rate nan", "--learning-rate: nan is not allowed; a finite number from 1e-35 to 1e+38 is"),
+        ("--learning-rate -inf", "--learning-rate: -inf is not allowed; a finite number from 1e-35 to 1e+38 is"),
         ("--loss msw", f"--loss: 'msw' is not allowed; {LOSSES} is (did you mean 'mse'?)"),
         ("--dataset celebra", f"--dataset: 'celebra' is not allowed; {DATASETS} is (did you mean 'celeba'?)"),
         ("--dataset tfds:", f"--dataset: 'tfds:' is not allowed; {DATASETS} is"),
@@ -445,13 +478,14 @@ def test_resume_is_an_option_of_its_own():
         ("--run-name .x", f"--run-name: '.x' is not allowed; {NAME_RULE} is"),
         (
             "--encoder-layers 500 x",
-            "--encoder-layers: 500 'x' is not allowed; none or a list of integers of at least 1 as in 512 512 is",
+            f"--encoder-layers: 500 'x' is not allowed; none or a list of {WIDTHS} as in 512 512 is",
         ),
         ("--kl-steps 2147483648", f"--kl-steps: 2147483648 is not allowed; {POSITIVE.replace('1', '0', 1)} is"),
         ("--kl-cycles 2147483648", f"--kl-cycles: 2147483648 is not allowed; {POSITIVE} is"),
+        ("--nll-samples 1000001", "--nll-samples: 1000001 is not allowed; an integer from 0 to 1,000,000 is"),
         (
-            "--nll-samples 2147483648",
-            "--nll-samples: 2147483648 is not allowed; an integer of at least 0 and less than 2,147,483,648 is",
+            "--labels 1.5",
+            "--labels: '1.5' is not allowed; none or a list of integers from 0 to 1,000,000 as in 1 7 is",
         ),
         ("--kl-weight-start 1000000.5", f"--kl-weight-start: 1000000.5 is not allowed; {UP_TO_A_MILLION} is"),
         ("--kl-weight-end 1e39", f"--kl-weight-end: 1e+39 is not allowed; {UP_TO_A_MILLION} is"),
@@ -515,8 +549,8 @@ def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
         comment = re.search(rf"^{name}: .+?  # (.*)", SOURCE, re.MULTILINE)[1]
         assert comment.strip() in entry
         assert re.search(r"[\[ ]default \S.*\]\n", entry)
-    assert "(manifold.png) [an integer of at least 1; default 20]\n" in printed
-    assert "[none or a list of integers of at least 1 as in 512 512; default 512 512]\n" in printed
+    assert f"(manifold.png) [{WIDTH}; default 20]\n" in printed
+    assert f"[none or a list of {WIDTHS} as in 512 512; default 512 512]\n" in printed
     assert "()" not in printed  # as the file has it; typed, it is none
     assert f"[{LOSSES}; default {from_params().loss!r}]\n" in printed
     assert "with its grey value as probability: what likelihoods need ['dynamic' or 'none';" in printed  # a second line
@@ -579,7 +613,7 @@ def test_constants_that_were_added_have_values_from_before_that_are_allowed():
 
 
 def test_saved_settings_that_no_longer_fit_are_told():
-    told = r"^saved epochs: 0 is not allowed; an integer of at least 1 and at most 1,000,000 is$"
+    told = r"^saved epochs: 0 is not allowed; an integer from 1 to 1,000,000 is$"
     with pytest.raises(SettingsError, match=told):
         load_saved(through_json(from_params()) | {"epochs": 0}, pytest.fail)
 
@@ -638,16 +672,65 @@ def test_a_saved_constant_that_is_no_more_is_refused_if_it_had_an_effect(monkeyp
         (Annotated[int, Ge(1)], "an integer of at least 1"),
         (Annotated[int, Ge(0), Lt(2**31)], "an integer of at least 0 and less than 2,147,483,648"),
         (Annotated[float, Gt(0), Le(0.5)], "a finite number greater than 0 and at most 0.5"),
-        (Annotated[float, Ge(0), Le(10**6)], "a finite number of at least 0 and at most 1,000,000"),
+        (Annotated[float, Ge(0), Le(10**6)], "a finite number from 0 to 1,000,000"),
         (bool, "True or False"),
         (int | None, "an integer, or None"),
         (str, "a text in quotes"),
         (Annotated[str, StringConstraints(pattern="^a+$")], "a text in quotes that matches ^a+$"),
         (tuple[Annotated[int, Ge(1)], ...], "a tuple of integers of at least 1 as in (512, 512) or ()"),
+        (
+            Annotated[tuple[Annotated[int, Le(9)], ...], "as in (3,)"],
+            "a tuple of integers of at most 9 as in (3,) or ()",
+        ),
+        (Annotated[tuple[int, ...], "two or more"], "two or more"),
+        (tuple[float, ...], "a tuple of finite numbers as in (0.1, 0.5) or ()"),
+        (tuple[str, ...], "a tuple of texts in quotes or ()"),
     ],
 )
 def test_an_annotation_in_words(annotation, words):
     assert allowed(annotation) == words
+
+
+def bounds_of(annotation: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+    """The type of a constant, or of what is in its tuple, and for each bound the last value within and one beyond."""
+    kind, *rules = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if get_origin(kind) is tuple:
+        return bounds_of(get_args(kind)[0])
+    found = []
+    for rule in rules:
+        for name, inside, beyond in (("ge", 0, -1), ("gt", 1, 0), ("le", 0, 1), ("lt", -1, 0)):
+            if (bound := getattr(rule, name, None)) is not None and kind is int:
+                found.append((bound + inside, bound + beyond))
+            elif bound is not None:
+                found.append((float(bound), math.nextafter(bound, beyond * math.inf)))
+    return kind, found
+
+
+def bounded() -> list[tuple[str, Any, Any]]:
+    """Each number that params.py has bounds for: its option, and at either end the value allowed and one beyond it."""
+    return [
+        (f"--{name.replace('_', '-')}", at, beyond)
+        for name in sorted(OURS)
+        for at, beyond in bounds_of(read_constants()[name].annotation)[1]
+    ]
+
+
+def test_every_number_of_ours_has_a_bound_at_either_end():
+    for name in OURS:
+        kind, bounds = bounds_of(read_constants()[name].annotation)
+        assert len(bounds) == (2 if kind in (int, float) else 0), name
+
+
+@pytest.mark.parametrize(("option", "at", "beyond"), bounded())
+def test_a_number_is_taken_at_its_bound_and_refused_beyond(option, at, beyond):
+    outcome, printed = run([option, str(at)])
+    assert isinstance(outcome, Command) or "is not allowed with" in printed  # another constant
+    assert re.fullmatch(rf"{option}: {re.escape(str(beyond))} is not allowed; .* is", told([option, str(beyond)]))
+
+
+def test_a_learning_rate_is_a_normal_number_in_float32():
+    for bound, _ in bounds_of(read_constants()["learning_rate"].annotation)[1]:
+        assert np.finfo(np.float32).tiny <= np.float32(bound) < np.inf
 
 
 def test_every_annotation_of_params_has_words():
@@ -664,6 +747,6 @@ def test_a_typo_is_told_without_tensorflow():
     command = [sys.executable, "-c", code, "--latent-dim", "0"]
     done = subprocess.run(command, cwd=PARAMS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "main.py: error: --latent-dim: 0 is not allowed; an integer of at least 1 is\n"
+    assert done.stderr == "main.py: error: --latent-dim: 0 is not allowed; an integer from 1 to 65,536 is\n"
     assert "pydantic" in done.stdout.split()
     assert not {"tensorflow", "keras", "numpy"} & set(done.stdout.split())

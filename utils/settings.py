@@ -12,6 +12,7 @@ import inspect
 import keyword
 import re
 import sys
+import tokenize
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -180,9 +181,10 @@ def _explain(error: Any, values: dict[str, Any], prefix: str, params: Path) -> s
     everything = {name: constant.value for name, constant in constants.items()} | values
 
     def place(name: str) -> str:
+        written = _written(everything[name])
         if name not in values:
-            return f"{params.name}, line {constants[name].line}: {name.upper()} = {everything[name]!r}"
-        return f"{_option(name)}: {_shown(values[name])}" if prefix == "--" else f"{prefix}{name}: {values[name]!r}"
+            return f"{params.name}, line {constants[name].line}: {name.upper()} = {written}"
+        return f"{_option(name)}: {_shown(values[name])}" if prefix == "--" else f"{prefix}{name}: {written}"
 
     if error["type"] == "clash":  # blame what was just typed rather than the file
         name, other = sorted(error["ctx"]["names"], key=lambda name: name not in values)
@@ -191,41 +193,69 @@ def _explain(error: Any, values: dict[str, Any], prefix: str, params: Path) -> s
     if error["type"] == "extra_forbidden":
         return f"{place(name)} is not allowed; {params.name} has no such constant{_did_you_mean(name, constants)}"
     words = allowed(constants[name].annotation, typed=prefix == "--" and name in values)
-    choices = re.findall(r"'(\w{2,})'", words)
-    return f"{place(name)} is not allowed; {words} is{_did_you_mean(everything[name], choices)}"
+    if _is_lone(everything[name], constants[name].annotation):
+        hint = f" (did you mean ({_written(everything[name])},)?)"
+    else:
+        hint = _did_you_mean(everything[name], re.findall(r"'(\w{2,})'", words))
+    return f"{place(name)} is not allowed; {words} is{hint}"
+
+
+def _is_lone(value: Any, annotation: Any) -> bool:
+    """Whether a value lacks no more than the comma that makes (256,) a tuple."""
+    if get_origin(_bare(annotation)) is not tuple:
+        return False
+    try:
+        TypeAdapter(annotation).validate_python((value,), strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def _written(value: Any) -> str:
+    """A value as params.py has it."""
+    try:
+        return repr(value)
+    except ValueError:  # Python writes out no integer of more than 4,300 digits
+        return "an integer of thousands of digits"
 
 
 def _did_you_mean(word: Any, known: Iterable[str], show: Callable[[str], str] = repr) -> str:
-    close = get_close_matches(str(word), list(known), n=1)
+    close = get_close_matches(word if isinstance(word, str) else _written(word), list(known), n=1)
     return f" (did you mean {show(close[0])}?)" if close else ""
 
 
 # --- annotations in words ---------------------------------------------------------------------------------------------
 UNIONS = (Union, UnionType)  # A | B is the one or the other, depending on what A and B are
 NOUNS = {bool: "True or False", int: "an integer", float: "a finite number", type(None): "None"}
+EXAMPLES = {int: "as in (512, 512)", float: "as in (0.1, 0.5)"}  # of tuples, by what is in them
 BOUNDS = {"ge": "of at least", "gt": "greater than", "le": "of at most", "lt": "less than"}
 
 
 def allowed(annotation: Any, typed: bool = False) -> str:
     """What an annotation allows, in words; `typed` on the command line, where texts and lists need no punctuation."""
     kind, rules = _bare(annotation), getattr(annotation, "__metadata__", ())
-    if words := [rule for rule in rules if isinstance(rule, str)]:
-        return words[0]  # the annotation's own
+    own = next((rule for rule in rules if isinstance(rule, str)), "")  # a text in the annotation
+    if own and not own.startswith("as in "):  # as that of a tuple may, whose example it is then
+        return own
     if get_origin(kind) in UNIONS:
         return ", or ".join(allowed(choice, typed) for choice in get_args(kind))
     if get_origin(kind) is Literal:
         return _either(get_args(kind))
     if get_origin(kind) is tuple:
-        items = re.sub(r"^an? ((?:finite )?\w+)", r"\1s", allowed(get_args(kind)[0]))
-        return f"none or a list of {items} as in 512 512" if typed else f"a tuple of {items} as in (512, 512) or ()"
+        items = re.sub(r"^an? ((?:finite )?\w+)", r"\1s", allowed(get_args(kind)[0], typed))
+        example = own or EXAMPLES.get(_bare(get_args(kind)[0]), "")
+        if typed:
+            return f"none or a list of {items} {re.sub('[(),]', '', example)}".rstrip()
+        return f"a tuple of {items} {f'{example} or' if example else 'or'} ()"
     if kind is str:
         pattern = next((rule.pattern for rule in rules if hasattr(rule, "pattern")), None)
         return ("a text" if typed else "a text in quotes") + (f" that matches {pattern}" if pattern else "")
     if kind not in NOUNS:
         raise TypeError(f"{kind} is none of bool, int, float, str, Literal[...], tuple[...] and unions of these")
     bounds = [(words, getattr(rule, key, None)) for rule in rules for key, words in BOUNDS.items()]
-    limits = [f"{words} {bound:,}" for words, bound in bounds if bound is not None]
-    return f"{NOUNS[kind]} {' and '.join(limits).replace('and of', 'and')}".strip()
+    limits = " and ".join(f"{words} {bound:,}" for words, bound in bounds if bound is not None)
+    limits = re.sub("^of at least (.+) and of at most (.+)$", r"from \1 to \2", limits)
+    return f"{NOUNS[kind]} {limits.replace('and of', 'and')}".strip()
 
 
 def _either(choices: Sequence[Any]) -> str:
@@ -250,8 +280,8 @@ class Constant(NamedTuple):
 @cache
 def read_constants(params: Path = PARAMS) -> dict[str, Constant]:
     """The constants of params.py by their lower-case names, in the file's order. Raises SettingsError."""
+    text = _source(params)
     values, annotations = _import(params)
-    text = params.read_text("utf-8-sig", "replace")
     assignments, lines = _assignments(text), text.split("\n")
     there = {name.lower() for name in assignments if name in values}
     if missing := sorted(_needed() - there):
@@ -264,6 +294,20 @@ def read_constants(params: Path = PARAMS) -> dict[str, Constant]:
         _check(f"{params.name}, line {node.lineno}: {name}", name, values, annotations)
         constants[name.lower()] = Constant(values[name], annotations[name], node.lineno, *_around(lines, node))
     return constants
+
+
+def _source(params: Path) -> str:
+    """The text of params.py, in UTF-8 or whatever its first lines declare. Raises SettingsError."""
+    try:
+        with tokenize.open(params) as file:
+            return file.read()
+    except OSError as error:
+        raise SettingsError(f"{params.name}: {error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise SettingsError(f"{params.name}, line {line}: a character is not in {error.encoding}") from None
+    except SyntaxError as error:  # of the line that declares an encoding
+        raise SettingsError(f"{params.name}: {error.msg}") from None
 
 
 def _import(params: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -423,7 +467,7 @@ def _value(typed: Any, annotation: Any) -> Any:
 
 def _shown(value: Any) -> str:
     """A value as one types it on the command line."""
-    return (" ".join(map(repr, value)) or "none") if isinstance(value, tuple) else repr(value)
+    return (" ".join(map(_written, value)) or "none") if isinstance(value, tuple) else _written(value)
 
 
 def _option(name: str, value: bool = True) -> str:
