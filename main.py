@@ -340,13 +340,12 @@ def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
     return decode(vae, z_mean)
 
 
-def draw_grids(vae: VAE, s: Settings, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The grids of an epoch, uint8 (H', W', C) by name: the same latents and the same test images in every epoch."""
-    grids = {"reconstructions": pictures.reconstructions(partial(reconstruct, vae), dataset)}
-    if not s.autoencoder:  # which has no prior to sample from
-        latents = sample_prior(vae, 100, random_key(s.seed, GRID_LATENTS, 0))
-        grids["samples"] = pictures.samples(partial(decode, vae), latents)
-    return grids
+def draw_grid(vae: VAE, s: Settings, dataset: Dataset, name: str) -> np.ndarray:
+    """The grid "samples" or "reconstructions", uint8 (H', W', C): of the same latents or test images in every epoch."""
+    if name == "reconstructions":
+        return pictures.reconstructions(partial(reconstruct, vae), dataset)
+    latents = sample_prior(vae, 100, random_key(s.seed, GRID_LATENTS, 0))
+    return pictures.samples(partial(decode, vae), latents)
 
 
 # --- loop -------------------------------------------------------------------------------------------------------------
@@ -361,7 +360,7 @@ def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Record
     train_steps, test = compile_train_steps(vae, optimizer, s, run.crew), compile_test(vae, s, evaluate)
     with run.training(optimizer):  # from the newest checkpoint, if there is one
         if run.step == 0:
-            run.write_pictures(partial(draw_grids, vae, s, dataset))
+            run.write_pictures(partial(draw_grid, vae, s, dataset))
         run.compile(train_steps)  # and start the clock
         for first, end, batches in run.batches():  # those of an epoch at once, or a stream's piece by piece
             while run.step < end:
@@ -376,7 +375,7 @@ def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Record
                 if run.test_is_due:
                     weight = kl_weight(run.step - 1, s)  # in the last step
                     run.write_test_line(*test(dataset.test_images, weight), weight)
-                    run.write_pictures(partial(draw_grids, vae, s, dataset))
+                run.write_pictures(partial(draw_grid, vae, s, dataset))
 
                 # 3. Save what a resumed run goes on from; last, so that all of this step is on the disk by then.
                 run.save()

@@ -75,19 +75,21 @@ def lazy(numbers=range(40), bad=(), skip=False, seen=None):
 
 def written(folder, steps, split="train"):
     """A history and one event file with a line for each step."""
-    with recorder.event_writer(folder) as events:
+    with recorder.event_writer(folder, split) as events:
         for step in steps:
-            recorder.write_line(
-                folder, events, recorder.history_line(split, step, 10, np.float32([step + 0.1, 2, 3]), 0.5)
-            )
+            line = recorder.history_line(split, step, 10, np.float32([step + 0.1, 2, 3]), 0.5)
+            recorder.write_line(folder, {split: events}, line)
 
 
 def scalars(folder):
-    """What TensorBoard's own reader finds: {(tag, step): value}; that none is there twice is checked on the way."""
-    found = {}
-    for path in sorted((folder / "tensorboard").glob("*tfevents*")):
+    """What TensorBoard's own reader finds: {(train or test / tag, step): a value or, of a picture, (3,) texts}; that
+    none is there twice is checked on the way."""
+    found, place = {}, folder / "tensorboard"
+    for path in sorted(place.rglob("*tfevents*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                assert (value.tag, event.step) not in found
-                found[value.tag, event.step] = make_ndarray(value.tensor).item()
+                key = str(path.parent.relative_to(place) / value.tag), event.step
+                assert key not in found
+                content = make_ndarray(value.tensor)
+                found[key] = content if content.ndim else content.item()
     return found

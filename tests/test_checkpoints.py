@@ -144,7 +144,7 @@ def test_a_folder_without_checkpoints_has_nothing_to_restore_and_leavings_are_sw
 
 # --- what came after a checkpoint -------------------------------------------------------------------------------------
 def only_event_file(folder):
-    [path] = (folder / "tensorboard").iterdir()
+    [path] = (folder / "tensorboard").rglob("*tfevents*")
     return path
 
 
@@ -160,6 +160,18 @@ def test_what_came_after_the_checkpoint_is_cut_off(tmp_path):
     written(tmp_path, [30, 40])
     assert runs.read_history(tmp_path) == lines
     assert scalars(tmp_path) == before
+
+
+def test_event_files_are_cut_whether_splits_have_a_folder_each_or_as_in_older_runs_share_one(tmp_path):
+    written(tmp_path, [10, 20, 30])
+    older = only_event_file(tmp_path)
+    older.rename(tmp_path / "tensorboard" / older.name)
+    for split in ("train", "test"):
+        written(tmp_path, [10, 20, 30], split)
+    before = scalars(tmp_path)
+    assert {tag for tag, _ in before} > {"kl", "train/kl", "test/kl"}
+    checkpoints.cut_back(tmp_path, 20)
+    assert scalars(tmp_path) == {key: value for key, value in before.items() if key[1] <= 20}
 
 
 def test_a_run_without_a_checkpoint_starts_with_nothing(tmp_path):

@@ -20,12 +20,10 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 from PIL import Image
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
-from tensorboard.util.tensor_util import make_ndarray
 
 import main
-from tests.shared import REPOSITORY, contents, set_xla, users_environment
+from tests.shared import REPOSITORY, contents, scalars, set_xla, users_environment
 from utils import checkpoints, pictures, recorder, report, runs
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.mnist import load
@@ -187,13 +185,15 @@ def test_the_script_leaves_everything_in_the_folder_of_the_run(run):
     expected = {"params.json", "history.jsonl", "report.json", "curves.png", "manifold.png", "training.gif"}
     expected |= {f"{name}_{epoch}.png" for name in ("samples", "reconstructions") for epoch in epochs}
     expected |= {f"checkpoints/step-{step}.{part}" for step in SAVED for part in ("index", "data-00000-of-00001")}
-    expected |= {f"tensorboard/{name}" for name in ("latents.tsv", "labels.tsv", "sprite.png")}
-    expected |= {"tensorboard/projector_config.pbtxt"}
+    expected |= {f"tensorboard/test/{name}" for name in ("latents.tsv", "labels.tsv", "sprite.png")}
+    expected |= {"tensorboard/test/projector_config.pbtxt"}
+    early = (1, 2, 4, 8, 16, 32, 64)
+    expected |= {f"film/samples_{step}.png" for step in early}
     found = {name for name in contents(run) if "tfevents" not in name}
     assert found - {".lock"} == expected
     with Image.open(run / "training.gif") as film:
-        assert film.n_frames == len(epochs)
-    for path in run.glob("*.png"):
+        assert film.n_frames == len(epochs) + len(early)
+    for path in [*run.glob("*.png"), *run.glob("film/*.png")]:
         with Image.open(path) as picture:
             picture.load()
 
@@ -244,18 +244,12 @@ def test_the_history_has_a_line_each_log_interval_and_each_epoch(run):
 
 
 def events(folder):
-    """What TensorBoard's own reader finds, {(tag, step): number or picture}; nothing may be there twice."""
-    found = {}
-    for path in sorted((folder / "tensorboard").glob("*tfevents*")):
-        for event in EventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                assert (value.tag, event.step) not in found
-                content = make_ndarray(value.tensor)
-                if value.metadata.plugin_data.plugin_name == "images":
-                    with Image.open(io.BytesIO(content[2])) as picture:  # behind its width and height
-                        found[value.tag, event.step] = np.asarray(picture)
-                else:
-                    found[value.tag, event.step] = content.item()
+    """What TensorBoard's own reader finds, {(split/tag, step): number or picture}; nothing may be there twice."""
+    found = scalars(folder)
+    for key, value in found.items():
+        if np.ndim(value):
+            with Image.open(io.BytesIO(value[2])) as picture:  # behind its width and height
+                found[key] = np.asarray(picture)
     return found
 
 
@@ -263,6 +257,8 @@ def events(folder):
 def test_tensorboard_shows_the_history_and_the_grids(run):
     found = events(run)
     numbers = {key: value for key, value in found.items() if np.ndim(value) == 0}
+    judged = json.loads((run / "report.json").read_text())
+    assert numbers.pop(("test/log_likelihood", 360)) == np.float32(-judged["test_nll"])
     assert numbers == {
         (f"{line['split']}/{name}", line["step"]): np.float32(line[name])
         for line in history(run)
@@ -270,9 +266,10 @@ def test_tensorboard_shows_the_history_and_the_grids(run):
         if name in line
     }
     grids = {key: value for key, value in found.items() if np.ndim(value) > 0}
-    assert set(grids) == {(name, 120 * epoch) for name in ("samples", "reconstructions") for epoch in range(4)}
-    for (name, step), sheet in grids.items():
-        with Image.open(run / f"{name}_{step // 120:03}.png") as picture:
+    names = ("test/samples", "test/reconstructions")
+    assert set(grids) == {(name, 120 * epoch) for name in names for epoch in range(4)}
+    for (tag, step), sheet in grids.items():
+        with Image.open(run / f"{tag.removeprefix('test/')}_{step // 120:03}.png") as picture:
             pixels = np.asarray(picture)
         np.testing.assert_array_equal(pixels[: 2 * len(sheet) : 2, ::2], sheet)  # enlarged, above the caption
         assert (pixels[2 * len(sheet) :, -6:] == 255).all()  # the caption ends before the edge
@@ -280,7 +277,7 @@ def test_tensorboard_shows_the_history_and_the_grids(run):
 
 @pytest.mark.slow
 def test_the_projector_has_ten_thousand_codes_labels_and_thumbnails(run):
-    folder = run / "tensorboard"
+    folder = run / "tensorboard" / "test"
     config = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig()).embeddings[0]
     assert np.loadtxt(folder / config.tensor_path).shape == (10_000, 2)
     labels = np.loadtxt(folder / config.metadata_path)
@@ -304,7 +301,7 @@ def test_report_and_pictures_are_of_the_last_checkpoint(run, mnist):
     report = json.loads((run / "report.json").read_text())
     np.testing.assert_allclose(report["kl_per_latent"], kl.mean(axis=0), rtol=1e-4)
     assert report["active_units"] == sum(z_mean.var(axis=0) > 0.01)
-    np.testing.assert_allclose(np.loadtxt(run / "tensorboard" / "latents.tsv"), z_mean, atol=2e-3)
+    np.testing.assert_allclose(np.loadtxt(run / "tensorboard" / "test" / "latents.tsv"), z_mean, atol=2e-3)
 
     rows = [np.flatnonzero(mnist.test_labels == label)[0] for label in range(10)]  # the first of each label
     deep, out = ([part.numpy() for part in layer.weights] for layer in vae.decoder.layers if layer.weights)
@@ -399,9 +396,14 @@ def test_a_run_that_was_broken_ends_as_one_that_never_was(run, story):
     for key, value in shown[0].items():
         np.testing.assert_array_equal(value, shown[1][key], err_msg=str(key))
     files = [contents(folder) for folder in (run, broken)]
-    own = ("tfevents", "curves.png", "params.json", "history.jsonl", "checkpoints/")  # with times, or the run's name
+    own = ("tfevents", "params.json", "history.jsonl", "checkpoints/")  # with times, or the run's name
+    own += ("curves", "samples", "reconstructions", "manifold", "training")  # pictures, in whose captions it is
     files = [{name: held for name, held in held.items() if not any(word in name for word in own)} for held in files]
     assert files[0] == files[1]
+    for first, second in zip(*(sorted(folder.glob("film/*")) for folder in (run, broken)), strict=True):
+        with Image.open(first) as frame, Image.open(second) as same:
+            grids = [np.asarray(picture)[:604] for picture in (frame, same)]  # above the captions
+        np.testing.assert_array_equal(*grids, err_msg=first.name)
     about = [json.loads((folder / "params.json").read_text()) | {"started": ""} for folder in (run, broken)]
     assert about[0] == about[1]
 
@@ -537,7 +539,7 @@ def test_grids_are_of_the_same_latents_and_images_and_as_often_as_is_asked(small
     folder = small / "predictions" / "still"
     for name in ("samples", "reconstructions"):
         assert sorted(path.stem[-3:] for path in folder.glob(f"{name}_*.png")) == ["000", "002", "003"]
-        grids = [value for (tag, _), value in sorted(events(folder).items()) if tag == name]
+        grids = [value for (tag, _), value in sorted(events(folder).items()) if tag == f"test/{name}"]
         assert len(grids) == 3
         assert (grids[0] == grids[1]).all()
         assert (grids[0] == grids[2]).all()
@@ -549,13 +551,14 @@ def test_the_autoencoder_makes_no_samples_and_has_no_elbo(small, capsys):
     folder = small / "predictions" / "ae"
     pictures = {path.name for path in folder.iterdir() if path.suffix in (".png", ".gif")}
     assert pictures == {f"reconstructions_00{n}.png" for n in range(4)} | {"curves.png", "training.gif"}
+    assert {path.name for path in folder.glob("film/*")} == {f"reconstructions_{step}.png" for step in (1, 2, 4)}
     with Image.open(folder / "training.gif") as film:
-        assert film.n_frames == 4
+        assert film.n_frames == 4 + 3
     for line in history(folder):
         assert (line["kl"], line["kl_weight"], line["elbo"]) == (None, None, None)
         assert line["objective"] == line["reconstruction"]
     tags = {f"{split}/{name}" for split in ("train", "test") for name in ("objective", "reconstruction")}
-    assert {tag for tag, _ in events(folder)} == tags | {"reconstructions"}
+    assert {tag for tag, _ in events(folder)} == tags | {"test/reconstructions"}
     said = capsys.readouterr()
     assert not re.search(r"(ELBO|KL|NLL|likelihood)\b.*\d", said.out + said.err)
 
@@ -643,7 +646,7 @@ def test_a_run_that_breaks_off_at_the_end_of_an_epoch_lacks_nothing_later(name, 
         (step, split) for step in (6, 12, 18) for split in ("train", "test")
     ]
     for name in ("samples", "reconstructions"):
-        assert [step for tag, step in events(folder) if tag == name] == [0, 6, 12, 18]
+        assert [step for tag, step in events(folder) if tag == f"test/{name}"] == [0, 6, 12, 18]
         assert sorted(path.stem[-3:] for path in folder.glob(f"{name}_*.png")) == ["000", "001", "002", "003"]
 
 

@@ -20,7 +20,10 @@ from utils.start import keras, tf
 # --- the loop ---------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def run(tmp_path):
-    """A recorder of two epochs of ten steps, a line each four and a checkpoint each seven; step 13 is watched."""
+    """A recorder of two epochs of ten steps, a line each four and a checkpoint each seven; step 13 is watched.
+
+    The film has frames of steps 1, 2, 4 and 8.
+    """
     (tmp_path / "params.json").write_text('{"schedule_epochs": 2, "settings": {}}')
     every = {"batch_size": 2, "epochs": 2, "log_every": 4, "checkpoint_every": 7, "images_every": 2}
     images, labels = np.zeros((21, 2, 2, 1), np.uint8), np.zeros(21)
@@ -28,27 +31,41 @@ def run(tmp_path):
     return recorder.Recorder(None, from_params(**TINY | every), dataset, tmp_path, pytest.fail, None, (13,))
 
 
-def test_it_stops_for_each_line_checkpoint_watched_step_and_end(run):
+def test_it_stops_for_each_line_checkpoint_watched_step_frame_and_end(run):
     stops = []
     while run.step < 20:
         stops.append(run.next_stop(end=10 if run.step < 10 else 20))
         run.advance(tf.zeros(3), tf.zeros(3), tf.constant(stops[-1]))
-    assert stops == [4, 7, 8, 10, 12, 13, 14, 16, 20]
+    assert stops == [1, 2, 4, 7, 8, 10, 12, 13, 14, 16, 20]
 
 
-def test_tests_and_pictures_are_due_at_ends_of_epochs(run, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(recorder.pictures, "write_grids", lambda folder, epoch, grids: drawn.append(epoch))
-    monkeypatch.setattr(recorder, "write_images", lambda *_: None)
+def test_tests_and_pictures_are_due_at_ends_of_epochs_and_frames_of_the_film_in_the_first(run, monkeypatch):
+    drawn, captions = [], []
+    monkeypatch.setattr(recorder.pictures, "captioned", lambda sheet, caption: (sheet, caption))
+    monkeypatch.setattr(recorder.pictures, "save_png", lambda path, sheet: captions.append((path, *sheet)))
+    monkeypatch.setattr(recorder, "write_images", lambda folder, events, step, grids: drawn.append((step, list(grids))))
     run.events = None
     found = []
-    for step in (0, 4, 10, 13, 20):
-        run.step = step
+    for step in (0, 1, 3, 4, 10, 13, 16, 20):
+        run.step, run.terms = step, tf.constant([7.0, 8 + step, 0.5])
         found.append((run.epoch, run.test_is_due))
-        if step in (0, 10, 20):
-            run.write_pictures(dict)
-    assert found == [(0, True), (1, False), (1, True), (2, False), (2, True)]
-    assert drawn == [0, 2]  # every two epochs
+        if step in (10, 20):
+            written(run.folder, [step], "test")
+        run.write_pictures(str.upper)
+    assert found == [(0, True), *[(1, False)] * 3, (1, True), *[(2, False)] * 2, (2, True)]
+    both = ["samples", "reconstructions"]
+    assert drawn == [(0, both), (20, both)]  # every two epochs
+    place, name = run.folder, run.folder.name
+    samples = [(path, caption) for path, sheet, caption in captions if sheet == "SAMPLES"]
+    assert samples == [
+        (place / "samples_000.png", f"{name}, untrained: samples from the prior"),
+        (place / "film" / "samples_1.png", f"{name}, epoch 1, step 1: samples from the prior; train ELBO -9.5 nats"),
+        (place / "film" / "samples_4.png", f"{name}, epoch 1, step 4: samples from the prior; train ELBO -12.5 nats"),
+        (place / "samples_002.png", f"{name}, epoch 2, step 20: samples from the prior; test ELBO -5.0 nats"),
+    ]
+    assert [path.stem for path, sheet, _ in captions if sheet == "RECONSTRUCTIONS"] == [
+        "reconstructions_000", "reconstructions_002",
+    ]  # fmt: skip
     run.crew = workers.Workers(None, ("one:1", "two:2"), 1)
     assert not run.test_is_due  # only the chief tests
     run.write_pictures(pytest.fail)
@@ -60,6 +77,7 @@ def test_a_line_has_the_mean_of_its_steps_and_their_speed_by_the_clock(run, monk
     monkeypatch.setattr(recorder, "write_line", lambda folder, events, line: lines.append(line))
     monkeypatch.setattr(recorder.report, "show_progress", lambda *_: None)
     run.events = run.bar = None
+    run.film_steps = ()
     run.compile(lambda *_: None)
     for step, total in ((3, 30.0), (4, 48.0), (7, 21.0), (8, 28.0)):
         run.next_stop(step)
@@ -118,6 +136,28 @@ def test_tensorboard_gets_the_numbers_of_the_history_and_no_others(tmp_path):
     }
     assert len(expected) == 15
     assert scalars(tmp_path) == expected
+
+
+def test_the_active_units_of_the_history_are_in_tensorboard(tmp_path):
+    with recorder.event_writer(tmp_path, "test") as events:
+        for step, units in ((10, 7), (20, None)):  # an autoencoder has none
+            recorder.write_line(tmp_path, {"test": events}, {"step": step, "split": "test", "active_units": units})
+    assert scalars(tmp_path) == {("test/active_units", 10): 7}
+
+
+@pytest.mark.parametrize(
+    ("judged", "name", "value"),
+    [
+        ({"test_nll": 92.5, "test_log_density": None}, "log_likelihood", -92.5),
+        ({"test_nll": None, "test_log_density": 0.0}, "log_density", 0.0),
+        ({"test_nll": None, "test_log_density": None}, None, None),
+    ],
+)
+def test_the_likelihood_of_each_judged_step_is_in_tensorboard_once(judged, name, value, tmp_path):
+    for step in (10, 20, 20):
+        runs.cut_back(tmp_path, step)
+        recorder.write_likelihood(tmp_path, step, judged)
+    assert scalars(tmp_path) == ({(f"test/{name}", step): value for step in (10, 20)} if name else {})
 
 
 # --- what ends a training ---------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def cut_back(folder: Path, step: int) -> None:
     """Drop from the history and the event files what came after `step`: the resumed run will write it again."""
     kept = [line for line in runs.read_history(folder) if line["step"] <= step] if step else []
     write_whole(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-    for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
+    for path in (folder / "tensorboard").rglob("events.out.tfevents.*"):
         if step:
             cut_events(path, step)
         else:

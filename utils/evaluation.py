@@ -84,9 +84,11 @@ def judge(
     judged |= verdict.judge(s, judged, history)
     judged["skipped_images"] = report.skipped_images(dataset)
     write_json(folder / "report.json", judged)
-    pictures.save_curves(folder / "curves.png", history, title=folder.name)
-    pictures.write_film(folder, "reconstructions" if s.autoencoder else "samples")
+    pictures.save_curves(folder / "curves.png", history, s, judged)
+    pictures.write_film(folder, pictures.names_of(s)[0])
     if s.latent_dim == 2 and not s.noise_dim and s.prior == "standard" and not s.autoencoder:
-        pictures.write_manifold(folder, partial(decode, vae))
-    pictures.write_projector(folder / "tensorboard", z_mean, dataset.test_labels, dataset.test_images)
+        tests = [line for line in history if line["split"] == "test"]
+        pictures.write_manifold(folder, s, partial(decode, vae), z_mean, dataset.test_labels, tests[-1])
+    # Where TensorBoard has event files, because its projector looks nowhere else.
+    pictures.write_projector(folder / "tensorboard" / "test", z_mean, dataset.test_labels, dataset.test_images)
     return judged

@@ -1,28 +1,32 @@
 """What a run shows of its model, as files: grids, film, manifold, the projector's data, and curves."""
 
 import io
+import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.stats
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.dataset import SHOWN_OF_A_LABEL, Dataset
 from utils.files import write_whole
+from utils.settings import Settings
 
 PAPER = 255  # the brightness between and around images
 SPRITE_SIDE = 2_800  # pixels
+SCATTERED = 5_000  # test images whose codes stand beside the manifold
+FILM_PIXELS = 128 * 128 * 3  # of an image; larger ones get no frames of the first epoch, because a grid has 100 images
 CAPTIONS = {"samples": "samples from the prior", "reconstructions": "test images over their reconstructions"}
-CURVES = {
-    "objective": "objective (what is minimised)",
-    "reconstruction": "reconstruction loss (nats per image)",
-    "kl": "KL (nats per image)",
-    "kl_weight": "weight of the KL",
-}
+NO_ELBO = "-(loss + KL)"  # stands in a line of the history in place of the ELBO where the loss is no likelihood
+TRAIN, TEST, RAMP = "#8fb4d9", "#d1495b", "#f2c14e"  # colours of the curves
 
+Line = dict[str, Any]  # of history.jsonl
 Decode = Callable[[np.ndarray], np.ndarray]  # latents (N, L) -> brightness (N, H, W, C) in [0, 1]
 Reconstruct = Callable[[np.ndarray], np.ndarray]  # uint8 images (N, H, W, C) -> brightness, the same shape
 
@@ -53,13 +57,26 @@ def grid(images: np.ndarray, columns: int, gap: int = 2, pair_rows: bool = False
 
 
 def captioned(sheet: np.ndarray, caption: str, scale: int = 2) -> Image.Image:
-    """A grid (H, W, C), enlarged `scale` times without smoothing, with one line of text below it."""
+    """A grid (H, W, C), enlarged `scale` times without smoothing, with a caption below it, wrapped to its width."""
     sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
-    strip = np.full((26, *sheet.shape[1:]), PAPER, np.uint8)
+    size = max(15, sheet.shape[1] // 80)  # so that it can be read in a picture that is scaled down
+    font, margin = ImageFont.load_default(size), size // 2
+    lines = wrapped(caption, font, sheet.shape[1] - 2 * margin)
+    strip = np.full((round(1.4 * size * len(lines)) + margin, *sheet.shape[1:]), PAPER, np.uint8)
     picture = Image.fromarray(np.concatenate((sheet, strip)).squeeze())
-    place, font = (6, len(sheet) + 12), ImageFont.load_default(size=15)
-    ImageDraw.Draw(picture).text(place, caption, fill="black", font=font, anchor="lm")
+    for number, line in enumerate(lines):
+        place = margin, len(sheet) + margin + round(1.4 * size * number)
+        ImageDraw.Draw(picture).text(place, line, fill="black", font=font, anchor="lt")
     return picture
+
+
+def wrapped(text: str, font: Any, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels; a word is broken only if it is wider than that."""
+    for letters in range(len(text), 1, -1):
+        lines = textwrap.wrap(text, letters)
+        if all(font.getlength(line) <= width for line in lines):
+            return lines
+    return list(text)
 
 
 def save_png(path: Path, picture: Image.Image) -> None:
@@ -71,9 +88,15 @@ def save_png(path: Path, picture: Image.Image) -> None:
 def save_gif(path: Path, frames: Sequence[Path], milliseconds: int = 300) -> None:
     """Turn picture files into an endless GIF whose last frame stays for two seconds. Raises OSError.
 
-    The frames have to differ, as captions with the epoch make them: Pillow merges frames that are the same.
+    Smaller ones get paper on the right and below. The frames have to differ, as captions with the step make them:
+    Pillow merges frames that are the same.
     """
-    first, *others = [Image.open(io.BytesIO(frame.read_bytes())) for frame in frames]
+    pictures = [Image.open(io.BytesIO(frame.read_bytes())) for frame in frames]
+    width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures), strict=True))
+    sheets = [Image.new(picture.mode, (width, height), "white") for picture in pictures]
+    for sheet, picture in zip(sheets, pictures, strict=True):
+        sheet.paste(picture)
+    first, *others = sheets
     durations = [milliseconds] * len(others) + [2_000]
     first.save(content := io.BytesIO(), format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
     write_whole(path, content.getvalue())
@@ -106,30 +129,143 @@ def reconstructions(reconstruct: Reconstruct, dataset: Dataset) -> np.ndarray:
     return grid(np.concatenate(rows), columns=chosen.shape[1], pair_rows=True)
 
 
-def write_grids(folder: Path, epoch: int, grids: dict[str, np.ndarray]) -> None:
-    """Write each grid as <name>_<epoch>.png, with its name's caption."""
+def write_grids(folder: Path, s: Settings, grids: dict[str, np.ndarray], epoch: int, line: Line | None) -> None:
+    """Write each grid as <name>_<epoch>.png. `line` is the newest of the tests; None before training."""
     for name, sheet in grids.items():
-        save_png(folder / f"{name}_{epoch:03}.png", captioned(sheet, f"epoch {epoch}: {CAPTIONS[name]}"))
+        about = caption(s, folder.name, CAPTIONS[name], line)
+        save_png(folder / f"{name}_{epoch:03}.png", captioned(sheet, about))
 
 
 def grids_of(folder: Path, name: str) -> list[Path]:
     """A run's grids called `name`, in the order of their epochs."""
-    return sorted(folder.glob(f"{name}_[0-9]*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    return sorted(folder.glob(f"{name}_[0-9]*.png"), key=number_of)
+
+
+def number_of(path: Path) -> int:
+    """The epoch or step at the end of a picture's name."""
+    return int(path.stem.rpartition("_")[2])
+
+
+def film_steps(steps_per_epoch: int, image_shape: tuple[int, ...]) -> list[int]:
+    """The steps within the first epoch after which the film has a frame: 1, 2, 4, 8, ...; of large images none."""
+    if math.prod(image_shape) > FILM_PIXELS:
+        return []
+    return [2**power for power in range((steps_per_epoch - 1).bit_length())]
+
+
+def names_of(s: Settings) -> list[str]:
+    """The names of a run's grids; the film shows the first. An autoencoder has no prior to sample from."""
+    return ["reconstructions"] if s.autoencoder else ["samples", "reconstructions"]
+
+
+def write_frame(folder: Path, s: Settings, name: str, sheet: np.ndarray, line: Line) -> None:
+    """Write the grid that the film shows after the step of `line`, as film/<name>_<step>.png."""
+    (folder / "film").mkdir(exist_ok=True)
+    about = caption(s, folder.name, CAPTIONS[name], line)
+    save_png(folder / "film" / f"{name}_{line['step']}.png", captioned(sheet, about))
 
 
 def write_film(folder: Path, name: str) -> None:
-    """Write training.gif from a run's grids called `name`, epoch by epoch."""
-    save_gif(folder / "training.gif", grids_of(folder, name))
+    """Write training.gif: a run's grids called `name`, small steps early and large ones late.
+
+    Behind the untrained network come the frames of the first epoch, then the grids of the epochs that are `thinned`.
+    """
+    grids = {number_of(path): path for path in grids_of(folder, name)}
+    before = [path for epoch, path in grids.items() if epoch == 0]
+    later = [grids[epoch] for epoch in thinned([epoch for epoch in grids if epoch > 0])]
+    save_gif(folder / "training.gif", before + grids_of(folder / "film", name) + later)
+
+
+def thinned(epochs: Sequence[int]) -> list[int]:
+    """The epochs, rising, that the film shows: of each power of the square root of 2 (1, 1.4, 2, 2.8, 4, ..., rounded)
+    the first one that has come to it, and the last. Of 100 these are 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 100.
+    """
+    if not epochs:
+        return []
+    powers = (round(2 ** (half / 2)) for half in range(2 * epochs[-1].bit_length()))
+    first = (next((epoch for epoch in epochs if epoch >= power), epochs[-1]) for power in powers)
+    return sorted({*first, epochs[-1]})
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+def caption(s: Settings, run: str, shown: str, line: Line | None) -> str:
+    """What is below a picture, so that it stands alone: run, epoch, step, what is shown, and the ELBO of `line`."""
+    if s.run_name:  # such a name says nothing of the settings
+        run = f"{run} ({', '.join(settings_in_words(s))})"
+    if line is None:
+        return f"{run}, {'not trained further yet' if s.start_from else 'untrained'}: {shown}"
+    return f"{run}, epoch {math.ceil(line['epoch'])}, step {line['step']:,}: {shown}; {score(line)}"
+
+
+def score(line: Line) -> str:
+    """How good a line of the history is: its ELBO or, where it has none, what it has in its place."""
+    names = {"elbo": "ELBO", NO_ELBO: NO_ELBO, "reconstruction": "reconstruction loss"}
+    name = next(name for name in names if line.get(name) is not None)
+    return f"{line['split']} {names[name]} {line[name]:.1f} nats"
+
+
+def settings_in_words(s: Settings) -> list[str]:
+    """The settings that say what is modelled, and how, as far as they are not the usual ones."""
+    width = " with a learned width" if s.decoder_scale == "learned" else ""
+    mean = " as a mean over pixels" if s.reconstruction_reduction == "mean" else ""
+    found = {
+        s.dataset: True,
+        f"labels {', '.join(map(str, s.labels))}": s.labels,
+        "binarised": s.binarize == "dynamic",
+        f"{s.architecture} network": s.architecture != "mlp",
+        "plain autoencoder": s.autoencoder,
+        f"loss {s.loss}{width}{mean}": True,
+        f"{s.latent_dim} latent{'s' * (s.latent_dim > 1)}": True,
+        f"{s.noise_dim} of pure noise": s.noise_dim,
+        f"{s.prior} prior": s.prior != "standard",
+        f"{s.bound.upper()} by {s.bound_samples} samples": s.bound != "elbo" or s.bound_samples > 1,
+        f"KL weight {s.kl_weight_end:g}": s.kl_weight_end != 1 and not s.autoencoder,
+        f"{s.free_bits:g} free nats per latent": s.free_bits,
+    }
+    return [words for words, matter in found.items() if matter]
 
 
 # --- the latents ------------------------------------------------------------------------------------------------------
-def write_manifold(folder: Path, decode: Decode) -> None:
-    """Write manifold.png: a 2-D latent space decoded at 20 x 20 points that the prior makes equally likely."""
+def write_manifold(
+    folder: Path, s: Settings, decode: Decode, z_mean: np.ndarray, labels: np.ndarray, line: Line
+) -> None:
+    """Write manifold.png: left the codes (N, 2) of test images, coloured by their labels (N,), right a 2-D latent space
+    decoded at 20 x 20 points that the prior makes equally likely. `line` is the last of the tests.
+    """
     quantiles = scipy.stats.norm.ppf((np.arange(20) + 0.5) / 20)
     across, up = np.meshgrid(quantiles, quantiles[::-1])  # the second latent grows upwards, as on a map
     sheet = grid(decode(np.stack([across.ravel(), up.ravel()], axis=1)), columns=20, gap=0)
-    caption = f"z1 (across) and z2 (up) from {quantiles[0]:.2f} to {quantiles[-1]:.2f}: quantiles of the prior"
-    save_png(folder / "manifold.png", captioned(sheet, caption))
+    scale = 2 if len(sheet) <= 600 else 1
+    right = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+    left = draw_codes(z_mean[:SCATTERED], labels[:SCATTERED], quantiles[-1], side=max(len(right), 600))
+    both = np.full((len(left), left.shape[1] + right.shape[1], 3), PAPER, np.uint8)
+    both[:, : left.shape[1]], both[: len(right), left.shape[1] :] = left, right
+    shown = f"where the encoder puts {min(SCATTERED, len(z_mean)):,} test images (left), and what the decoder makes of"
+    shown += f" the square within, z1 across and z2 up from {quantiles[0]:.2f} to {quantiles[-1]:.2f} (right)"
+    save_png(folder / "manifold.png", captioned(both, caption(s, folder.name, shown, line), scale=1))
+
+
+def draw_codes(z_mean: np.ndarray, labels: np.ndarray, edge: float, side: int) -> np.ndarray:
+    """A square picture, uint8 (side, side, 3), of codes (N, 2) by label (N,), with the prior and a square up to `edge`.
+
+    The axes have all codes but the outermost 0.2 percent.
+    """
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    axes = figure.subplots()
+    found = np.unique(labels)
+    colours = "tab10" if len(found) <= 10 else "tab20" if len(found) <= 20 else "turbo"
+    codes = axes.scatter(*z_mean.T, s=5, c=np.searchsorted(found, labels), cmap=colours, linewidths=0, alpha=0.8)
+    for deviations in (1, 2):
+        axes.add_artist(Circle((0, 0), deviations, fill=False, edgecolor="black", linewidth=0.8, linestyle="--"))
+    axes.add_artist(Rectangle((-edge, -edge), 2 * edge, 2 * edge, fill=False, edgecolor="black", linewidth=1.2))
+    if 1 < len(found) <= 20:
+        handles, _ = codes.legend_elements(num=None)
+        axes.legend(handles, found, title="label", loc="upper right", fontsize=8, markerscale=0.8, framealpha=0.8)
+    reach = max(3, 1.05 * float(np.quantile(np.abs(z_mean), 0.998)))
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="z1", ylabel="z2", aspect="equal")
+    axes.set_title("codes z_mean; circles: 1 and 2 standard deviations of the prior; square: shown decoded", fontsize=8)
+    figure.savefig(content := io.BytesIO(), format="png", dpi=side / 7)
+    return np.asarray(Image.open(content).convert("RGB").resize((side, side)))
 
 
 def write_projector(folder: Path, z_mean: np.ndarray, labels: np.ndarray, images: np.ndarray) -> None:
@@ -156,24 +292,121 @@ def write_projector(folder: Path, z_mean: np.ndarray, labels: np.ndarray, images
 
 
 # --- the curves -------------------------------------------------------------------------------------------------------
-def save_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
-    """Draw objective, reconstruction, KL and KL weight over steps, for training and test images. Raises OSError.
+def save_curves(path: Path, history: list[Line], s: Settings, report: dict[str, Any]) -> None:
+    """Draw a run's history and the KL of each latent of its report.json, so that it stands alone. Raises OSError.
 
-    `history` holds the lines of history.jsonl. The axes of objective and losses leave out the steep fall of the first
-    twentieth, so that the rest can be read.
+    The ELBO is first and large, because it alone compares over the whole run. The other panels are the objective, its
+    parts, the active units and the KL per latent; what the run does not have is left out.
     """
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    figure.suptitle(title)
-    for axes, (name, label) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
-        for split, style in (("train", {}), ("test", {"marker": "o", "markersize": 3})):
-            lines = [line for line in history if line["split"] == split and line[name] is not None]
-            steps, values = ([line[key] for line in lines] for key in ("step", name))
-            axes.plot(steps, values, label=split, linewidth=1, **style)
-        later = [line[name] for line in history if line[name] is not None and line["step"] >= history[-1]["step"] / 20]
-        if later and name != "kl_weight":
-            room = 0.05 * (max(later) - min(later)) or 1
-            axes.set_ylim(min(later) - room, max(later) + room)
-        axes.set(xlabel="step", title=label)
+    lines = [line | {"elbo": line[NO_ELBO] if NO_ELBO in line else line["elbo"]} for line in history]
+    titles = {
+        "elbo": f"{bound_in_words(report)}, in nats per image: higher is better; it compares over the whole run",
+        "objective": f"objective, what is minimised: {objective_in_words(s)}",
+        "reconstruction": "reconstruction loss, in nats per image",
+        "kl": "KL, in nats per image",
+        "active_units": f"active units: latents in use, of {s.latent_dim}",
+    }
+    titles = {name: title for name, title in titles.items() if any(line.get(name) is not None for line in lines)}
+    bars = ["kl_per_latent"] * bool(report["kl_per_latent"])
+    first = ["elbo"] if "elbo" in titles else []
+    small = [name for name in titles if name != "elbo"] + bars
+    rows = [first] * bool(first) + [list(row) for row in np.array_split(small, -(-len(small) // 3))]
+    heights = [3.6] * bool(first) + [2.9] * (len(rows) - bool(first))
+    figure = Figure(figsize=(11, sum(heights) + 0.6), layout="constrained")
+    cells = [[name for name in row for _ in range(6 // len(row))] for row in rows]
+    panels = figure.subplot_mosaic(cells, height_ratios=heights)
+    for name, title in titles.items():
+        (row,) = (row for row in rows if name in row)
+        panels[name].set_title(textwrap.fill(title, 156 // len(row)), loc="left", fontsize=9)
+        draw_curve(panels[name], lines, name, s)
+    if "active_units" in titles:
+        panels["active_units"].set_ylim(0, 1.05 * s.latent_dim)
+        panels["active_units"].yaxis.get_major_locator().set_params(integer=True)
+    if "kl" in titles:
+        draw_weight(panels["objective"], lines, s)
+    for axes in [panels[name] for name in bars]:
+        nats = sorted(report["kl_per_latent"], reverse=True)
+        axes.bar(range(1, len(nats) + 1), nats, color=TEST)
+        axes.set_title("KL of each latent on test images, sorted, in nats", loc="left", fontsize=9)
+        axes.set(xlabel="latent, by its KL", xlim=(0.3, len(nats) + 0.7))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in panels.values():
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-        axes.legend()
+    panels[rows[0][0]].legend(loc="lower right" if first else "upper right", frameon=False)
+    figure.suptitle(run_in_words(path.parent.name, s, report), fontsize=10)
     save_figure(path, figure)
+
+
+def draw_curve(axes: Axes, lines: list[Line], name: str, s: Settings) -> None:
+    """Draw a number of the history over steps, for training and test images, over the shaded ramp of the KL weight.
+
+    The axis leaves out the steep change of the first twentieth, so that the rest can be read.
+    """
+    last = lines[-1]["step"]
+    for split, style in (("train", {"color": TRAIN}), ("test", {"color": TEST, "marker": "o", "markersize": 3})):
+        points = [(line["step"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None]
+        if len(points) == 1:  # which a line alone would not show
+            style |= {"marker": "o", "markersize": 3}
+        if points:
+            axes.plot(*zip(*points, strict=True), label=split, linewidth=1.2, **style)
+    later = [line[name] for line in lines if line.get(name) is not None and line["step"] >= last / 20]
+    room = 0.05 * (max(later) - min(later)) or 1
+    axes.set(xlabel="step", xlim=(0, 1.02 * last), ylim=(min(later) - room, max(later) + room))
+    if ramps(s):
+        axes.axvspan(0, min(s.kl_steps, last), color=RAMP, alpha=0.2, linewidth=0)
+
+
+def draw_weight(axes: Axes, lines: list[Line], s: Settings) -> None:
+    """Draw the KL weight over steps into the panel of the objective, on an axis of its own, and name its ramp."""
+    points = [(line["step"], line["kl_weight"]) for line in lines if line["split"] == "train"]
+    right = axes.twinx()
+    right.plot(*zip(*points, strict=True), color="grey", linewidth=0.9, linestyle=":", marker="o" * (len(points) == 1))
+    right.set_ylabel("KL weight (dotted)", fontsize=8, color="grey")
+    right.set_ylim(0, 1.3 * max(weight for _, weight in points) or 1)
+    right.tick_params(labelsize=8, labelcolor="grey")
+    right.spines["top"].set_visible(False)
+    if ramps(s):
+        words = f"KL weight {s.kl_weight_start:g} → {s.kl_weight_end:g}"
+        words += f", {s.kl_cycles} times" if s.kl_schedule == "cyclical" else ""
+        words += f" at step {s.kl_steps:,}" if lines[-1]["step"] < s.kl_steps else ""
+        place = {"transform": axes.transAxes, "ha": "left", "va": "top"}
+        axes.text(0.02, 0.97, words, fontsize=8, bbox={"color": RAMP, "alpha": 0.35, "pad": 2}, **place)
+
+
+def ramps(s: Settings) -> bool:
+    """Whether the KL has a weight, and that changes."""
+    return s.kl_schedule != "constant" and not s.autoencoder
+
+
+def bound_in_words(report: dict[str, Any]) -> str:
+    """What a run has for an ELBO."""
+    names = {"likelihood": "ELBO", "density": "ELBO of a density"}
+    return names.get(report["kind"], f"{NO_ELBO}, because this loss has no ELBO")
+
+
+def objective_in_words(s: Settings) -> str:
+    """What is minimised, and why it may rise."""
+    mean = " / pixels" if s.reconstruction_reduction == "mean" else ""
+    if s.autoencoder:
+        return f"reconstruction{mean}"
+    free = f" (per latent at least {s.free_bits:g})" if s.free_bits else ""
+    what = f"reconstruction{mean} + KL weight x KL{free}"
+    if s.bound != "elbo":
+        what = f"minus the {s.bound.upper()} bound of {s.bound_samples} samples, its KL times the KL weight"
+    return what + ("; it rises while the KL weight rises" if ramps(s) else "")
+
+
+def run_in_words(run: str, s: Settings, report: dict[str, Any]) -> str:
+    """Which run it is and what came of it, above its settings: a few lines."""
+    found = {
+        f"test reconstruction loss {report['test_reconstruction']:.2f} nats": s.autoencoder,
+        f"test {bound_in_words(report).partition(',')[0]} {report['test_elbo'] or 0:.2f} nats": not s.autoencoder,
+        f"log-likelihood {-(report['test_nll'] or 0):.2f}": report["test_nll"] is not None,
+        f"log-density {report['test_log_density'] or 0:.2f}": report["test_log_density"] is not None,
+    }
+    result = f"{run}: {', '.join(words for words, known in found.items() if known)}"
+    how = [*settings_in_words(s), f"{s.epochs} epoch{'s' * (s.epochs > 1)}", f"batches of {s.batch_size}"]
+    how += [f"learning rate {s.learning_rate:g}", f"seed {s.seed}"]
+    return "\n".join(textwrap.fill(line, 156) for line in (result, ", ".join(how)))

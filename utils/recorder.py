@@ -123,7 +123,7 @@ class Recorder:
     """A run while it trains. `step` is the number of steps that have been made; `s` has KL_STEPS as a number.
 
     The order of calls: `training` (a block), in it `compile`, and for each of `batches` again and again `next_stop`,
-    `advance`, `write_train_line`, `write_test_line` and `write_pictures` where `test_is_due`, `save`.
+    `advance`, `write_train_line`, `write_test_line` where `test_is_due`, `write_pictures`, `save`.
     """
 
     def __init__(
@@ -137,7 +137,10 @@ class Recorder:
         self.last_step = s.epochs * self.steps_per_epoch
         self.horizon = runs.read_params(folder)["schedule_epochs"] * self.steps_per_epoch
         self.s = with_kl_steps(s, self.horizon)
+        self.film_steps = pictures.film_steps(self.steps_per_epoch, dataset.train_images.shape[1:])
         self.step = self.line_due = self.save_due = 0
+        self.terms = tf.zeros(3)  # of the last step
+        self.tested: dict[str, Any] | None = None  # the newest test line
         # Of the history's next line: the sum of its terms, after which step it begins, when, and the wait for data.
         self.sums_so_far, self.start = tf.Variable(tf.zeros(3)), tf.Variable(0)
         self.last_line, self.clock, self.waited = 0, 0.0, 0.0
@@ -160,11 +163,13 @@ class Recorder:
             told = f"the learning rate's cosine ends with epoch {ends}, as saved; later it stays a hundredth"
             self.say(f"note       {told}")
         with (
-            event_writer(folder) as self.events,
+            event_writer(folder, "train") as train_events,
+            event_writer(folder, "test") as test_events,
             deferred_signals() as self.signals,
             report.progress_bar(self.last_step, self.step, shown=crew.is_chief) as self.bar,
             contextlib.closing(batches.of_run(self.dataset.train_images, s, self.step, crew)) as self.coming,
         ):
+            self.events = {"train": train_events, "test": test_events}
             yield
 
     @property
@@ -208,15 +213,18 @@ class Recorder:
             yield coming
 
     def next_stop(self, end: int) -> int:
-        """The step to stop before: of the next line, checkpoint or watched step, or of the end of the batches."""
+        """The step to stop before: of the next line, checkpoint, watched step or frame of the film, or the end of the
+        batches."""
         every = self.s.log_every, self.s.checkpoint_every
         self.line_due, self.save_due = ((self.step // steps + 1) * steps for steps in every)
-        return min(self.line_due, self.save_due, end, *(due for due in self.watch_at if due > self.step))
+        seen = (due for due in (*self.watch_at, *self.film_steps) if due > self.step)
+        return min(self.line_due, self.save_due, end, *seen)
 
     def advance(self, sums: tf.Tensor, terms: tf.Tensor, step: tf.Tensor) -> None:
         """Take over what train_steps returned. Here, once for many steps, Python waits. Raises Diverged."""
         self.step = int(step)
         self.sums_so_far.assign(sums)
+        self.terms = terms
         check_terms(terms, self.step, self.folder)
 
     def call_watch(self) -> None:
@@ -248,17 +256,25 @@ class Recorder:
         """Write a test line of the history; `z_mean` (N, L) is of the test images. Raises Diverged."""
         check_terms(terms, self.step, self.folder)
         active = None if self.s.autoencoder else report.active_units(z_mean)
-        write_line(self.folder, self.events, self._line("test", terms, weight) | {"active_units": active})
+        self.tested = self._line("test", terms, weight) | {"active_units": active}
+        write_line(self.folder, self.events, self.tested)
 
-    def write_pictures(self, draw: Callable[[], dict[str, Any]]) -> None:
-        """Write the grids that draw() returns if they are due: at the start, every IMAGES_EVERY epochs, at the end."""
-        is_due = self.epoch % self.s.images_every == 0 or self.step == self.last_step
-        if is_due and self.crew.is_chief:
-            grids = draw()
-            pictures.write_grids(self.folder, self.epoch, grids)
+    def write_pictures(self, draw: Callable[[str], np.ndarray]) -> None:
+        """Write the pictures that are due; draw(name) returns a grid.
+
+        All grids are due at the start, every IMAGES_EVERY epochs and at the end. In between, within the first epoch, a
+        frame of the film is due after steps 1, 2, 4, 8, ...
+        """
+        names = pictures.names_of(self.s)
+        if self.test_is_due and (self.epoch % self.s.images_every == 0 or self.step == self.last_step):
+            grids = {name: draw(name) for name in names}
+            pictures.write_grids(self.folder, self.s, grids, self.epoch, self.tested)
             write_images(self.folder, self.events, self.step, grids)
             if self.step == 0:
                 self.call_watch()
+        elif self.step in self.film_steps and self.crew.is_chief:
+            line = self._line("train", self.terms, 0.0)  # whose ELBO has no weight
+            pictures.write_frame(self.folder, self.s, names[0], draw(names[0]), line)
 
     def _line(self, split: str, terms: tf.Tensor, weight: Any) -> dict[str, Any]:
         weight, name = None if self.s.autoencoder else weight, report.sum_name(self.s)
@@ -286,6 +302,7 @@ class Recorder:
             return
         self.say(f"testing    {len(self.dataset.test_images):,} images that it has not been trained on")
         judged = evaluation.judge(self.vae, self.s, self.dataset, self.folder, evaluate, reconstruction_loss, decode)
+        write_likelihood(self.folder, self.step, judged)
         self.say(report.table(judged))
         if skipped := report.skipped(self.dataset):
             self.say(skipped)
@@ -308,11 +325,14 @@ def history_line(
 
 
 @contextlib.contextmanager
-def event_writer(folder: Path) -> Iterator[tf.summary.SummaryWriter]:
-    """TensorBoard's writer for a run; it is closed at the end of the block. Raises OSError."""
-    place = folder / "tensorboard"
+def event_writer(folder: Path, split: str, suffix: str = ".v2") -> Iterator[tf.summary.SummaryWriter]:
+    """TensorBoard's writer for a run's training or test numbers; it is closed at the end of the block. Raises OSError.
+
+    The same tag of both splits shares a chart. The name of the writer's file ends in `suffix`.
+    """
+    place = folder / "tensorboard" / split
     with checkpoints.os_errors(place):
-        events = tf.summary.create_file_writer(str(place))
+        events = tf.summary.create_file_writer(str(place), filename_suffix=suffix)
     try:
         yield events
     finally:
@@ -320,21 +340,38 @@ def event_writer(folder: Path) -> Iterator[tf.summary.SummaryWriter]:
             events.close()
 
 
-def write_line(folder: Path, events: tf.summary.SummaryWriter, line: dict[str, Any]) -> None:
-    """Add a line to history.jsonl, and its numbers to TensorBoard under train/ or test/. Raises OSError."""
+def write_line(folder: Path, events: dict[str, tf.summary.SummaryWriter], line: dict[str, Any]) -> None:
+    """Add a line to history.jsonl, and its numbers to TensorBoard, for which `events` is by split. Raises OSError."""
     with open(folder / "history.jsonl", "a") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
-    with checkpoints.os_errors(folder / "tensorboard"), events.as_default(step=line["step"]):
+    with checkpoints.os_errors(folder / "tensorboard"), events[line["split"]].as_default(step=line["step"]):
         for name, value in line.items():
-            if isinstance(value, float | int) and name not in ("epoch", "step", "images_per_second"):
-                tf.summary.scalar(f"{line['split']}/{name}", value)
+            if (isinstance(value, float) and name != "epoch") or (name == "active_units" and value is not None):
+                tf.summary.scalar(name, value)
 
 
-def write_images(folder: Path, events: tf.summary.SummaryWriter, step: int, grids: dict[str, np.ndarray]) -> None:
-    """Show grids, uint8 (height, width, C) by name, in TensorBoard. Raises OSError."""
-    with checkpoints.os_errors(folder / "tensorboard"), events.as_default(step=step):
+def write_images(
+    folder: Path, events: dict[str, tf.summary.SummaryWriter], step: int, grids: dict[str, np.ndarray]
+) -> None:
+    """Show grids, uint8 (height, width, C) by name, beside the tests in TensorBoard. Raises OSError."""
+    with checkpoints.os_errors(folder / "tensorboard"), events["test"].as_default(step=step):
         for name, sheet in grids.items():
             tf.summary.image(name, sheet[np.newaxis])
+
+
+def write_likelihood(folder: Path, step: int, judged: dict[str, Any]) -> None:
+    """Show a report's log-likelihood or log-density, if it has one, in TensorBoard. Raises OSError.
+
+    It has an event file of its own, in place of the one that an earlier judgement of this step left.
+    """
+    found = {"log_likelihood": judged["test_nll"] and -judged["test_nll"], "log_density": judged["test_log_density"]}
+    for name, value in found.items():
+        if value is not None:
+            suffix = f".{name}-{step}"
+            for old in (folder / "tensorboard" / "test").glob(f"*{suffix}"):
+                old.unlink()
+            with event_writer(folder, "test", suffix) as events, events.as_default(step=step):
+                tf.summary.scalar(name, value)
 
 
 # --- what ends a training ---------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ What is in it, of which utils/checkpoints.py writes the last two:
 params.json     every setting, those that nothing read, the git commit, versions and device
 history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test)
 checkpoints/    the last three, each whole or not there
-tensorboard/    event files and the projector's data
+film/           frames of the first epoch
+tensorboard/    event files of training (train/) and of tests (test/), there also grids and the projector's data
 """
 
 import contextlib
