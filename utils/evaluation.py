@@ -87,8 +87,8 @@ def judge(
     pictures.save_curves(folder / "curves.png", history, s, judged)
     pictures.write_film(folder, pictures.names_of(s)[0])
     if s.latent_dim == 2 and not s.noise_dim and s.prior == "standard" and not s.autoencoder:
-        tests = [line for line in history if line["split"] == "test"]
-        pictures.write_manifold(folder, s, partial(decode, vae), z_mean, dataset.test_labels, tests[-1])
+        (last,) = [line for line in history if line["split"] == "test"][-1:]
+        pictures.write_manifold(folder, s, partial(decode, vae), z_mean, dataset.test_labels, last)
     # Where TensorBoard has event files, because its projector looks nowhere else.
     pictures.write_projector(folder / "tensorboard" / "test", z_mean, dataset.test_labels, dataset.test_images)
     return judged

@@ -201,7 +201,7 @@ def score(line: Line) -> str:
     """How good a line of the history is: its ELBO or, where it has none, what it has in its place."""
     names = {"elbo": "ELBO", NO_ELBO: NO_ELBO, "reconstruction": "reconstruction loss"}
     name = next(name for name in names if line.get(name) is not None)
-    return f"{line['split']} {names[name]} {line[name]:.1f} nats"
+    return f"{line['split']} {names[name]} {line[name]:,.1f} nats"
 
 
 def settings_in_words(s: Settings) -> list[str]:
@@ -329,8 +329,9 @@ def save_curves(path: Path, history: list[Line], s: Settings, report: dict[str, 
         axes.bar(range(1, len(nats) + 1), nats, color=TEST)
         axes.set_title("KL of each latent on test images, sorted, in nats", loc="left", fontsize=9)
         axes.set(xlabel="latent, by its KL", xlim=(0.3, len(nats) + 0.7))
-        axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in panels.values():
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
@@ -361,8 +362,9 @@ def draw_curve(axes: Axes, lines: list[Line], name: str, s: Settings) -> None:
 def draw_weight(axes: Axes, lines: list[Line], s: Settings) -> None:
     """Draw the KL weight over steps into the panel of the objective, on an axis of its own, and name its ramp."""
     points = [(line["step"], line["kl_weight"]) for line in lines if line["split"] == "train"]
+    style = {"color": "grey", "linewidth": 0.9, "linestyle": ":", "marker": "o" * (len(points) == 1), "markersize": 3}
     right = axes.twinx()
-    right.plot(*zip(*points, strict=True), color="grey", linewidth=0.9, linestyle=":", marker="o" * (len(points) == 1))
+    right.plot(*zip(*points, strict=True), **style)
     right.set_ylabel("KL weight (dotted)", fontsize=8, color="grey")
     right.set_ylim(0, 1.3 * max(weight for _, weight in points) or 1)
     right.tick_params(labelsize=8, labelcolor="grey")
@@ -395,16 +397,17 @@ def objective_in_words(s: Settings) -> str:
     what = f"reconstruction{mean} + KL weight x KL{free}"
     if s.bound != "elbo":
         what = f"minus the {s.bound.upper()} bound of {s.bound_samples} samples, its KL times the KL weight"
-    return what + ("; it rises while the KL weight rises" if ramps(s) else "")
+    rises = ramps(s) and s.kl_weight_end > s.kl_weight_start
+    return what + ("; it rises while the KL weight rises" if rises else "")
 
 
 def run_in_words(run: str, s: Settings, report: dict[str, Any]) -> str:
     """Which run it is and what came of it, above its settings: a few lines."""
     found = {
-        f"test reconstruction loss {report['test_reconstruction']:.2f} nats": s.autoencoder,
-        f"test {bound_in_words(report).partition(',')[0]} {report['test_elbo'] or 0:.2f} nats": not s.autoencoder,
-        f"log-likelihood {-(report['test_nll'] or 0):.2f}": report["test_nll"] is not None,
-        f"log-density {report['test_log_density'] or 0:.2f}": report["test_log_density"] is not None,
+        f"test reconstruction loss {report['test_reconstruction']:,.2f} nats": s.autoencoder,
+        f"test {bound_in_words(report).partition(',')[0]} {report['test_elbo'] or 0:,.2f} nats": not s.autoencoder,
+        f"log-likelihood {-(report['test_nll'] or 0):,.2f}": report["test_nll"] is not None,
+        f"log-density {report['test_log_density'] or 0:,.2f}": report["test_log_density"] is not None,
     }
     result = f"{run}: {', '.join(words for words, known in found.items() if known)}"
     how = [*settings_in_words(s), f"{s.epochs} epoch{'s' * (s.epochs > 1)}", f"batches of {s.batch_size}"]
