@@ -50,7 +50,7 @@ def test_tests_and_pictures_are_due_at_ends_of_epochs_and_frames_of_the_film_in_
         run.step, run.terms = step, tf.constant([7.0, 8 + step, 0.5])
         found.append((run.epoch, run.test_is_due))
         if step in (10, 20):
-            written(run.folder, [step], "test")
+            run.tested = recorder.history_line("test", step, 10, [7.0, 2, 3], 0.5)
         run.write_pictures(str.upper)
     assert found == [(0, True), *[(1, False)] * 3, (1, True), *[(2, False)] * 2, (2, True)]
     both = ["samples", "reconstructions"]
@@ -59,8 +59,14 @@ def test_tests_and_pictures_are_due_at_ends_of_epochs_and_frames_of_the_film_in_
     samples = [(path, caption) for path, sheet, caption in captions if sheet == "SAMPLES"]
     assert samples == [
         (place / "samples_000.png", f"{name}, untrained: samples from the prior"),
-        (place / "film" / "samples_1.png", f"{name}, epoch 1, step 1: samples from the prior; train ELBO -9.5 nats"),
-        (place / "film" / "samples_4.png", f"{name}, epoch 1, step 4: samples from the prior; train ELBO -12.5 nats"),
+        (
+            place / "film" / "samples_1.png",
+            f"{name}, epoch 1, step 1: samples from the prior; train -(loss + KL) -9.5 nats",
+        ),
+        (
+            place / "film" / "samples_4.png",
+            f"{name}, epoch 1, step 4: samples from the prior; train -(loss + KL) -12.5 nats",
+        ),
         (place / "samples_002.png", f"{name}, epoch 2, step 20: samples from the prior; test ELBO -5.0 nats"),
     ]
     assert [path.stem for path, sheet, _ in captions if sheet == "RECONSTRUCTIONS"] == [
@@ -155,7 +161,7 @@ def test_the_active_units_of_the_history_are_in_tensorboard(tmp_path):
 )
 def test_the_likelihood_of_each_judged_step_is_in_tensorboard_once(judged, name, value, tmp_path):
     for step in (10, 20, 20):
-        runs.cut_back(tmp_path, step)
+        checkpoints.cut_back(tmp_path, step)
         recorder.write_likelihood(tmp_path, step, judged)
     assert scalars(tmp_path) == ({(f"test/{name}", step): value for step in (10, 20)} if name else {})
 
