@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from utils import bounds, console, data, densities, evaluation, networks, pictures, workers
+from utils import bounds, console, data, densities, evaluation, networks, pictures, size, workers
 from utils.batches import batch_at, brightness, parts_of_batch
 from utils.chance import DECODER_WEIGHTS, ENCODER_WEIGHTS, GRID_LATENTS, NOISE, initializer, random_key
 from utils.dataset import Dataset, in_batches
@@ -398,6 +398,7 @@ def train(
     """
     dataset = data.prepare(s, say)
     workers.check_same(crew, "training images", len(dataset.train_images))
+    size.check_fits(build_vae, s, dataset.train_images.shape[1:], say)
     vae = build_vae(s, dataset.train_images.shape[1:])
     evaluate = evaluation.compile_evaluation(vae, s, loss_terms)
     with recording(vae, s, dataset, folder, say, watch, watch_at, crew) as run:

@@ -24,7 +24,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 import main
 from tests.shared import REPOSITORY, contents, scalars, set_xla, users_environment
-from utils import checkpoints, pictures, recorder, report, runs
+from utils import checkpoints, pictures, recorder, report, runs, size
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.mnist import load
 from utils.settings import from_params, read_command_line
@@ -334,7 +334,9 @@ def test_report_history_and_console_tell_the_same(run, story):
     assert ("healthy? Yes." in table) == (report["healthy"] is True) == (report["verdict"] == "healthy")
     assert all(sentence in out for sentence in report["problems"] + report["unfinished"] + report["remarks"])
     assert f"predictions/{run.name}: samples_003.png, reconstructions_003.png, training.gif, manifold.png" in out
-    assert out.startswith("data       MNIST: 60,000 + 10,000 images, SHA-256 verified")
+    first, second = out.splitlines()[:2]
+    assert first == "building   0.1 M parameters, 1 MB with gradients and Adam's moments"
+    assert second.startswith("data       MNIST: 60,000 + 10,000 images, SHA-256 verified")
 
 
 # --- a run that is broken again and again -----------------------------------------------------------------------------
@@ -611,6 +613,14 @@ def test_what_cannot_be_done_is_told_in_a_line_and_nothing_is_changed(words, cod
     assert here(*words) == code
     assert re.fullmatch(f"main\\.py: error: {told}\n", capsys.readouterr().err)
     assert contents(done.parent) == before
+
+
+def test_networks_that_memory_cannot_hold_are_refused_before_they_are_built(small, capsys, monkeypatch):
+    monkeypatch.setattr(size, "memory", lambda: 10**5)
+    monkeypatch.setattr(main, "build_optimizer", pytest.fail)
+    assert here(*FEW) == 2
+    assert re.fullmatch(r"main\.py: error: \w+_layers: \(16,\) is not allowed; .* lower it\n", capsys.readouterr().err)
+    assert not (small / "predictions").exists()
 
 
 def test_checkpoints_that_are_all_damaged_are_told_and_nothing_is_changed(done, capsys):

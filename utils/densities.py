@@ -44,4 +44,5 @@ def initial_log_scale(s: Settings) -> keras.Variable | None:
     """The log of the width, which is trained like a weight; None if the width is fixed."""
     if s.decoder_scale == "fixed":
         return None
-    return keras.Variable(INITIAL_LOG_SCALES.get(s.loss, 0.0), name="log_scale")
+    initial = keras.initializers.Constant(INITIAL_LOG_SCALES.get(s.loss, 0.0))
+    return keras.Variable(initial, (), name="log_scale")

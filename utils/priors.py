@@ -85,10 +85,10 @@ def mixture(latent_dim: int, components: int, seed: int) -> Prior:
 
     It starts with equal shares, standard deviation 1, and means drawn from N(0, I).
     """
-    means = np.random.default_rng((seed, PRIOR_WEIGHTS)).standard_normal((components, latent_dim), np.float32)
-    means = keras.Variable(means, name="prior_means")  # (C, L)
-    log_stds = keras.Variable(np.zeros((components, latent_dim), np.float32), name="prior_log_stds")  # (C, L)
-    logits = keras.Variable(np.zeros(components, np.float32), name="prior_logits")  # of the shares, (C,)
+    shape = (components, latent_dim)
+    means = keras.Variable(drawn_normal(seed), shape, name="prior_means")  # (C, L)
+    log_stds = keras.Variable("zeros", shape, name="prior_log_stds")  # (C, L)
+    logits = keras.Variable("zeros", (components,), name="prior_logits")  # of the shares, (C,)
 
     def gaussians():
         return means.value, log_stds.value, tf.nn.log_softmax(logits.value)
@@ -102,14 +102,19 @@ def vampprior(encoder: keras.Model, image_shape: tuple[int, ...], components: in
     The pseudo-inputs are images (C, *image_shape) with a brightness in [0, 1], kept there by a sigmoid. They start as
     noise about as dark as a digit. The gradient goes to them and to the encoder's weights, which are not the prior's.
     """
-    pixels = np.random.default_rng((seed, PRIOR_WEIGHTS)).standard_normal((components, *image_shape), np.float32) - 2
-    pixels = keras.Variable(pixels, name="prior_pseudo_inputs")  # before the sigmoid
+    shape = (components, *image_shape)
+    pixels = keras.Variable(drawn_normal(seed, -2), shape, name="prior_pseudo_inputs")  # before the sigmoid
 
     def gaussians():
         z_mean, z_log_std = encoder(tf.sigmoid(pixels.value))
         return z_mean, z_log_std, tf.fill((components,), -np.float32(np.log(components)))
 
     return mixture_of(gaussians, [pixels])
+
+
+def drawn_normal(seed: int, mean: float = 0) -> Callable[..., np.ndarray]:
+    """Initial values, a shape -> draws from N(mean, 1), called when they are needed: utils/size.py needs none."""
+    return lambda shape, dtype: np.random.default_rng((seed, PRIOR_WEIGHTS)).standard_normal(shape, np.float32) + mean
 
 
 def mixture_of(gaussians: Callable[[], tuple[tf.Tensor, tf.Tensor, tf.Tensor]], weights: list[keras.Variable]) -> Prior:

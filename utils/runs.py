@@ -235,6 +235,12 @@ def starts_from_another(settings: Settings, folder: Path | None) -> bool:
     return bool(settings.start_from) and not (folder and saved_steps(folder))
 
 
+def weights_depend_on(settings: Settings) -> list[str]:
+    """The settings by which the shapes of the weights, or what they mean, may differ from those of another run."""
+    more = (DEPEND_ON_MORE.get(kind, ()) for kind in (settings.architecture, settings.prior))
+    return [*itertools.chain(WEIGHTS_DEPEND_ON, *more)]
+
+
 def to_start_from(settings: Settings, say: Say) -> Path:
     """The folder of the run START_FROM, whose weights fit the networks that these settings build.
 
@@ -243,8 +249,7 @@ def to_start_from(settings: Settings, say: Say) -> Path:
     """
     folder = find(settings.start_from, settings.output_dir, "--start-from")
     saved = saved_settings(folder, say)
-    more = (DEPEND_ON_MORE.get(kind, ()) for kind in (settings.architecture, settings.prior))
-    for name in itertools.chain(WEIGHTS_DEPEND_ON, *more):
+    for name in weights_depend_on(settings):
         if (here := getattr(settings, name)) != (there := getattr(saved, name)):
             raise SettingsError(f"{name}: {here!r} is not allowed with start_from {folder.name!r}, which has {there!r}")
     newest_step(folder)
