@@ -386,7 +386,7 @@ def evaluate(folder: Path, samples: int, components: int) -> dict[str, Any]:
     }
     print(f"run        {folder}, step {numbers['step']:,}")
     if meaning != "likelihood":
-        *_, numbers["note"] = report.remarks(s, {"kind": meaning}, [])  # the last one, without a history
+        numbers["note"] = report.no_likelihood(s)
     if meaning != "none":
         for old in folder.glob(".evaluation-*"):
             if old != place:

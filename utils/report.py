@@ -207,37 +207,37 @@ def grows_for_ever(s: Settings) -> bool:
 
 def remarks(s: Settings, report: dict[str, Any]) -> list[str]:
     """What to know when reading a run's numbers, a plain sentence each."""
-    found = []
+    found, beta = [], report["effective_beta"]
     if s.held_out:
         found.append(f"No test image was looked at: these are {s.held_out:,} images held out of the training set.")
-    beta = report["effective_beta"]
     if beta is not None and beta >= 10 and s.reconstruction_reduction == "sum":
-        found.append(
-            f"A beta-VAE: with a KL weight of {beta:g} fewer latents are used, and reconstructions are blurred."
-        )
+        found.append(f"A beta-VAE: at a KL weight of {beta:g} fewer latents are used, and reconstructions are blurred.")
     if beta == 0:
         found.append("The KL weighs nothing: no latent is drawn to the prior, so samples from it look like nothing.")
+    return found + [sentence for sentence in [no_likelihood(s)] if sentence]
+
+
+def no_likelihood(s: Settings) -> str:
+    """Why the loss is no likelihood, and what would be one, in a sentence; "" if it is one."""
+    meaning = kind(s)
     if s.autoencoder:
-        found.append("A plain autoencoder has no prior and no likelihood: no samples, no ELBO, no NLL.")
-    elif s.loss == "ce" and s.binarize == "none":
-        found.append("Not a likelihood: cross-entropy on grey pixels. BINARIZE = dynamic makes it one.")
-    elif report["kind"] == "none" and s.loss not in LEARNED_WIDTH:
-        found.append(
-            f"Not known to be a likelihood: {s.loss} is a loss of your own (utils/report.py, kind, knows which are)."
-        )
-    elif report["kind"] == "none":
-        found.append(
+        return "A plain autoencoder has no prior and no likelihood: no samples, no ELBO, no NLL."
+    if grows_for_ever(s):
+        binary = "A density of black and white pixels says nothing: it grows for ever as the width learned shrinks."
+        return f"{binary} BINARIZE = none keeps the grey ones."
+    if meaning == "density":
+        return "A density of grey pixels, which may exceed 0: not to be compared with the NLL of binary ones."
+    if meaning == "likelihood":
+        return ""
+    if s.loss == "ce":
+        return "Not a likelihood: cross-entropy on grey pixels. BINARIZE = dynamic makes it one."
+    if s.loss in LEARNED_WIDTH:
+        return (
             f"Not a likelihood: {s.loss} without its constants. DECODER_SCALE = learned makes it a density of pixels."
         )
-    elif grows_for_ever(s):
-        binary = "A density of black and white pixels says nothing: it grows for ever as the width learned shrinks."
-        found.append(f"{binary} BINARIZE = none keeps the grey ones.")
-    elif report["kind"] == "density":
-        found.append("A density of grey pixels, which may exceed 0: not to be compared with the NLL of binary ones.")
-    return found
+    return f"Not known to be a likelihood: {s.loss} is a loss of your own (utils/report.py, kind, knows which are)."
 
 
-# --- shown ------------------------------------------------------------------------------------------------------------
 def table(report: dict[str, Any]) -> str:
     """The report as a few lines for the console."""
     meaning, rows = report["kind"], []
