@@ -37,9 +37,7 @@ def history(train, test=None, log_every=25, epoch=100):
 def judged(lines, active=3, beta=1.0, kl=20.0, **changes):
     """The verdict on a made-up history."""
     settings = from_params(**CONSTANT | changes)
-    kind = "density" if settings.decoder_scale == "learned" else "likelihood"
-    report = {"active_units": active, "effective_beta": beta, "test_kl": kl, "kind": kind}
-    found = verdict.judge(settings, report, lines)
+    found = verdict.judge(settings, {"active_units": active, "effective_beta": beta, "test_kl": kl}, lines)
     assert found["healthy"] == {"healthy": True, "unhealthy": False, "not finished": None}[found["verdict"]]
     return found
 
