@@ -47,7 +47,7 @@ def test_tests_and_pictures_are_due_at_ends_of_epochs_and_frames_of_the_film_in_
     run.events = None
     found = []
     for step in (0, 1, 3, 4, 10, 13, 16, 20):
-        run.step, run.terms = step, tf.constant([7.0, 8 + step, 0.5])
+        run.advance(tf.zeros(3), tf.constant([7.0, 8 + step, 0.5]), tf.constant(step))
         found.append((run.epoch, run.test_is_due))
         if step in (10, 20):
             run.tested = recorder.history_line("test", step, 10, [7.0, 2, 3], 0.5)
