@@ -56,22 +56,19 @@ if __name__ == "__main__":
     ASKED = read_command_line()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
 
-from tqdm import tqdm
-
 import main as vae_main
 from experiments import classifier, figures, latent
 from experiments.fingerprint import code_of, fingerprint
 from utils import console, data, likelihood, mnist, report, runs
 from utils.batches import brightness
-from utils.chance import GRID_LATENTS, IMPORTANCE_NOISE, random_key, standard_normal
+from utils.chance import GRID_LATENTS, random_key
 from utils.dataset import Dataset, binarized, filled_up, rows_of
-from utils.evaluation import log_p_x_given_z
+from utils.evaluation import compile_weighing
 from utils.files import write_json, write_whole
-from utils.start import tf, xla_pays
+from utils.start import tf
 
 IMAGES_AT_ONCE = 500  # with one draw each: large matrices, but small enough for a processor's cache
 PARTS_AT_ONCE = 2  # so that a core has work while the other does the small pieces of a part
-DRAWS_A_CALL = 100  # between which the progress is shown and Ctrl-C is heard
 SHOWN = 100  # images in each part of samples_mixture.png
 CLASSIFIER_SEED = 0  # the same for all runs, so that the distances of those on the same data can be compared
 MIXTURE, REAL_IMAGES, CHOICE = 100, 101, 102  # what a draw of NumPy's is for, beside a run's seed
@@ -92,46 +89,16 @@ def sizes_up_to(samples: int) -> tuple[int, ...]:
     return (*(number for number in round_numbers if number < samples), samples)
 
 
-def compile_weighing(vae: Any, s: Settings, sizes: Sequence[int]) -> Callable:
-    """weigh(images, start, z_mean, z_log_std, first, stop, sums) -> sums with the draws `first` to `stop` - 1 added.
+def weigh_part(weigh: Callable, part: tuple, samples: int, tell: Callable[[int], bool]) -> Weighed | None:
+    """Weigh `samples` draws for each image of a part: uint8 images, the number of the first, z_mean and z_log_std.
 
-    The uint8 images (B, H, W, C) have the posteriors N(z_mean, exp(z_log_std)^2), (B, L + NOISE_DIM), and `start` is
-    the number of the first of them. A draw depends on the seed, on `start` and on its own number alone.
+    `weigh` is from evaluation.compile_weighing. `tell` is told each few draws how many they were of each image, and
+    says whether to go on; None if not.
     """
-
-    @tf.function(jit_compile=xla_pays(vae.encoder, vae.decoder))
-    def weigh(images, start, z_mean, z_log_std, first, stop, sums):
-        x = brightness(images)
-
-        def draw_noise(k):
-            draw = tf.cast(start, tf.int64) * 2**31 + tf.cast(k, tf.int64)
-            return standard_normal(z_mean.shape, random_key(s.seed, IMPORTANCE_NOISE, draw))
-
-        log_p_x = log_p_x_given_z(vae, s, vae_main.reconstruction_loss)
-        pieces = x, z_mean, z_log_std, log_p_x, vae.prior.log_density, draw_noise
-        return likelihood.add_draws(sums, first, stop, sizes, *pieces)
-
-    return weigh
-
-
-def weigh_part(
-    weigh: Callable, start: int, images: tf.Tensor, posteriors: tuple[tf.Tensor, tf.Tensor], samples: int,
-    tell: Callable[[int], bool],
-) -> Weighed | None:  # fmt: skip
-    """Weigh `samples` draws for each of the uint8 images (B, H, W, C), of which the first has the number `start`.
-
-    `weigh` is from compile_weighing, `posteriors` are z_mean and z_log_std (B, L + NOISE_DIM). `tell` is told each few
-    draws how many they were of each image, and says whether to go on; None if not.
-    """
-    sizes = sizes_up_to(samples)
-    sums = likelihood.no_draws(len(images), sizes)
-    for first in range(0, samples, DRAWS_A_CALL):
-        stop = min(first + DRAWS_A_CALL, samples)
-        sums = weigh(images, tf.constant(start), *posteriors, tf.constant(first), tf.constant(stop), sums)
-        sums.log_sum.numpy()  # here the host waits
-        if not tell(stop - first):
+    for draws, sums in weigh(*part, samples):  # noqa: B007 (the last ones are of all draws)
+        if not tell(draws):
             return None
-    values = *likelihood.estimate(sums, samples), likelihood.bounds(sums, samples, sizes)
+    values = *likelihood.estimate(sums, samples), likelihood.bounds(sums, samples, sizes_up_to(samples))
     return Weighed(*(value.numpy() for value in values))
 
 
@@ -145,13 +112,10 @@ def weigh_all(
     What is finished is kept in the folder `place` under `name`, and taken from there the next time. The last part is
     filled up with copies of the last image, so that all parts have one shape and `weigh` is compiled once.
     """
-    weigh = compile_weighing(vae, settings, sizes_up_to(samples))
+    weigh = compile_weighing(vae, settings, vae_main.reconstruction_loss, 2**31, sizes_up_to(samples))
     at_once = min(IMAGES_AT_ONCE, len(images))
     kept = {start: place / f"{name}-{start}.npz" for start in range(0, len(images), at_once)}
     before = sum(min(at_once, len(images) - start) for start, path in kept.items() if path.exists())
-    about = {"total": len(images) * samples, "initial": before * samples, "unit": " draws", "unit_scale": True}
-    about |= {"ncols": 79, "ascii": " #", "smoothing": 0.05, "desc": f"{name:<10} "}
-    line = "{desc}|{bar}| {n_fmt} of {total_fmt} draws, {rate_fmt}{postfix}"
     telling, stopped = threading.Lock(), threading.Event()
 
     def tell(draws: int) -> bool:
@@ -166,9 +130,9 @@ def weigh_all(
         if path.exists():
             return Weighed(**np.load(path))
         rows = slice(start, start + count)
-        batch, *of_batch = (tf.constant(filled_up(part[rows], at_once)) for part in (images, *posteriors))
+        batch, *of_batch = (filled_up(part[rows], at_once) for part in (images, *posteriors))
         try:
-            if weighed := weigh_part(weigh, start, batch, of_batch, samples, lambda draws: tell(draws * count)):
+            if weighed := weigh_part(weigh, (batch, start, *of_batch), samples, lambda draws: tell(draws * count)):
                 weighed = Weighed(*(values[..., :count] for values in weighed))
                 content = io.BytesIO()
                 np.savez(content, **weighed._asdict())
@@ -178,7 +142,8 @@ def weigh_all(
             raise
         return weighed
 
-    with tqdm(bar_format=line, **about) as bar, ThreadPoolExecutor(PARTS_AT_ONCE) as threads:
+    total = len(images) * samples
+    with console.waiting_bar(name, total, before * samples) as bar, ThreadPoolExecutor(PARTS_AT_ONCE) as threads:
         try:
             parts = list(threads.map(part, kept))
         finally:  # after Ctrl-C, the parts that were begun end with the draws they are at

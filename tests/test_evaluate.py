@@ -39,7 +39,6 @@ def make_run(tmp_path, monkeypatch):
     """Make a run with random weights, as training leaves it, on images of a shape: its folder, VAE and settings."""
     set_xla(monkeypatch)
     monkeypatch.setattr(evaluate, "IMAGES_AT_ONCE", 8)
-    monkeypatch.setattr(evaluate, "DRAWS_A_CALL", 64)
     monkeypatch.setattr(
         classifier, "train_classifier", lambda x, y, seed: classifier.build_classifier(x.shape[1:], 10, 0)
     )
@@ -177,24 +176,29 @@ def test_a_learned_prior_is_what_the_draws_are_weighed_with(make_run):
     assert found["log_likelihood"] == pytest.approx(exact.mean(), abs=5 * found["standard_error_sampling"])
 
 
-def test_no_two_draws_are_the_same_and_none_depends_on_how_many_there_are(make_run, monkeypatch):
+def test_no_two_draws_are_the_same_and_none_depends_on_how_many_there_are(make_run, monkeypatch, tmp_path):
     _, vae, settings = make_run(noise_dim=1)
 
     def first_and_last(sums, first, stop, sizes, x, z_mean, z_log_std, log_p, log_prior, draw_noise):
-        return draw_noise(first), draw_noise(stop - 1)
+        earliest, last = (tf.cast(draw_noise(k), tf.float64) for k in (first, stop - 1))
+        return sums._replace(log_sum=earliest, log_sum_of_squares=last)
 
+    def seen(samples):
+        sizes = evaluate.sizes_up_to(samples)
+        weigh = evaluate.compile_weighing(vae, settings, main.reconstruction_loss, apart, sizes)
+        batch, latents = images(8, (3, 3, 1), 0), np.zeros((8, 3), np.float32)
+        parts = [next(iter(weigh(batch, start, latents, latents, samples))) for start in (0, 8, 59_999)]
+        return np.array([sums[:2] for _, sums in parts]).reshape(-1, 3)  # of the first draw and the last in a call
+
+    real, aparts = evaluate.compile_weighing, []
+    monkeypatch.setattr(evaluate, "compile_weighing", lambda *words: aparts.append(words[3]) or real(*words))
+    evaluate.weigh_all(vae, settings, images(8, (3, 3, 1), 0), (np.zeros((8, 3), np.float32),) * 2, 4, tmp_path, "x")
+    [apart] = aparts
+    assert apart >= 10**6  # the most that --samples takes: no draw reaches those of the next image
     monkeypatch.setattr(evaluate.likelihood, "add_draws", first_and_last)
-    latents = tf.zeros((8, 3))
-    seen = []
-    for samples in (4, 2_000_000):
-        weigh = evaluate.compile_weighing(vae, settings, evaluate.sizes_up_to(samples))
-        batch = images(8, (3, 3, 1), 0)
-        spans = [(0, 0, 4), (0, 8, samples), (8, 0, 4), (59_999, 0, samples)]  # of images and draws
-        seen.append([weigh(batch, start, latents, latents, first, stop, None) for start, first, stop in spans])
-    np.testing.assert_array_equal(seen[0][0], seen[1][0])
-    np.testing.assert_array_equal(seen[0][2], seen[1][2])
-    noise = np.array([draw for part in seen[1] for draw in part]).reshape(-1, 3)
-    assert len(np.unique(noise, axis=0)) == 8 * 8
+    few, many = seen(4), seen(10**6)
+    assert len(np.unique(many, axis=0)) == 3 * 2 * 8
+    np.testing.assert_array_equal(few.reshape(3, 2, 8, 3)[:, 0], many.reshape(3, 2, 8, 3)[:, 0])
 
 
 def test_parts_of_the_images_are_weighed_by_draws_of_their_own(make_run, tmp_path):

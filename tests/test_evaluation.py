@@ -97,12 +97,38 @@ def test_no_two_batches_of_the_likelihood_share_a_draw(monkeypatch):
     chosen = from_params(**TINY | {"nll_samples": 1_001})  # a thousand images are a batch
     vae = main.build_vae(chosen, SHAPE)
 
-    def first_and_last_noise(x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise, samples):
-        assert samples == 1_001
-        return draw_noise(tf.constant(0)), draw_noise(tf.constant(samples - 1))
+    def first_and_last_noise(sums, first, stop, sizes, x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise):
+        earliest, last = (tf.cast(draw_noise(k)[:, 0], tf.float64) for k in (first, stop - 1))
+        return sums._replace(log_sum=tf.where(first == 0, earliest, sums.log_sum), log_sum_of_squares=last)
 
-    monkeypatch.setattr(evaluation, "log_likelihood", first_and_last_noise)
-    set_xla(monkeypatch)
+    monkeypatch.setattr(evaluation.likelihood, "add_draws", first_and_last_noise)
+    monkeypatch.setattr(evaluation.likelihood, "estimate", lambda sums, samples: sums[:2])
     noise = np.stack(estimate_log_likelihood(vae, chosen, random_images(3_000), main.reconstruction_loss))
-    assert noise.shape == (2, 3_000, 2)
-    assert len(np.unique(noise.reshape(-1, 2), axis=0)) == 6_000
+    assert len(np.unique(noise)) == 2 * 3_000
+
+
+@pytest.mark.parametrize(("compiled", "few"), [(False, 1), (True, 8)])
+def test_the_likelihood_is_made_a_few_draws_at_a_time_and_stays_what_it_is(monkeypatch, compiled, few):
+    """A thousand images: few enough draws for a bar to move each second or two, though the network be a slow one."""
+    set_xla(monkeypatch, compiled)
+    chosen = from_params(**TINY | {"nll_samples": 20})
+    vae, images = random_vae(chosen), random_images(1_000)
+    posteriors = vae.encoder(images / np.float32(255))
+    weigh = evaluation.compile_weighing(vae, chosen, main.reconstruction_loss, apart=20)
+    counts, sums = zip(*weigh(images, np.int32(0), *posteriors, 20), strict=True)
+    assert counts == (few,) * (20 // few) + ((20 % few,) if 20 % few else ())
+
+    def draw_noise(k):
+        return chance.standard_normal((1_000, 2), chance.random_key(chosen.seed, chance.IMPORTANCE_NOISE, k))
+
+    plain = NumpyVAE(chosen, [weight.numpy() for weight in vae.weights])
+    x, log_w = images.reshape(1_000, -1) / 255, []
+    for k in range(20):
+        noise = drawn(draw_noise, tf.constant(k, tf.int64), compiled=compiled)
+        z = posteriors[0] + np.exp(posteriors[1]) * noise
+        log_q = norm.logpdf(noise).sum(axis=1) - np.sum(posteriors[1], axis=1)
+        log_w.append(norm.logpdf(z).sum(axis=1) - plain.loss(x, plain.decode(np.float64(z))) - log_q)
+    expected = logsumexp(log_w, axis=0) - math.log(20)
+    np.testing.assert_allclose(evaluation.likelihood.estimate(sums[-1], 20)[0], expected, rtol=1e-5)
+    found, _ = estimate_log_likelihood(vae, chosen, images, main.reconstruction_loss)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -85,7 +85,7 @@ def compile_bound(vae: Any, s: Settings, reconstruction_loss: ReconstructionLoss
         noise = draw_noise(s, images.shape[0], random_key(s.seed, TEST_NOISE, start))
         return (importance_bound(vae, brightness(images), noise, weight, s, reconstruction_loss),)
 
-    return lambda images, weight: in_equal_batches(partial(bound, weight=weight), images, at_once)[0]
+    return lambda images, weight: in_equal_batches(partial(bound, weight=weight), images, at_once, "testing")[0]
 
 
 # --- a batch in parts -------------------------------------------------------------------------------------------------

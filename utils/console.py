@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
+from tqdm import tqdm
+
 Say = Callable[[str], None]  # what shows a line on the console
 
 
@@ -49,6 +51,19 @@ def run(program: str, work: Callable[[], Any], when_stopped: str = "") -> int:
         print(f"{program}: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0
+
+
+def waiting_bar(doing: str, total: int, done: int = 0) -> tqdm:
+    """A bar with the time left of what takes long, 79 columns wide; its line is free again when it is closed.
+
+    Work that is done within two seconds shows none, nor does "". One that is made while another one is open is drawn
+    below that. tqdm shows a bar within `update` only, which should be called each second or so.
+    """
+    hidden = {} if doing else {"disable": True}  # else tqdm asks the environment
+    form = f"{doing:<10} |{{bar}}| {{remaining}} left"
+    return tqdm(
+        total=total, initial=done, delay=2, leave=False, miniters=0, ncols=79, ascii=" #", bar_format=form, **hidden
+    )  # fmt: skip
 
 
 # --- command lines ----------------------------------------------------------------------------------------------------

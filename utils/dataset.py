@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.console import Problem
+from utils.console import Problem, waiting_bar
 
 READERS = 2 + (os.cpu_count() or 1)  # threads that read and decode; two more than cores, as some wait for the disk
 SHOWN_OF_A_LABEL = 3  # test images that each grid of reconstructions shows
@@ -128,17 +128,22 @@ def epoch_order(count: int, key: Sequence[int]) -> np.ndarray:
     return np.random.default_rng(key).permutation(count).astype(np.int32)
 
 
-def in_batches(compute: Callable, images: Images, size: int | None = None) -> list[np.ndarray]:
+def in_batches(compute: Callable, images: Images, size: int | None = None, doing: str = "") -> list[np.ndarray]:
     """Call compute(batch, start) for `size` images at a time; join each of its outputs (size, ...) over all images.
 
-    Anything else that has rows can take the place of the images. `size` is evaluated_at_once unless it is given.
+    Anything else that has rows can take the place of the images. `size` is evaluated_at_once unless it is given. If it
+    takes long, a bar shows what it is `doing`; "" shows none.
     """
-    size = size or evaluated_at_once(images.shape)
-    parts = [compute(images[start : start + size], np.int32(start)) for start in range(0, len(images), size)]
+    size, parts = size or evaluated_at_once(images.shape), []
+    with waiting_bar(doing, len(images)) as bar:
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            parts.append(compute(batch, np.int32(start)))
+            bar.update(len(batch))
     return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
 
-def in_equal_batches(compute: Callable, images: Images, size: int | None = None) -> list[np.ndarray]:
+def in_equal_batches(compute: Callable, images: Images, size: int | None = None, doing: str = "") -> list[np.ndarray]:
     """The same for a compiled `compute`: the last batch is as large as the others, so that it is compiled only once.
 
     The last batch is filled up with copies of its last image, and their outputs are dropped. But with several draws an
@@ -149,7 +154,7 @@ def in_equal_batches(compute: Callable, images: Images, size: int | None = None)
     def compute_full(batch, start):
         return [output[: len(batch)] for output in compute(filled_up(batch, size), start)]
 
-    return in_batches(compute_full, images, size)
+    return in_batches(compute_full, images, size, doing)
 
 
 def filled_up(batch: np.ndarray, size: int) -> np.ndarray:

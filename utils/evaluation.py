@@ -4,20 +4,20 @@ Functions of main.py (loss_terms, reconstruction_loss, decode) are handed over a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils import pictures, report, runs, verdict
+from utils import likelihood, pictures, report, runs, verdict
 from utils.batches import brightness
 from utils.bounds import ReconstructionLoss
 from utils.chance import IMPORTANCE_NOISE, TEST_NOISE, random_key, standard_normal
-from utils.dataset import Dataset, in_equal_batches
+from utils.console import waiting_bar
+from utils.dataset import Dataset, evaluated_at_once, in_equal_batches
 from utils.files import write_json
-from utils.likelihood import log_likelihood
 from utils.settings import Settings
 from utils.start import tf, xla_pays
 
@@ -36,32 +36,70 @@ def compile_evaluation(vae: Any, s: Settings, loss_terms: Callable) -> Evaluate:
         noise = standard_normal((x.shape[0], s.latent_dim + s.noise_dim), random_key(s.seed, TEST_NOISE, start))
         return (*loss_terms(vae, x, noise, s), vae.encoder(x)[0][:, : s.latent_dim])
 
-    return partial(in_equal_batches, evaluate_batch)
+    return partial(in_equal_batches, evaluate_batch, doing="testing")
 
 
-def log_p_x_given_z(vae: Any, s: Settings, reconstruction_loss: ReconstructionLoss) -> Callable:
-    """A function: images x (B, H, W, C), latents z (B, L) -> log p(x|z) (B,) in nats, as likelihood.py wants it."""
-    return lambda x, z: -reconstruction_loss(vae, x, z, s)
+# --- log-likelihood ---------------------------------------------------------------------------------------------------
+def compile_weighing(
+    vae: Any, s: Settings, reconstruction_loss: ReconstructionLoss, apart: int, sizes: Sequence[int] = ()
+) -> Callable[..., Iterator[tuple[int, likelihood.Sums]]]:
+    """weigh(images, start, z_mean, z_log_std, samples): weigh so many draws of each image, a few at a time.
+
+    The uint8 images (B, H, W, C) have the posteriors N(z_mean, exp(z_log_std)^2), (B, L + NOISE_DIM), and `start` is
+    the number of the first of them. Draw k has the key start * `apart` + k: no two batches share a draw if `apart` is
+    at least `samples`. For each few draws it yields how many they were, and the sums of all so far, with a row for the
+    bound of each number of draws in `sizes`. Between them a bar can move, and Ctrl-C is heard.
+    """
+    compiled = xla_pays(vae.encoder, vae.decoder)
+    at_once = 8_000 if compiled else 1_000  # draws a call, of all images: a tenth of a second, or of convolutions two
+
+    @tf.function(jit_compile=compiled)
+    def add(images, start, z_mean, z_log_std, first, stop, sums):
+        def draw_noise(k):
+            draw = tf.cast(start, tf.int64) * apart + tf.cast(k, tf.int64)
+            return standard_normal(z_mean.shape, random_key(s.seed, IMPORTANCE_NOISE, draw))
+
+        def log_p_x_given_z(x, z):
+            return -reconstruction_loss(vae, x, z, s)
+
+        pieces = brightness(images), z_mean, z_log_std, log_p_x_given_z, vae.prior.log_density, draw_noise
+        return likelihood.add_draws(sums, first, stop, sizes, *pieces)
+
+    def weigh(images, start, z_mean, z_log_std, samples):
+        sums, few = likelihood.no_draws(len(images), sizes), max(1, at_once // len(images))
+        batch = [tf.constant(part) for part in (images, start, z_mean, z_log_std)]
+        for first in range(0, samples, few):
+            stop = min(first + few, samples)
+            sums = add(*batch, tf.constant(first), tf.constant(stop), sums)
+            sums.log_sum.numpy()  # here Python waits
+            yield stop - first, sums
+
+    return weigh
+
+
+def has_log_likelihood(s: Settings) -> bool:
+    """Whether a run's log-likelihood, or log-density, is estimated."""
+    return bool(s.nll_samples) and report.kind(s) != "none"
 
 
 def estimate_log_likelihood(
     vae: Any, s: Settings, images: np.ndarray, reconstruction_loss: ReconstructionLoss
 ) -> list[np.ndarray]:
     """Estimate log p(x) of uint8 images (N, H, W, C): nats (N,) and their sampling variances (N,)."""
+    weigh = compile_weighing(vae, s, reconstruction_loss, apart=s.nll_samples)
+    encode = tf.function(lambda images: vae.encoder(brightness(images)), jit_compile=xla_pays(vae.encoder, vae.decoder))
+    batches = -(-len(images) // evaluated_at_once(images.shape))
 
-    @tf.function(jit_compile=xla_pays(vae.encoder, vae.decoder))
     def estimate(images, start):
-        x = brightness(images)
-        z_mean, z_log_std = vae.encoder(x)
+        for draws, sums in weigh(images, start, *encode(images), s.nll_samples):  # noqa: B007 (the last ones are of all)
+            bar.update(draws)
+        return likelihood.estimate(sums, s.nll_samples)
 
-        def noise_of_draw(k):
-            draw = tf.cast(start, tf.int64) * s.nll_samples + tf.cast(k, tf.int64)  # no two batches share one
-            return standard_normal(z_mean.shape, random_key(s.seed, IMPORTANCE_NOISE, draw))
+    with waiting_bar("likelihood", batches * s.nll_samples) as bar:
+        return in_equal_batches(estimate, images)
 
-        densities = log_p_x_given_z(vae, s, reconstruction_loss), vae.prior.log_density
-        return log_likelihood(x, z_mean, z_log_std, *densities, noise_of_draw, s.nll_samples)
 
-    return in_equal_batches(estimate, images)
+# --- a finished run ---------------------------------------------------------------------------------------------------
 
 
 def judge(
@@ -70,14 +108,14 @@ def judge(
     dataset: Dataset,
     folder: Path,
     evaluate: Evaluate,
-    reconstruction_loss: ReconstructionLoss,
+    estimates: list[np.ndarray] | None,
     decode: Callable,
 ) -> dict[str, Any]:
-    """Write the trained model's report and pictures into its folder; return the report."""
+    """Write the trained model's report and pictures into its folder; return the report.
+
+    `estimates` are estimate_log_likelihood's of the test images, or None.
+    """
     reconstruction, kl, z_mean = evaluate(dataset.test_images)
-    estimates = None
-    if s.nll_samples and report.kind(s) != "none":
-        estimates = estimate_log_likelihood(vae, s, dataset.test_images, reconstruction_loss)
     history = runs.read_history(folder)
     pixels = math.prod(dataset.test_images.shape[1:])
     judged = report.make_report(s, reconstruction, kl, z_mean, estimates, pixels)

@@ -47,9 +47,11 @@ def add_draws(
     log_prior: Callable[[tf.Tensor], tf.Tensor],
     draw_noise: Callable[[tf.Tensor], tf.Tensor],
 ) -> Sums:
-    """Add the draws first, first + 1, ..., stop - 1 to the sums of those before; the rest is log_likelihood's.
+    """Add the draws first, first + 1, ..., stop - 1 of z from q(z|x) to the sums of those before.
 
-    One draw for the whole batch is worked on at a time, so that memory does not grow with their number.
+    x is (B, ...), z_mean and z_log_std are (B, L); log_p_x_given_z(x, z) and log_prior(z) = log p(z) return (B,) nats;
+    draw_noise(k) returns draws (B, L) from N(0, I), other ones for every k. One draw for the whole batch is worked on
+    at a time, so that memory does not grow with their number.
     """
     sizes = tf.reshape(tf.constant(sizes, tf.int32), (-1, 1))  # (G, 1)
     k = tf.convert_to_tensor(first)
@@ -72,6 +74,10 @@ def add_draws(
 def estimate(sums: Sums, samples: int) -> tuple[tf.Tensor, tf.Tensor]:
     """The estimates of log p(x) and their sampling variances, float64 (B,), from the sums of K = `samples` draws.
 
+    log p(x) ~ log 1/K sum_k w_k with w_k = p(x|z_k) p(z_k) / q(z_k|x) and z_k ~ q(z|x) = N(z_mean, exp(z_log_std)^2)
+    (Burda et al. 2015, eq. 8). In expectation a lower bound: the ELBO for K = 1, and nearer to log p(x) the larger K
+    is.
+
     The variance, in nats squared, is by the delta method: that of log(mean w) is about var(w) / (K mean(w)^2). A single
     draw has none: NaN.
     """
@@ -89,29 +95,6 @@ def bounds(sums: Sums, samples: int, sizes: Sequence[int]) -> tf.Tensor:
     """
     sizes = tf.reshape(tf.constant(sizes, tf.float64), (-1, 1))
     return sums.total / (samples // sizes) - tf.math.log(sizes)
-
-
-def log_likelihood(
-    x: tf.Tensor,
-    z_mean: tf.Tensor,
-    z_log_std: tf.Tensor,
-    log_p_x_given_z: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    log_prior: Callable[[tf.Tensor], tf.Tensor],
-    draw_noise: Callable[[tf.Tensor], tf.Tensor],
-    samples: int,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Estimate log p(x) of every image by `samples` draws of z from q(z|x) (Burda et al. 2015, eq. 8).
-
-    log p(x) ~ log 1/K sum_k w_k with w_k = p(x|z_k) p(z_k) / q(z_k|x) and z_k ~ q(z|x) = N(z_mean, exp(z_log_std)^2).
-    In expectation a lower bound: the ELBO for K = 1, and nearer to log p(x) the larger K is.
-
-    x is (B, ...), z_mean and z_log_std are (B, L); log_p_x_given_z(x, z) and log_prior(z) = log p(z) return (B,) nats;
-    draw_noise(k) returns draws (B, L) from N(0, I), other ones for every k.
-
-    Returns the estimates (B,) in nats and their sampling variances (B,), float64, as `estimate` does.
-    """
-    pieces = x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise
-    return estimate(add_draws(no_draws(tf.shape(z_mean)[0]), 0, samples, (), *pieces), samples)
 
 
 def log_add(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

@@ -105,7 +105,7 @@ def recording(
         say(f"note       {doubt}")
     for note in unread_notes():
         say(note)
-    go_on = f"python main.py --resume {shlex.quote(str(folder))}"
+    go_on = resume_command(folder, s)
     with runs.locked(folder):
         try:
             with workers.losses_told(crew):
@@ -117,6 +117,16 @@ def recording(
         except BadImage as error:
             raise DataError(f"{error}; with the next image in its place: {go_on} --skip-bad-images") from None
     say(report.look_at(folder))
+    if run.stopped:
+        say(f"\nstopped    without the log-likelihood, which comes with: {go_on}")
+        raise run.stopped
+
+
+def resume_command(folder: Path, s: Settings) -> str:
+    """The command that goes on with the run in `folder`; it works from any working directory."""
+    words = ["python", str(runs.REPOSITORY / "main.py"), "--resume", str(folder.absolute())]
+    place = Path(s.data_dir).expanduser()
+    return shlex.join(words if place.is_absolute() else [*words, "--data-dir", str(place.absolute())])
 
 
 class Recorder:
@@ -141,6 +151,7 @@ class Recorder:
         self.step = self.line_due = self.save_due = 0
         self.terms = tf.zeros(3)  # of the last step
         self.tested: dict[str, Any] | None = None  # the newest test line
+        self.stopped: BaseException | None = None  # Ctrl-C or SIGTERM, while the log-likelihood was estimated
         # Of the history's next line: the sum of its terms, after which step it begins, when, and the wait for data.
         self.sums_so_far, self.start = tf.Variable(tf.zeros(3)), tf.Variable(0)
         self.last_line, self.clock, self.waited = 0, 0.0, 0.0
@@ -297,11 +308,22 @@ class Recorder:
             raise Stopped(self.signals[0] if self.signals else signal.SIGTERM)
 
     def judge(self, evaluate: Callable, reconstruction_loss: Callable, decode: Callable) -> None:
-        """Test the trained model, write its report and pictures, and say the report (evaluation.judge)."""
+        """Test the trained model, write its report and pictures, and say the report (evaluation.judge).
+
+        The first Ctrl-C or SIGTERM ends the estimate of the log-likelihood only, which may take long: the report then
+        lacks it. It is put into `stopped`. Another one ends all at once.
+        """
         if not self.crew.is_chief:
             return
-        self.say(f"testing    {len(self.dataset.test_images):,} images that it has not been trained on")
-        judged = evaluation.judge(self.vae, self.s, self.dataset, self.folder, evaluate, reconstruction_loss, decode)
+        images, estimates = self.dataset.test_images, None
+        self.say(f"testing    {len(images):,} images that it has not been trained on")
+        try:
+            if evaluation.has_log_likelihood(self.s):
+                estimates = evaluation.estimate_log_likelihood(self.vae, self.s, images, reconstruction_loss)
+        except (KeyboardInterrupt, Stopped) as stopped:
+            self.stopped = stopped
+            self.say("\nstopping   the log-likelihood is left out; report and pictures follow")
+        judged = evaluation.judge(self.vae, self.s, self.dataset, self.folder, evaluate, estimates, decode)
         write_likelihood(self.folder, self.step, judged)
         self.say(report.table(judged))
         if skipped := report.skipped(self.dataset):

@@ -1,6 +1,7 @@
 """What a user is shown: doubts before a run, progress during it, and its numbers after it."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -287,8 +288,9 @@ def skipped(dataset: Dataset) -> str:
 
 
 def look_at(folder: Path) -> str:
-    """Where the pictures of a run are."""
+    """Where the pictures of a run are; its paths work from any working directory."""
     newest = [grids_of(folder, name)[-1:] for name in ("samples", "reconstructions")]
     names = [path.name for paths in newest for path in paths]
     names += [name for name in ("training.gif", "manifold.png", "curves.png") if (folder / name).exists()]
-    return f"\nlook at    {folder}: {', '.join(names)}\n           tensorboard --logdir {folder.parent}"
+    logs = shlex.quote(str(folder.absolute().parent))
+    return f"\nlook at    {folder.absolute()}: {', '.join(names)}\n           tensorboard --logdir {logs}"
