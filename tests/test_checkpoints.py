@@ -36,6 +36,18 @@ def test_the_newest_three_checkpoints_are_kept_and_nothing_else(tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == names
 
 
+def test_of_a_finished_run_the_newest_checkpoint_is_kept_and_it_goes_on_from_there(tmp_path):
+    saved(tmp_path, 5, 80, 9)
+    checkpoints.keep_newest(tmp_path)
+    assert runs.saved_steps(tmp_path) == [80]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    checkpoint, weights = state()
+    checkpoints.restore(checkpoint, tmp_path, pytest.fail)
+    assert (weights.numpy() == 80).all()
+    saved(tmp_path, 90)
+    assert runs.saved_steps(tmp_path) == [80, 90]
+
+
 def test_what_is_saved_is_restored_bit_for_bit(tmp_path):
     checkpoint, weights = state()
     weights.assign(tf.random.stateless_normal([50, 20], [1, 2]))

@@ -1,13 +1,19 @@
 """utils/runs.py: names, folders, params.json and the history, each broken on purpose."""
 
 import json
+import os
+import re
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.shared import contents, full_disk, written
 from utils import runs
-from utils.settings import from_params
+from utils.settings import BEFORE, from_params, read_constants
 
 SHAPE = (28, 28, 1)
 
@@ -31,6 +37,7 @@ SHAPE = (28, 28, 1)
             },
             "tfds_cifar10-logistic-conv-z64",
         ),
+        ({"labels": tuple(range(50)), "latent_dim": 2}, "mnist-50labels-ce-z2"),
         ({"run_name": "cycles"}, "cycles"),
     ],
 )
@@ -39,10 +46,88 @@ def test_a_run_is_named_after_what_tells_it_apart_or_as_the_user_says(changes, n
     assert runs.create(settings, "CPU", SHAPE) == tmp_path / "new" / "folders" / name
 
 
-def test_a_derived_name_that_is_taken_gets_a_number(tmp_path):
-    settings = from_params(latent_dim=2, output_dir=str(tmp_path))
-    names = [runs.create(settings, "CPU", SHAPE).name for _ in range(3)]
+def test_a_derived_name_that_is_taken_gets_what_differs_and_a_number_only_where_nothing_does(tmp_path):
+    first = from_params(latent_dim=2, output_dir=str(tmp_path))
+    names = [runs.create(first, "CPU", SHAPE).name for _ in range(3)]
     assert names == ["mnist-ce-z2", "mnist-ce-z2-2", "mnist-ce-z2-3"]
+    other = first.model_copy(update={"seed": 1, "kl_weight_end": 4.0, "checkpoint_every": 7})
+    names = [runs.create(other, "CPU", SHAPE).name for _ in range(2)]
+    assert names == ["mnist-ce-z2-kl_weight_end4-seed1", "mnist-ce-z2-kl_weight_end4-seed1-2"]
+    (tmp_path / "mnist-ce-z3").mkdir()  # which is no run
+    assert runs.create(first.model_copy(update={"latent_dim": 3, "seed": 1}), "CPU", SHAPE).name == "mnist-ce-z3-2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "ending"),
+    [
+        ({"encoder_layers": (500, 300)}, "-encoder_layers500_300"),
+        ({"encoder_layers": (), "kl_schedule": "sigmoid"}, "-no_encoder_layers-kl_schedule_sigmoid"),
+        ({"learning_rate": 1e-05, "gradient_clip": 1e30}, "-learning_rate1e-05-gradient_clip1e30"),
+        ({"mixed_precision": True, "free_bits": 0.125}, "-free_bits0.125-mixed_precision"),
+        ({"start_from": "old runs/my digits (2)/"}, "-start_from_my_digits__2_"),
+        ({"data_dir": "/elsewhere", "run_name": "", "log_every": 3}, "-2"),  # nothing that describes the run
+        ({"dataset": "folder", "data_dir": "~/my/faces"}, "-data_dir_faces"),
+        (  # 80 characters have no room for the layers, but for the rest
+            {"encoder_layers": (1000,) * 15, "held_out": 5000, "seed": 2**31 - 1},
+            "-held_out5000-seed2147483647",
+        ),
+    ],
+)
+def test_what_differs_in_words(changes, ending, tmp_path):
+    first = from_params(latent_dim=2, output_dir=str(tmp_path), dataset=changes.get("dataset", "mnist"))
+    plain = runs.create(first, "CPU", SHAPE)
+    assert runs.create(from_params(**first.model_dump() | changes), "CPU", SHAPE).name == plain.name + ending
+
+
+def test_what_differs_from_an_older_run_counts_what_it_was_saved_without_and_an_unreadable_one_says_nothing(tmp_path):
+    settings = from_params(**BEFORE | {"latent_dim": 2, "output_dir": str(tmp_path)})
+    folder = runs.create(settings, "CPU", SHAPE)
+    about = runs.read_params(folder)
+    old = {name: value for name, value in about["settings"].items() if name not in (*BEFORE, "seed")}
+    (folder / "params.json").write_text(json.dumps(about | {"settings": old | {"zebra": 3}}))
+    today = from_params().seed
+    later = settings.model_copy(update={"image_crop": 9, "seed": today + 1})
+    assert runs.create(later, "CPU", SHAPE).name == f"mnist-ce-z2-image_crop9-seed{today + 1}"
+    assert runs.create(later.model_copy(update={"seed": today}), "CPU", SHAPE).name == "mnist-ce-z2-image_crop9"
+    (folder / "params.json").write_text('{"settings": {"se')
+    assert runs.create(later, "CPU", SHAPE).name == "mnist-ce-z2-2"
+
+
+NUMBERS = st.integers(0, 2**31) | st.floats(0, 1e38)
+ANYTHING = st.fixed_dictionaries(
+    {},
+    optional={
+        "labels": st.lists(st.integers(0, 10**6), max_size=60).map(tuple),
+        "encoder_layers": st.lists(st.integers(1, 65_536), max_size=30).map(tuple),
+        "start_from": st.text(max_size=100),
+        "dataset": st.sampled_from(["mnist", "folder", f"tfds:a_set_whose_name_is_{'long_' * 12}/or-longer:1.*"]),
+        "data_dir": st.text(max_size=100),
+        "loss": st.sampled_from(["ce", "my loss/ö"]),
+        "autoencoder": st.booleans(),
+        "learning_rate": NUMBERS,
+        "latent_dim": NUMBERS,
+        "seed": NUMBERS,
+    },
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.lists(ANYTHING, min_size=2, max_size=8))
+def test_a_name_is_new_and_plain_and_short_whatever_the_settings_are(all_changes):
+    pattern = next(
+        rule.pattern for rule in read_constants()["run_name"].annotation.__metadata__ if hasattr(rule, "pattern")
+    )
+    with tempfile.TemporaryDirectory() as parent:
+        for changes in all_changes:
+            chosen = from_params().model_copy(update=changes)
+            name = next(
+                name for name in runs.names_for(chosen, Path(parent)) if not os.path.lexists(f"{parent}/{name}")
+            )
+            assert re.fullmatch(pattern, name)
+            assert 0 < len(name) <= 80
+            os.mkdir(f"{parent}/{name}")
+            about = {"settings": chosen.model_dump(mode="json", warnings=False), "schedule_epochs": 1}
+            Path(parent, name, "params.json").write_text(json.dumps(about))
 
 
 def test_a_name_given_and_taken_is_refused_and_what_is_there_is_left_alone(tmp_path):

@@ -21,7 +21,7 @@ from utils.files import write_whole
 from utils.settings import Settings
 from utils.start import tf
 
-KEPT_CHECKPOINTS = 3
+KEPT_CHECKPOINTS = 3  # while a run trains
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -42,8 +42,14 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
         checkpoint.write(f"{beside}/step-{step}")
         for path in sorted(Path(beside).glob("step-*"), key=lambda path: path.suffix == ".index"):
             os.replace(path, place / path.name)
-    for old in runs.saved_steps(folder)[:-KEPT_CHECKPOINTS]:
-        for path in sorted(place.glob(f"step-{old}.*"), key=lambda path: path.suffix != ".index"):
+    keep_newest(folder, KEPT_CHECKPOINTS)
+
+
+def keep_newest(folder: Path, count: int = 1) -> None:
+    """Drop all checkpoints of a run but the newest: of a finished run one is enough. Raises OSError."""
+    for old in runs.saved_steps(folder)[:-count]:
+        files = (folder / "checkpoints").glob(f"step-{old}.*")
+        for path in sorted(files, key=lambda path: path.suffix != ".index"):
             path.unlink()
 
 

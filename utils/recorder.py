@@ -311,7 +311,8 @@ class Recorder:
         """Test the trained model, write its report and pictures, and say the report (evaluation.judge).
 
         The first Ctrl-C or SIGTERM ends the estimate of the log-likelihood only, which may take long: the report then
-        lacks it. It is put into `stopped`. Another one ends all at once.
+        lacks it. It is put into `stopped`. Another one ends all at once. The run is finished
+        then, and keeps its last checkpoint only.
         """
         if not self.crew.is_chief:
             return
@@ -328,6 +329,7 @@ class Recorder:
         self.say(report.table(judged))
         if skipped := report.skipped(self.dataset):
             self.say(skipped)
+        checkpoints.keep_newest(self.folder)
 
 
 # --- history ----------------------------------------------------------------------------------------------------------

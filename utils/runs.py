@@ -4,7 +4,7 @@ What is in it, of which utils/checkpoints.py writes the last two:
 
 params.json     every setting, those that nothing read, the git commit, versions and device
 history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test)
-checkpoints/    the last three, each whole or not there
+checkpoints/    the last three, each whole or not there; of a finished run the last
 film/           frames of the first epoch
 tensorboard/    event files of training (train/) and of tests (test/), there also grids and the projector's data
 """
@@ -24,9 +24,12 @@ from typing import Any
 
 from utils.console import Problem, Say
 from utils.files import why_no_folder, write_json
-from utils.settings import Command, Settings, SettingsError, load_saved, resumed, unread
+from utils.settings import BEFORE, Command, Settings, SettingsError, load_saved, read_constants, resumed, unread
 
 PACKAGES = ("tensorflow", "keras", "numpy")  # whose versions params.json notes
+LONGEST_NAME = 80
+PATHS = ("data_dir", "start_from")  # which a name has the last part of
+NOT_IN_NAMES = frozenset({"run_name", "output_dir", "log_every", "images_every", "checkpoint_every"})  # same training
 REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights ...
     "architecture", "encoder_layers", "decoder_layers", "activation", "latent_dim", "noise_dim", "decoder_scale",
@@ -50,28 +53,82 @@ def derived_name(settings: Settings) -> str:
     scale = "-learned" if settings.decoder_scale == "learned" and settings.loss != "logistic" else ""
     kind = "-ae" if settings.autoencoder else ""
     labels = f"-{'_'.join(map(str, settings.labels))}" if settings.labels else ""
+    labels = f"-{len(settings.labels)}labels" if len(labels) > LONGEST_NAME // 2 else labels
     noise = f"-noise{settings.noise_dim}" if settings.noise_dim else ""
     prior = f"-{settings.prior}" if settings.prior != "standard" else ""
     bound = f"-{settings.bound}{settings.bound_samples}" if settings.bound != "elbo" else ""
     network = f"-{settings.architecture}" if settings.architecture != "mlp" else ""
-    dataset = re.sub(r"[:/*]", "_", settings.dataset)  # as in tfds:cifar10
     model = f"{settings.loss}{scale}{kind}{network}-z{settings.latent_dim}{noise}{prior}{bound}"
-    return f"{dataset}{labels}-{model}"
+    return plain_text(f"{settings.dataset}{labels}-{model}")[:LONGEST_NAME]  # of a dataset as in tfds:cifar10
+
+
+def plain_text(text: str) -> str:
+    """A text of letters, digits, "_", "-" and "." only."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text)
+
+
+def names_for(settings: Settings, parent: Path) -> Iterator[str]:
+    """The names that a new run in the folder `parent` may have, best first, of at most 80 characters each.
+
+    RUN_NAME alone, or the derived name; where that is taken, with the settings in which the run differs from the one
+    that has it, as in mnist-ce-z20-kl_weight_end4-seed1, as far as there is room; then with a number, -2, -3, ...
+    """
+    if settings.run_name:
+        yield settings.run_name
+        return
+    plain = derived_name(settings)
+    yield plain
+    parts = differences(settings, parent / plain)
+    for number in itertools.count(1):
+        ending = f"-{number}" if number > 1 else ""
+        name = plain[: LONGEST_NAME - len(ending)]
+        for part in parts:
+            if len(name) + len(part) + len(ending) < LONGEST_NAME:
+                name += f"-{part}"
+        yield name + ending
+
+
+def differences(settings: Settings, folder: Path) -> list[str]:
+    """In which settings a run differs from that of `folder`, in words for a name; none if that is no run.
+
+    What that run was saved without counts as in settings.load_saved.
+    """
+    try:
+        saved = read_params(folder)["settings"]
+    except RunError:
+        return []
+    without = NOT_IN_NAMES.union(unread(), () if settings.dataset in ("celeba", "folder") else ("data_dir",))
+    before = {name: constant.value for name, constant in read_constants().items()} | BEFORE | saved
+    before = {name: tuple(value) if isinstance(value, list) else value for name, value in before.items()}
+    pairs = [(name, now) for name, now in settings if name not in without and now != before.get(name)]
+    return [plain_text(difference(name, now)) for name, now in pairs]
+
+
+def difference(name: str, value: Any) -> str:
+    """A setting as a part of a name: kl_weight_end4, encoder_layers500_300, kl_schedule_sigmoid, no_autoencoder."""
+    if value is True:
+        return name
+    if value is None or value is False or value in ("", ()):
+        return f"no_{name}"
+    if isinstance(value, str):
+        return f"{name}_{Path(value).name if name in PATHS else value}"
+    if isinstance(value, tuple):
+        return name + "_".join(map(str, value))
+    return name + repr(value).removesuffix(".0").replace("+", "")
 
 
 def create(settings: Settings, device: str, image_shape: Sequence[int]) -> Path:
     """Make a new run's folder with its params.json and return it; an existing folder is never touched.
 
-    A derived name that is taken gets -2, -3, ... Raises RunError if RUN_NAME is taken, OSError if it can't be made.
+    Raises RunError if RUN_NAME is taken or OUTPUT_DIR can't be made, and OSError.
     """
-    name = settings.run_name or derived_name(settings)
     parent = folder_of_runs(settings.output_dir)
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise no_place(settings, f"{parent}: {error.strerror}") from None
-    for number in itertools.count(1):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
+    for name in names_for(settings, parent):
+        folder = parent / name
         try:
             folder.mkdir()  # fails when it exists, also if another run made it a moment ago
             break
