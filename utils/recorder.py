@@ -311,8 +311,7 @@ class Recorder:
         """Test the trained model, write its report and pictures, and say the report (evaluation.judge).
 
         The first Ctrl-C or SIGTERM ends the estimate of the log-likelihood only, which may take long: the report then
-        lacks it. It is put into `stopped`. Another one ends all at once. The run is finished
-        then, and keeps its last checkpoint only.
+        lacks it. It is put into `stopped`. Another one ends all at once. A finished run keeps its last checkpoint only.
         """
         if not self.crew.is_chief:
             return
