@@ -129,7 +129,7 @@ def encode_rows(vae: Any, images: np.ndarray, rows: np.ndarray, binarization: Se
             batch = binarize(batch, (*binarization, int(start)))
         return latent.encode(vae.encoder, batch)
 
-    return np.float64(in_batches(encode_batch, rows)[0])
+    return np.float64(in_batches(encode_batch, rows, doing="encoding")[0])
 
 
 class Encoded(NamedTuple):
@@ -193,7 +193,7 @@ def accuracy(judge: Any, test: Encoded, number: int) -> float:
     def judge_batch(part, start):
         return (classifier.probabilities(judge, brightness(test.grey[part])).argmax(axis=1),)
 
-    return float((in_batches(judge_batch, test.rows)[0] == test.has[:, number]).mean())
+    return float((in_batches(judge_batch, test.rows, doing="judging")[0] == test.has[:, number]).mean())
 
 
 def measure_walk(vae: Any, judge: Any, without: np.ndarray, having: np.ndarray, vector: np.ndarray) -> dict[str, Any]:
@@ -364,7 +364,7 @@ def main(asked: argparse.Namespace) -> int:
         numbers = attribute_walk(folder, asked.attribute)
         print(table(numbers))
         pictures = ", ".join(picture_name(found["attribute"]) for found in numbers["walks"])
-        print(f"\nlook at    {folder}: {pictures}, attribute_walk.json")
+        print(f"\nlook at    {folder.absolute()}: {pictures}, attribute_walk.json")
 
     return console.run("attribute_walk", work, "the same command begins anew")
 

@@ -8,6 +8,7 @@ from scipy.stats import entropy
 
 from utils.batches import brightness
 from utils.chance import initializers
+from utils.console import waiting_bar
 from utils.dataset import epoch_order, in_batches
 from utils.start import keras
 
@@ -47,9 +48,13 @@ def train_classifier(
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=False,  # convolutions under XLA on a CPU are 50 times slower
     )
-    for epoch in range(epochs):
-        order = epoch_order(len(images), (seed, epoch))
-        classifier.fit(brightness(images[order]), labels[order], BATCH_SIZE, shuffle=False, verbose=0)
+    with waiting_bar("classifier", steps) as bar:
+        move = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
+        for epoch in range(epochs):
+            order = epoch_order(len(images), (seed, epoch))
+            classifier.fit(
+                brightness(images[order]), labels[order], BATCH_SIZE, verbose=0, callbacks=[move], shuffle=False
+            )
     return classifier
 
 
@@ -76,7 +81,7 @@ def effective_classes(probabilities: np.ndarray) -> float:
 def features(classifier: keras.Model, brightness: np.ndarray) -> np.ndarray:
     """What the classifier's last hidden layer makes of images given as brightness (N, H, W, C) in [0, 1]: (N, F)."""
     network = keras.Model(classifier.inputs[0], classifier.get_layer("features").output)
-    return in_batches(lambda batch, start: (network(batch),), brightness)[0]
+    return in_batches(lambda batch, start: (network(batch),), brightness, doing="judging")[0]
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

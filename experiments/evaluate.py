@@ -375,7 +375,7 @@ def main(asked: argparse.Namespace) -> int:
         folder = asked.run
         print(table(evaluate(folder, asked.samples, asked.components)))
         pictures = [name for name in ("bound.png", "samples_mixture.png") if (folder / name).exists()]
-        print(f"\nlook at    {folder}: {', '.join(pictures)}, evaluation.json")
+        print(f"\nlook at    {folder.absolute()}: {', '.join(pictures)}, evaluation.json")
 
     return console.run("evaluate", work, "the same command goes on from here")
 

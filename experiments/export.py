@@ -190,7 +190,7 @@ def export(folder: Path, to: str | None = None, say: Say = print) -> Path:
     settings = runs.saved_settings(folder, say)
     if not runs.saved_steps(folder):
         raise runs.RunError(f"{folder} has no checkpoint to export; train it first")
-    place = Path(to).expanduser() if to else folder / "export"
+    place = (Path(to).expanduser() if to else folder / "export").absolute()
     target = place.resolve()  # where a link leads; the link is left as it is
     check_replaceable(target, f"--to {to}" if to else str(place), folder.name if to else None)
     image_shape = tuple(about["image_shape"])

@@ -38,7 +38,7 @@ def evenly(total: int, most: int) -> np.ndarray:
 
 def encode(encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images (N, H, W, C) -> z_mean and z_log_std of their posteriors, float32 (N, L) each."""
-    return tuple(in_batches(lambda batch, start: encoder(brightness(batch)), images))
+    return tuple(in_batches(lambda batch, start: encoder(brightness(batch)), images, doing="encoding"))
 
 
 # --- fit --------------------------------------------------------------------------------------------------------------

@@ -294,4 +294,8 @@ def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tup
         np.savez(beside, **watch(vae, settings, dataset))
         os.replace(beside, place / f"{step}.npz")
 
-    main.train(settings, started, lambda line: None, keep, watch_at)
+    try:
+        main.train(settings, started, lambda line: None, keep, watch_at)
+    except (KeyboardInterrupt, console.Stopped):
+        (folder / "report.json").unlink(missing_ok=True)  # it may lack the likelihood, and would be taken for finished
+        raise

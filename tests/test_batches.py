@@ -257,7 +257,7 @@ def test_a_bad_image_ends_a_run_which_goes_on_with_the_next_one_as_if_it_had_alw
     report = json.loads((tmp_path / "always" / "r" / "report.json").read_text())
     assert [text.partition(": ")[0] for text in report["skipped_images"]] == [str(bad)]
 
-    go_on = f"python main.py --resume {tmp_path}/later/r --skip-bad-images"
+    go_on = f"python {runs.REPOSITORY}/main.py --resume {tmp_path}/later/r --skip-bad-images"
     with pytest.raises(DataError, match=rf"^{bad}: .*truncated.*; with the next image in its place: {go_on}$"):
         trained(faces, output_dir=str(tmp_path / "later"))
     assert runs.saved_steps(tmp_path / "later" / "r") == [3]

@@ -77,7 +77,7 @@ def test_another_seed_gives_other_weights_in_every_layer():
 def test_every_epoch_of_every_seed_sees_every_image_once_in_an_order_of_its_own(monkeypatch):
     seen = []
 
-    def fit(self, x, y, batch_size, shuffle, verbose):
+    def fit(self, x, y, batch_size, shuffle, verbose, callbacks):
         seen.append((x, y))
         assert shuffle is False
 

@@ -1,6 +1,7 @@
 """utils/dataset.py: images that are read on demand are those of an array; draws stay what they are; batches join."""
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -99,6 +100,23 @@ def test_batches_of_larger_images_are_smaller(shape, sizes):
     [starts] = in_batches(lambda batch, start: (seen.append(len(batch)) or np.full(len(batch), start),), images)
     assert seen == sizes
     np.testing.assert_array_equal(starts, np.repeat(np.cumsum([0, *sizes[:-1]]), sizes))
+
+
+@pytest.mark.parametrize("batches", [in_batches, in_equal_batches])
+def test_batches_show_a_bar_of_what_is_done_if_it_has_a_name(batches, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+
+    def compute(batch, start):
+        now[0] += 5
+        return (batch,)
+
+    batches(compute, np.zeros((10, 2)), 4)
+    assert capsys.readouterr().err == ""
+    batches(compute, np.zeros((10, 2)), 4, "testing")
+    assert re.findall(r"testing +\|(#+) *\| (\d\d:\d\d) left", capsys.readouterr().err) == [
+        ("#" * 22, "00:07"), ("#" * 44, "00:02"), ("#" * 55, "00:00"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("count", "at_once"), [(1, 1), (5, 5), (6, 6), (11, 6), (12, 6), (13, 6)])

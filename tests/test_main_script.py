@@ -24,7 +24,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 import main
 from tests.shared import REPOSITORY, contents, scalars, set_xla, users_environment
-from utils import checkpoints, pictures, recorder, report, runs, size
+from utils import checkpoints, evaluation, pictures, recorder, report, runs, size
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.mnist import load
 from utils.settings import from_params, read_command_line
@@ -110,7 +110,7 @@ def here(*argv):
 
 def without_bar(err):
     """The lines of stderr that are not the progress bar's; a line of the bar begins with a carriage return."""
-    bar = r"(compiling|epoch +\d+/\d+) \|[ #]+\|.*"
+    bar = r"(compiling|epoch +\d+/\d+|testing|likelihood|drawing|encoding) +\|[ #]+\|.*|\s*\x1b\[A"
     return [line for line in re.split(r"[\r\n]", err) if line.strip() and not re.fullmatch(bar, line)]
 
 
@@ -156,7 +156,7 @@ def story(tmp_path_factory):
             script = go_on(*words)
             script.wait_until(lambda reached=reached: last_step(folder) > reached)
             stop(name, number, script)
-            words = re.search(r"go on with: python main\.py (.*)", stops[name].out)[1].split()  # as we are told
+            words = re.search(r"go on with: python \S+/main\.py (.*)", stops[name].out)[1].split()  # as we are told
 
         # 3. The newest checkpoint loses half of its data.
         newest = folder / "checkpoints" / f"step-{runs.saved_steps(folder)[-1]}.data-00000-of-00001"
@@ -203,7 +203,7 @@ def test_stderr_has_the_progress_bar_and_nothing_else_and_it_fits_80_columns(sto
     scripts = [story.unbroken, *story.stops.values()]
     for script in scripts:
         assert without_bar(script.err) == []
-        assert all(len(line) <= 79 for line in re.split(r"[\r\n]", script.err))
+        assert all(len(line) <= 79 for line in re.split(r"\x1b\[A|[\r\n]", script.err))
     line = r"epoch  (\d)/3 \|#+ *\| [\d,]+ images/s  ELBO -\d+\.\d  KL \d+\.\d x \d\.\d\d"
     assert sorted(set(re.findall(line, story.unbroken.err))) == ["1", "2", "3"]
 
@@ -368,7 +368,7 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(name, code, story):
     saved = runs.saved_steps(stop.folder)[-1]  # all lines up to it are there: of every 25th step and of epochs' ends
     assert last_step(stop.folder) == max(saved // 25 * 25, saved // 120 * 120)
     assert last_step(stop.folder) > last_step(story.stops["killed"].folder)
-    way_on = f"python main.py --resume predictions/{story.broken.name}"
+    way_on = f"python {REPOSITORY}/main.py --resume {story.broken}"  # from any working directory
     assert stop.out.splitlines()[-1] == f"stopped    go on with: {way_on}"
     assert not (stop.folder / "report.json").exists()
 
@@ -675,10 +675,75 @@ def test_a_signal_while_the_run_is_judged_leaves_a_run_to_go_on_with(small, caps
         patch.setattr(pictures, "save_curves", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         assert here(*FEW, "--run-name", "late", "--output-dir", "my runs") == 143
     assert runs.saved_steps(small / "my runs" / "late") == [12, 16, 18]  # all that there were until it is judged
-    told = re.search(r"stopped    go on with: python main\.py (.*)", capsys.readouterr().out)[1]
+    told = re.search(r"stopped    go on with: python \S+/main\.py (.*)", capsys.readouterr().out)[1]
+    monkeypatch.chdir("/")
     assert here(*shlex.split(told)) == 0
     assert runs.saved_steps(small / "my runs" / "late") == [18]
     assert (small / "my runs" / "late" / "curves.png").exists()
+
+
+LEFT = {"curves.png", "manifold.png", "training.gif", "report.json", "tensorboard/latents.tsv"}  # by a finished run
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_the_likelihood_leaves_a_finished_run_that_lacks_it(number, code, small, capsys, monkeypatch):
+    words = [*FEW, "--latent-dim", "2", "--nll-samples", "3", "--run-name"]
+    assert here(*words, "unbroken") == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.likelihood, "estimate", lambda *_: os.kill(os.getpid(), number))
+        assert here(*words, "broken") == code
+    folder, said = small / "predictions" / "broken", capsys.readouterr().out
+    assert {name for name in contents(folder) if name in LEFT} == LEFT
+    expected, report = (
+        json.loads((folder.parent / name / "report.json").read_text()) for name in ("unbroken", "broken")
+    )
+    assert expected["test_nll"] > 0
+    lacks = ("test_nll", "standard_error_images", "standard_error_sampling", "nll_samples", "published_nll")
+    assert report == expected | dict.fromkeys(lacks)
+    assert re.search(r"\nstopping   the log-likelihood is left out; .*\n", said)
+    assert f"test ELBO              {report['test_elbo']:.2f} nats" in said
+    assert f"look at    {folder}: samples_003.png" in said
+    told = re.search(
+        r"\n\nstopped    without the log-likelihood, which comes with: python (\S+)/main\.py (.*)\n$", said
+    )
+    assert told[1] == str(REPOSITORY)
+    monkeypatch.chdir("/")
+    assert here(*shlex.split(told[2])) == 0
+    assert json.loads((folder / "report.json").read_text()) == expected
+
+
+def test_a_second_signal_ends_at_once(small, capsys, monkeypatch):
+    for owner, name in ((evaluation.likelihood, "estimate"), (pictures, "save_curves")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    assert here(*FEW, "--nll-samples", "3", "--run-name", "twice") == 130
+    assert not (small / "predictions" / "twice" / "training.gif").exists()
+    said = capsys.readouterr().out
+    assert "healthy?" not in said
+    assert "\nstopped    go on with: " in said
+
+
+@pytest.mark.slow
+def test_a_likelihood_that_is_interrupted_is_had_from_another_folder_later(tmp_path):
+    script = Script(tmp_path, *SMALL, "--epochs", "1", "--nll-samples", "500")
+    try:
+        script.wait_until(lambda: "\ntesting " in script.out)
+        folder = script.folder
+        assert script.end(signal.SIGINT) == 130
+        assert without_bar(script.err) == []
+        assert {name for name in contents(folder) if name in LEFT} == LEFT
+        assert json.loads((folder / "report.json").read_text())["test_nll"] is None
+        (*words,) = shlex.split(script.out.splitlines()[-1].partition(" comes with: ")[2])
+        assert words == ["python", str(REPOSITORY / "main.py"), "--resume", str(folder)]
+        (elsewhere := tmp_path / "elsewhere").mkdir()
+        script = Script(elsewhere, *words[2:])
+        assert script.end() == 0, script.err
+        report = json.loads((folder / "report.json").read_text())
+        assert -report["test_nll"] > report["test_elbo"]
+        assert without_bar(script.err) == []
+    finally:
+        script.process.kill()
+        script.process.wait()
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 import os
 import pickle
 import signal
+import subprocess
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,23 +181,59 @@ def test_the_likelihood_of_each_judged_step_is_in_tensorboard_once(judged, name,
 def test_terms_that_are_not_finite_are_told_with_what_is_left(terms, words, steps, tmp_path):
     for step in steps:
         checkpoints.save(tf.train.Checkpoint(), tmp_path, step)
-    recorder.check_terms(tf.constant([90.0, 80, 20]), 1_234, tmp_path)
+    chosen = from_params(**TINY | {"learning_rate": 0.02})
+    recorder.check_terms(tf.constant([90.0, 80, 20]), 1_234, tmp_path, chosen)
     left = "the checkpoint of step 1,200 is good" if steps else "there is no checkpoint yet"
     with pytest.raises(recorder.Diverged, match=f"^diverged in step 1,234: {words}; {left}; .*LEARNING_RATE"):
-        recorder.check_terms(tf.constant(terms, tf.float32), 1_234, tmp_path)
+        recorder.check_terms(tf.constant(terms, tf.float32), 1_234, tmp_path, chosen)
 
 
 def test_weights_that_are_not_finite_are_told(tmp_path):
     good, bad = keras.Variable([1.0, 2.0], name="good"), keras.Variable([1.0, np.inf], name="bad")
-    recorder.check_weights([good], 7, tmp_path)
+    chosen = from_params(**TINY)
+    recorder.check_weights([good], 7, tmp_path, chosen)
     with pytest.raises(
         recorder.Diverged, match=r"^diverged in step 7: bad has weights that are not finite; there is no"
     ):
-        recorder.check_weights([good, bad], 7, tmp_path)
+        recorder.check_weights([good, bad], 7, tmp_path, chosen)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate", "clip", "advice"),
+    [
+        (72, 0.01, 0, "LEARNING_RATE = 0.003 (it is 0.01)"),
+        (8, 0.3, 5, "LEARNING_RATE = 0.003 (it is 0.3)"),  # a third of it would diverge as well
+        (5, 0.005, 0, "LEARNING_RATE = 0.002 (it is 0.005)"),
+        (5, 1e-3, 20, "LEARNING_RATE = 0.0003 (it is 0.001)"),
+        (4_740, 0.02, 0, "LEARNING_RATE = 0.003 (it is 0.02) or GRADIENT_CLIP = 5 (it is off)"),
+        (4_740, 2e-5, 20, "LEARNING_RATE = 7e-06 (it is 2e-05) or GRADIENT_CLIP = 5 (it is 20)"),
+        (4_740, 0.003, 2, "LEARNING_RATE = 0.001 (it is 0.003) or GRADIENT_CLIP = 0.5 (it is 2)"),
+    ],
+)
+def test_a_divergence_says_what_to_lower_and_by_how_much(step, rate, clip, advice, tmp_path):
+    chosen = from_params(**TINY | {"learning_rate": rate, "gradient_clip": clip})
+    told = str(recorder.diverged(step, "kl is nan", tmp_path, chosen))
+    assert told.endswith(f"; there is no checkpoint yet; start a new run with {advice}")
+
+
+def test_the_command_to_go_on_works_from_any_folder_and_through_a_shell(tmp_path, monkeypatch):
+    (tmp_path / "my $runs").mkdir()
+    monkeypatch.chdir(tmp_path / "my $runs")
+
+    def words(**overrides):
+        command = recorder.resume_command(Path("one"), from_params(**TINY | overrides))
+        return subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True).stdout.split(
+            "\n"
+        )
+
+    folder = str(tmp_path / "my $runs" / "one")
+    expected = ["python", str(runs.REPOSITORY / "main.py"), "--resume", folder]
+    assert words(data_dir="/data") == words(data_dir="~/data") == [*expected, ""]
+    assert words(data_dir="../faces") == [*expected, "--data-dir", str(tmp_path / "my $runs" / ".." / "faces"), ""]
 
 
 def test_a_divergence_keeps_its_words_on_the_way_out_of_a_process(tmp_path):
-    error = pickle.loads(pickle.dumps(recorder.diverged(7, "kl is nan", tmp_path)))
+    error = pickle.loads(pickle.dumps(recorder.diverged(7, "kl is nan", tmp_path, from_params(**TINY))))
     assert isinstance(error, recorder.Diverged)
     assert str(error).startswith("diverged in step 7: kl is nan; there is no checkpoint yet; ")
 

@@ -27,6 +27,7 @@ from utils.settings import Command, Settings, SettingsError, load_saved, unread_
 from utils.start import HAS_GPU, tf, xla_pays
 
 Watch = Callable[[Any, int], None]
+FIRST_STEPS = 200  # in which it is the learning rate that makes a run diverge
 PLACES = ("data_dir", "output_dir", "run_name", "start_from")  # settings that each machine has for itself
 
 
@@ -236,7 +237,7 @@ class Recorder:
         self.step = int(step)
         self.sums_so_far.assign(sums)
         self.terms = terms
-        check_terms(terms, self.step, self.folder)
+        check_terms(terms, self.step, self.folder, self.s)
 
     def call_watch(self) -> None:
         """Show the VAE to whoever watches it after this number of steps."""
@@ -265,7 +266,7 @@ class Recorder:
 
     def write_test_line(self, terms: tf.Tensor, z_mean: np.ndarray, weight: tf.Tensor) -> None:
         """Write a test line of the history; `z_mean` (N, L) is of the test images. Raises Diverged."""
-        check_terms(terms, self.step, self.folder)
+        check_terms(terms, self.step, self.folder, self.s)
         active = None if self.s.autoencoder else report.active_units(z_mean)
         self.tested = self._line("test", terms, weight) | {"active_units": active}
         write_line(self.folder, self.events, self.tested)
@@ -300,7 +301,7 @@ class Recorder:
         self.call_watch()
         stopped = workers.agree(self.crew, bool(self.signals))
         if stopped or self.step in (self.save_due, self.last_step):
-            check_weights(self.vae.weights, self.step, self.folder)
+            check_weights(self.vae.weights, self.step, self.folder, self.s)
             if self.crew.is_chief:
                 checkpoints.save(self.checkpoint, self.folder, self.step)
         if stopped:
@@ -398,29 +399,41 @@ def write_likelihood(folder: Path, step: int, judged: dict[str, Any]) -> None:
 
 
 # --- what ends a training ---------------------------------------------------------------------------------------------
-def check_terms(terms: tf.Tensor, step: int, folder: Path) -> None:
+def check_terms(terms: tf.Tensor, step: int, folder: Path, s: Settings) -> None:
     """Raise Diverged if objective, reconstruction loss or KL, in this order (3,), is NaN or infinite."""
     named = zip(("objective", "reconstruction", "kl"), terms.numpy(), strict=True)
     if broken := [f"{name} is {value}" for name, value in named if not np.isfinite(value)]:
-        raise diverged(step, ", ".join(broken), folder)
+        raise diverged(step, ", ".join(broken), folder, s)
 
 
-def check_weights(weights: Iterable[Any], step: int, folder: Path) -> None:
+def check_weights(weights: Iterable[Any], step: int, folder: Path, s: Settings) -> None:
     """Raise Diverged if a weight is NaN or infinite."""
     if broken := [weight.path for weight in weights if not np.isfinite(weight.numpy()).all()]:
-        raise diverged(step, f"{broken[0]} has weights that are not finite", folder)
+        raise diverged(step, f"{broken[0]} has weights that are not finite", folder, s)
 
 
 class Diverged(Problem):
     """Training broke at a step; its text says how, and what is left to go on from."""
 
 
-def diverged(step: int, what: str, folder: Path) -> Diverged:
-    """The error for `what` happened in a step of the run in `folder`."""
+def diverged(step: int, what: str, folder: Path, s: Settings) -> Diverged:
+    """The error for `what` happened in a step of the run in `folder`.
+
+    GRADIENT_CLIP cuts the single steep gradient that ends a sound training. In the first steps it is not advised: the
+    length of these is Adam's LEARNING_RATE, however steep the gradient, and clipped runs diverged there all the same.
+    """
     steps = runs.saved_steps(folder)
     left = f"the checkpoint of step {steps[-1]:,} is good" if steps else "there is no checkpoint yet"
-    advice = "going on would break it again; a new run with a lower LEARNING_RATE may not"
+    advice = f"start a new run with LEARNING_RATE = {lower_rate(s.learning_rate):g} (it is {s.learning_rate:g})"
+    if step > FIRST_STEPS:
+        lower, now = (s.gradient_clip / 4, f"{s.gradient_clip:g}") if s.gradient_clip else (5, "off")
+        advice += f" or GRADIENT_CLIP = {lower:g} (it is {now})"
     return Diverged(f"diverged in step {step:,}: {what}; {left}; {advice}")
+
+
+def lower_rate(rate: float) -> float:
+    """A learning rate at which a run probably trains that diverged at `rate`: a third, to one digit, at most 0.003."""
+    return float(f"{min(0.003, rate / 3):.0e}")
 
 
 @contextlib.contextmanager
