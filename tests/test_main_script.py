@@ -682,7 +682,7 @@ def test_a_signal_while_the_run_is_judged_leaves_a_run_to_go_on_with(small, caps
     assert (small / "my runs" / "late" / "curves.png").exists()
 
 
-LEFT = {"curves.png", "manifold.png", "training.gif", "report.json", "tensorboard/latents.tsv"}  # by a finished run
+LEFT = {"curves.png", "manifold.png", "training.gif", "report.json", "tensorboard/test/latents.tsv"}  # by a finished run
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
