@@ -8,7 +8,7 @@ import pytest
 from experiments import classifier
 from experiments.study import make_study
 from tests.shared import set_xla
-from utils import pictures
+from utils import curves
 
 LEFT_OUT = pytest.StashKey[int]()
 
@@ -71,7 +71,7 @@ def run_quick(tmp_path_factory, quick_trainings, train_judge):
         with pytest.MonkeyPatch.context() as patch:
             set_xla(patch)  # compiling takes longer than trainings this small
             patch.setattr(classifier, "train_classifier", train_judge)
-            patch.setattr(pictures, "save_curves", lambda path, *_, **__: path.touch())  # nobody looks at all of them
+            patch.setattr(curves, "save_curves", lambda path, *_, **__: path.touch())  # nobody looks at all of them
             experiment.run(make_study(name, quick=True, images=folder)._replace(trainings=quick_trainings))
         return folder, json.loads((folder / f"{name}.json").read_text(), parse_constant=pytest.fail)  # NaN, infinity
 

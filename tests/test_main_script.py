@@ -24,7 +24,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 import main
 from tests.shared import REPOSITORY, contents, scalars, set_xla, users_environment
-from utils import checkpoints, evaluation, pictures, recorder, report, runs, size
+from utils import checkpoints, curves, evaluation, pictures, recorder, report, runs, size
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.mnist import load
 from utils.settings import from_params, read_command_line
@@ -672,7 +672,7 @@ def test_a_finished_run_is_only_judged_again(done, capsys):
 
 def test_a_signal_while_the_run_is_judged_leaves_a_run_to_go_on_with(small, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "save_curves", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(curves, "save_curves", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         assert here(*FEW, "--run-name", "late", "--output-dir", "my runs") == 143
     assert runs.saved_steps(small / "my runs" / "late") == [12, 16, 18]  # all that there were until it is judged
     told = re.search(r"stopped    go on with: python \S+/main\.py (.*)", capsys.readouterr().out)[1]
@@ -682,7 +682,7 @@ def test_a_signal_while_the_run_is_judged_leaves_a_run_to_go_on_with(small, caps
     assert (small / "my runs" / "late" / "curves.png").exists()
 
 
-LEFT = {"curves.png", "manifold.png", "training.gif", "report.json", "tensorboard/test/latents.tsv"}  # by a finished run
+LEFT = {"curves.png", "manifold.png", "training.gif", "report.json", "tensorboard/test/latents.tsv"}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -714,7 +714,7 @@ def test_a_signal_during_the_likelihood_leaves_a_finished_run_that_lacks_it(numb
 
 
 def test_a_second_signal_ends_at_once(small, capsys, monkeypatch):
-    for owner, name in ((evaluation.likelihood, "estimate"), (pictures, "save_curves")):
+    for owner, name in ((evaluation.likelihood, "estimate"), (curves, "save_curves")):
         monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     assert here(*FEW, "--nll-samples", "3", "--run-name", "twice") == 130
     assert not (small / "predictions" / "twice" / "training.gif").exists()
@@ -797,7 +797,7 @@ def test_a_run_that_diverges_says_where_and_how_and_keeps_what_is_good(words, wh
         (recorder, "write_line", 3, 0),
         (recorder, "write_images", 2, 3_000),  # enough for all but the event file
         (checkpoints, "save", 2, 3_000),
-        (pictures, "save_curves", 1, 3_000),
+        (curves, "save_curves", 1, 3_000),
     ],
 )
 def test_a_full_disk_costs_a_line_and_nothing_that_was_there(owner, name, call, room, small, capsys, monkeypatch):

@@ -220,10 +220,3 @@ def test_the_progress_of_an_autoencoder_shows_its_only_loss(capsys):
     bar.close()
     assert capsys.readouterr().err.rstrip().endswith("| 10,000 images/s  reconstruction 76.1")
     assert bar.n == 60
-
-
-def test_the_user_is_sent_to_the_newest_pictures(tmp_path):
-    for name in ("samples_000.png", "samples_999.png", "samples_1000.png", "reconstructions_005.png", "curves.png"):
-        (tmp_path / name).touch()
-    shown = report.look_at(tmp_path).splitlines()[1]
-    assert shown == f"look at    {tmp_path}: samples_1000.png, reconstructions_005.png, curves.png"

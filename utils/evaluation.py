@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import likelihood, pictures, report, runs, verdict
+from utils import curves, likelihood, pictures, report, runs, verdict
 from utils.batches import brightness
 from utils.bounds import ReconstructionLoss
 from utils.chance import IMPORTANCE_NOISE, TEST_NOISE, random_key, standard_normal
@@ -122,7 +122,7 @@ def judge(
     judged |= verdict.judge(s, judged, history)
     judged["skipped_images"] = report.skipped_images(dataset)
     write_json(folder / "report.json", judged)
-    pictures.save_curves(folder / "curves.png", history, s, judged)
+    curves.save_curves(folder / "curves.png", history, s, judged)
     pictures.write_film(folder, pictures.names_of(s)[0])
     if s.latent_dim == 2 and not s.noise_dim and s.prior == "standard" and not s.autoencoder:
         (last,) = [line for line in history if line["split"] == "test"][-1:]

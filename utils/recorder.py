@@ -117,7 +117,7 @@ def recording(
             raise
         except BadImage as error:
             raise DataError(f"{error}; with the next image in its place: {go_on} --skip-bad-images") from None
-    say(report.look_at(folder))
+    say(pictures.look_at(folder))
     if run.stopped:
         say(f"\nstopped    without the log-likelihood, which comes with: {go_on}")
         raise run.stopped

@@ -1,7 +1,6 @@
 """What a user is shown: doubts before a run, progress during it, and its numbers after it."""
 
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.dataset import Dataset, LazyImages
-from utils.pictures import grids_of
 from utils.settings import LEARNED_WIDTH, Settings, ramp_end
 
 ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over the test set (Burda et al. 2015, section 5)
@@ -285,12 +283,3 @@ def skipped(dataset: Dataset) -> str:
         return ""
     images, more = ("1 image", "") if len(found) == 1 else (f"{len(found):,} images", "; all are in report.json")
     return f"skipped    {images} that could not be read, with the next ones in their place: {found[0]}{more}"
-
-
-def look_at(folder: Path) -> str:
-    """Where the pictures of a run are; its paths work from any working directory."""
-    newest = [grids_of(folder, name)[-1:] for name in ("samples", "reconstructions")]
-    names = [path.name for paths in newest for path in paths]
-    names += [name for name in ("training.gif", "manifold.png", "curves.png") if (folder / name).exists()]
-    logs = shlex.quote(str(folder.absolute().parent))
-    return f"\nlook at    {folder.absolute()}: {', '.join(names)}\n           tensorboard --logdir {logs}"
