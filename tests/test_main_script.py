@@ -819,6 +819,6 @@ def test_a_full_disk_costs_a_line_and_nothing_that_was_there(owner, name, call, 
     [line] = [line for line in without_bar(capsys.readouterr().err) if not line.startswith("WARNING:tensorflow")]
     assert re.fullmatch(r"main\.py: error: .*File too large.*", line)
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]  # nothing half-written is left
-    assert {path.name for path in folder.glob("*.json")} == {"params.json", *(["report.json"] * (owner is pictures))}
+    assert {path.name for path in folder.glob("*.json")} == {"params.json", *(["report.json"] * (owner is curves))}
     assert len(runs.saved_steps(folder)) >= 1
     assert all(checkpoint_of(folder, step) for step in runs.saved_steps(folder))
