@@ -86,6 +86,21 @@ def test_an_interrupted_training_goes_on_where_it_was(study, monkeypatch):
     assert len(lines) < 3 + 4  # the lines before the checkpoint were not made again
 
 
+def test_a_training_is_not_finished_if_its_likelihood_was_interrupted(study, monkeypatch):
+    training = Training(settings_of(study))
+    folder = study.trainings / training.name
+
+    def train(*_):
+        folder.mkdir()
+        (folder / "report.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        train_all(study, [training])
+    assert not (folder / "report.json").exists()
+
+
 def test_a_training_is_known_by_its_settings_what_is_watched_and_the_code(study, monkeypatch, tmp_path):
     settings = settings_of(study)
     watches = [None, first_code, partial(first_code, count=2), partial(first_code, count=3), second_code]
