@@ -86,7 +86,7 @@ BOUND: Literal["elbo", "iwae", "dreg"] = "elbo"  # what is maximised: the ELBO, 
 # ("dreg": with a less noisy gradient)
 BOUND_SAMPLES: Annotated[int, Ge(1), Le(65_536)] = 1  # draws of z per image and step: a tighter bound or, of the ELBO,
 # less noise
-BOUND_CHUNK: Annotated[int, Ge(1), Le(10**6)] = 1_024  # with several draws, how many are worked on at once, which
+BOUND_CHUNK: Annotated[int, Ge(1), Le(65_536)] = 1_024  # with several draws, how many are worked on at once, which
 # bounds the memory: a batch is split into equal parts
 
 # --- optimiser --------------------------------------------------------------------------------------------------------

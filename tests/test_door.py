@@ -89,7 +89,7 @@ def test_what_cannot_be_done_is_refused_in_a_line_and_nothing_is_changed(words, 
         ["--resume", "done", "--epochs", "4"],
         ["--start-from", "predictions/done", "--latent-dim", "3"],
         [*NO_CACHE, "--batch-size", "60000"],
-        [*NO_CACHE, "--held-out", "4"],  # which images they are is not known yet
+        [*NO_CACHE, "--held-out", "5950"],  # which images they are is not known yet
         [*PICTURES, "--batch-size", "14"],
         [*FACES, "--batch-size", "7"],
         ["--dataset", "tfds:cifar10", "--batch-size", "1000000"],  # it takes TensorFlow to know
@@ -100,6 +100,13 @@ def test_what_can_be_done_passes_without_a_word_and_without_a_trace(words, home,
     door.refuse_early(read_command_line(words))
     assert capsys.readouterr() == ("", "")
     assert contents(home) == before
+
+
+def test_a_list_of_celeba_that_is_wrong_is_told_with_its_line(home, capsys):
+    (home / "celeba" / "list_eval_partition.txt").write_text("0.jpg 0\n1.jpg\n2.jpg 0\n3.jpg 2\n4.jpg 2\n5.jpg 2\n")
+    with pytest.raises(SystemExit):
+        door.refuse_early(read_command_line(FACES))
+    assert "list_eval_partition.txt, line 2: '1.jpg' is not a name and 1 of 0, 1, 2\n" in capsys.readouterr().err
 
 
 def test_a_run_that_another_process_trains_is_refused(home, capsys):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.shared import contents, full_disk, written
 from utils import runs
-from utils.settings import BEFORE, from_params, read_constants
+from utils.settings import from_params, read_constants
 
 SHAPE = (28, 28, 1)
 
@@ -79,18 +79,30 @@ def test_what_differs_in_words(changes, ending, tmp_path):
     assert runs.create(from_params(**first.model_dump() | changes), "CPU", SHAPE).name == plain.name + ending
 
 
-def test_what_differs_from_an_older_run_counts_what_it_was_saved_without_and_an_unreadable_one_says_nothing(tmp_path):
-    settings = from_params(**BEFORE | {"latent_dim": 2, "output_dir": str(tmp_path)})
-    folder = runs.create(settings, "CPU", SHAPE)
+def test_what_differs_from_an_older_run_counts_what_it_was_saved_without(tmp_path, monkeypatch):
+    chosen = from_params(latent_dim=2, image_crop=9, output_dir=str(tmp_path))
+    folder = runs.create(chosen, "CPU", SHAPE)
     about = runs.read_params(folder)
-    old = {name: value for name, value in about["settings"].items() if name not in (*BEFORE, "seed")}
+    old = {name: value for name, value in about["settings"].items() if name not in ("image_crop", "seed")}
     (folder / "params.json").write_text(json.dumps(about | {"settings": old | {"zebra": 3}}))
-    today = from_params().seed
-    later = settings.model_copy(update={"image_crop": 9, "seed": today + 1})
-    assert runs.create(later, "CPU", SHAPE).name == f"mnist-ce-z2-image_crop9-seed{today + 1}"
-    assert runs.create(later.model_copy(update={"seed": today}), "CPU", SHAPE).name == "mnist-ce-z2-image_crop9"
+    monkeypatch.setitem(runs.BEFORE, "image_crop", 9)
+    today = read_constants()["seed"].value
+    found = [runs.create(chosen.model_copy(update={"seed": seed}), "CPU", SHAPE) for seed in (today, today + 1)]
+    assert [path.name for path in found] == ["mnist-ce-z2-2", f"mnist-ce-z2-seed{today + 1}"]
+    monkeypatch.setattr(runs, "unread", lambda: ["seed"])  # which says nothing, as nothing reads it
+    other = chosen.model_copy(update={"seed": today + 1, "image_crop": 0})
+    assert runs.create(other, "CPU", SHAPE).name == "mnist-ce-z2-image_crop0"
     (folder / "params.json").write_text('{"settings": {"se')
-    assert runs.create(later, "CPU", SHAPE).name == "mnist-ce-z2-2"
+    assert runs.create(other, "CPU", SHAPE).name == "mnist-ce-z2-3"
+
+
+def test_a_number_has_room_within_80_characters(tmp_path):
+    chosen = from_params(latent_dim=2, output_dir=str(tmp_path))
+    runs.create(chosen, "CPU", SHAPE)
+    other = chosen.model_copy(update={"seed": 7, "start_from": "x" * (80 - len("mnist-ce-z2-seed7-start_from_"))})
+    names = [runs.create(other, "CPU", SHAPE).name for _ in range(2)]
+    assert names == [f"mnist-ce-z2-seed7-start_from_{other.start_from}", "mnist-ce-z2-seed7-2"]
+    assert len(names[0]) == 80
 
 
 NUMBERS = st.integers(0, 2**31) | st.floats(0, 1e38)
