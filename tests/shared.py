@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests.reference_runs import DEFAULT
-from utils import recorder
+from utils import history
 from utils.dataset import BadImage, LazyImages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -75,10 +75,10 @@ def lazy(numbers=range(40), bad=(), skip=False, seen=None):
 
 def written(folder, steps, split="train"):
     """A history and one event file with a line for each step."""
-    with recorder.event_writer(folder, split) as events:
+    with history.event_writer(folder, split) as events:
         for step in steps:
-            line = recorder.history_line(split, step, 10, np.float32([step + 0.1, 2, 3]), 0.5)
-            recorder.write_line(folder, {split: events}, line)
+            line = history.history_line(split, step, 10, np.float32([step + 0.1, 2, 3]), 0.5)
+            history.write_line(folder, {split: events}, line)
 
 
 def scalars(folder):

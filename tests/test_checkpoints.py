@@ -1,20 +1,17 @@
 """utils/checkpoints.py: checkpoints and event files, each broken on purpose."""
 
 import os
-import resource
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from tests.shared import contents, full_disk, scalars, written
+from tests.shared import contents, full_disk
 from utils import checkpoints, runs
 from utils.start import tf
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
 def state(value=0.0):
     """Something to save: a checkpoint of one array, and the array."""
     weights = tf.Variable(tf.fill([50, 20], value))
@@ -152,73 +149,3 @@ def test_a_folder_without_checkpoints_has_nothing_to_restore_and_leavings_are_sw
     shutil.copytree(tmp_path / "checkpoints", tmp_path / "checkpoints" / ".killed")
     checkpoints.restore(state()[0], tmp_path, pytest.fail)
     assert not (tmp_path / "checkpoints" / ".killed").exists()
-
-
-# --- what came after a checkpoint -------------------------------------------------------------------------------------
-def only_event_file(folder):
-    [path] = (folder / "tensorboard").rglob("*tfevents*")
-    return path
-
-
-def test_what_came_after_the_checkpoint_is_cut_off(tmp_path):
-    written(tmp_path, [10, 20, 30, 40])
-    before, lines = scalars(tmp_path), runs.read_history(tmp_path)
-    with open(tmp_path / "history.jsonl", "a") as history:
-        history.write('{"step": 25, "ep')  # the crash came here
-    checkpoints.cut_back(tmp_path, 20)
-    assert runs.read_history(tmp_path) == lines[:2]
-    assert scalars(tmp_path) == {key: value for key, value in before.items() if key[1] <= 20}
-    assert len(contents(tmp_path)) == 2  # nothing is left of the cutting
-    written(tmp_path, [30, 40])
-    assert runs.read_history(tmp_path) == lines
-    assert scalars(tmp_path) == before
-
-
-def test_event_files_are_cut_whether_splits_have_a_folder_each_or_as_in_older_runs_share_one(tmp_path):
-    written(tmp_path, [10, 20, 30])
-    older = only_event_file(tmp_path)
-    older.rename(tmp_path / "tensorboard" / older.name)
-    for split in ("train", "test"):
-        written(tmp_path, [10, 20, 30], split)
-    before = scalars(tmp_path)
-    assert {tag for tag, _ in before} > {"kl", "train/kl", "test/kl"}
-    checkpoints.cut_back(tmp_path, 20)
-    assert scalars(tmp_path) == {key: value for key, value in before.items() if key[1] <= 20}
-
-
-def test_a_run_without_a_checkpoint_starts_with_nothing(tmp_path):
-    written(tmp_path, [10, 20])
-    (tmp_path / "tensorboard" / "labels.tsv").write_text("7\n")
-    checkpoints.cut_back(tmp_path, 0)
-    assert contents(tmp_path) == {"history.jsonl": b"", "tensorboard/labels.tsv": b"7\n"}
-
-
-@pytest.mark.parametrize("lost", [1, 30, 60])
-def test_an_event_file_that_ends_within_a_record_keeps_the_records_before(lost, tmp_path):
-    written(tmp_path, [10, 20, 30])
-    whole, path = scalars(tmp_path), only_event_file(tmp_path)
-    last = list(whole)[-1]
-    with open(path, "r+b") as file:
-        file.truncate(path.stat().st_size - lost)
-    checkpoints.cut_events(path, 1_000)
-    assert scalars(tmp_path) == {key: value for key, value in whole.items() if key != last}
-    assert only_event_file(tmp_path) == path
-    assert next(EventFileLoader(str(path)).Load()).file_version == "brain.Event:2"  # still an event file
-
-
-def test_an_event_file_that_is_empty_stays_so(tmp_path):
-    (tmp_path / "events").touch()
-    checkpoints.cut_events(tmp_path / "events", 1_000)
-    assert contents(tmp_path) == {"events": b""}
-
-
-def test_an_event_file_that_cannot_be_cut_for_want_of_room_stays_whole(tmp_path):
-    written(tmp_path, [10, 20, 30])
-    before = contents(tmp_path)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
-        with pytest.raises(OSError, match="File too large"):
-            checkpoints.cut_events(only_event_file(tmp_path), 20)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert contents(tmp_path) == before

@@ -638,7 +638,7 @@ def test_checkpoints_that_are_all_damaged_are_told_and_nothing_is_changed(done, 
 @pytest.mark.slow
 def test_a_run_that_breaks_off_at_the_end_of_an_epoch_lacks_nothing_later(name, call, small, monkeypatch):
     """The checkpoint comes last: what belongs to its step is not written again."""
-    calls, real = [], getattr(recorder, name)
+    calls, real = [], getattr(recorder.history, name)
 
     def break_off(*arguments):
         calls.append(name)
@@ -648,7 +648,7 @@ def test_a_run_that_breaks_off_at_the_end_of_an_epoch_lacks_nothing_later(name, 
 
     words = ["--run-name", "cut", "--log-every", "6", "--checkpoint-every", "6"]
     with monkeypatch.context() as patch:
-        patch.setattr(recorder, name, break_off)
+        patch.setattr(recorder.history, name, break_off)
         assert here(*FEW, *words) == 130
     assert here("--resume", "cut") == 0
     folder = small / "predictions" / "cut"
@@ -794,8 +794,8 @@ def test_a_run_that_diverges_says_where_and_how_and_keeps_what_is_good(words, wh
 @pytest.mark.parametrize(
     ("owner", "name", "call", "room"),
     [
-        (recorder, "write_line", 3, 0),
-        (recorder, "write_images", 2, 3_000),  # enough for all but the event file
+        (recorder.history, "write_line", 3, 0),
+        (recorder.history, "write_images", 2, 3_000),  # enough for all but the event file
         (checkpoints, "save", 2, 3_000),
         (curves, "save_curves", 1, 3_000),
     ],

@@ -11,9 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.shared import scalars, written
 from tests.tiny import TINY
-from utils import checkpoints, console, recorder, runs, workers
+from utils import checkpoints, console, history, recorder, runs, workers
 from utils.dataset import Dataset
 from utils.settings import from_params
 from utils.start import keras, tf
@@ -45,14 +44,14 @@ def test_tests_and_pictures_are_due_at_ends_of_epochs_and_frames_of_the_film_in_
     drawn, captions = [], []
     monkeypatch.setattr(recorder.pictures, "captioned", lambda sheet, caption: (sheet, caption))
     monkeypatch.setattr(recorder.pictures, "save_png", lambda path, sheet: captions.append((path, *sheet)))
-    monkeypatch.setattr(recorder, "write_images", lambda folder, events, step, grids: drawn.append((step, list(grids))))
+    monkeypatch.setattr(history, "write_images", lambda folder, events, step, grids: drawn.append((step, list(grids))))
     run.events = None
     found = []
     for step in (0, 1, 3, 4, 10, 13, 16, 20):
         run.advance(tf.zeros(3), tf.constant([7.0, 8 + step, 0.5]), tf.constant(step))
         found.append((run.epoch, run.test_is_due))
         if step in (10, 20):
-            run.tested = recorder.history_line("test", step, 10, [7.0, 2, 3], 0.5)
+            run.tested = history.history_line("test", step, 10, [7.0, 2, 3], 0.5)
         run.write_pictures(str.upper)
     assert found == [(0, True), *[(1, False)] * 3, (1, True), *[(2, False)] * 2, (2, True)]
     both = ["samples", "reconstructions"]
@@ -82,7 +81,7 @@ def test_tests_and_pictures_are_due_at_ends_of_epochs_and_frames_of_the_film_in_
 def test_a_line_has_the_mean_of_its_steps_and_their_speed_by_the_clock(run, monkeypatch):
     clock, lines = [100.0], []
     monkeypatch.setattr(recorder, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(recorder, "write_line", lambda folder, events, line: lines.append(line))
+    monkeypatch.setattr(history, "write_line", lambda folder, events, line: lines.append(line))
     monkeypatch.setattr(recorder.report, "show_progress", lambda *_: None)
     run.events = run.bar = None
     run.film_steps = ()
@@ -99,7 +98,7 @@ def test_a_line_has_the_mean_of_its_steps_and_their_speed_by_the_clock(run, monk
 
 def test_a_test_line_counts_the_active_units(run, monkeypatch):
     lines = []
-    monkeypatch.setattr(recorder, "write_line", lambda folder, events, line: lines.append(line))
+    monkeypatch.setattr(history, "write_line", lambda folder, events, line: lines.append(line))
     run.events, run.step = None, 10
     z_mean = np.float32([[1, 0.09, 7], [-1, -0.09, 7]])  # variances 1, 0.0081 and 0
     run.write_test_line(tf.constant([90.0, 80, 20]), z_mean, tf.constant(0.5))
@@ -113,59 +112,6 @@ def test_kl_steps_0_is_a_third_of_the_run_as_it_was_planned(epochs, steps, run, 
     s = run.s.model_copy(update={"epochs": epochs, "kl_steps": 0})
     grown = recorder.Recorder(None, s, run.dataset, tmp_path, pytest.fail)
     assert (grown.last_step, grown.s.kl_steps) == (epochs * 10, steps)
-
-
-# --- history ----------------------------------------------------------------------------------------------------------
-def test_a_line_of_the_history_adds_up():
-    line = recorder.history_line("train", 150, 468, tf.constant([90.5, 80.25, 20.5]), tf.constant(0.5))
-    assert line == {
-        "step": 150, "epoch": 0.3205, "split": "train", "objective": 90.5, "reconstruction": 80.25, "kl": 20.5,
-        "kl_weight": 0.5, "elbo": -100.75,
-    }  # fmt: skip
-
-
-def test_a_line_of_the_autoencoder_has_neither_kl_nor_elbo():
-    line = recorder.history_line("test", 468, 468, tf.constant([80.25, 80.25, 0]), None)
-    assert (line["kl"], line["kl_weight"], line["elbo"], line["reconstruction"]) == (None, None, None, 80.25)
-
-
-def test_a_sum_that_is_no_elbo_has_another_name():
-    line = recorder.history_line("test", 468, 468, tf.constant([90.5, 80.25, 20.5]), 0.5, "-(loss + KL)")
-    assert (line["elbo"], line["-(loss + KL)"]) == (None, -100.75)
-
-
-def test_tensorboard_gets_the_numbers_of_the_history_and_no_others(tmp_path):
-    written(tmp_path, [10, 20])
-    written(tmp_path, [20], split="test")
-    expected = {
-        (f"{line['split']}/{name}", line["step"]): np.float32(line[name]).item()
-        for line in runs.read_history(tmp_path)
-        for name in ("objective", "reconstruction", "kl", "kl_weight", "elbo")
-    }
-    assert len(expected) == 15
-    assert scalars(tmp_path) == expected
-
-
-def test_the_active_units_of_the_history_are_in_tensorboard(tmp_path):
-    with recorder.event_writer(tmp_path, "test") as events:
-        for step, units in ((10, 7), (20, None)):  # an autoencoder has none
-            recorder.write_line(tmp_path, {"test": events}, {"step": step, "split": "test", "active_units": units})
-    assert scalars(tmp_path) == {("test/active_units", 10): 7}
-
-
-@pytest.mark.parametrize(
-    ("judged", "name", "value"),
-    [
-        ({"test_nll": 92.5, "test_log_density": None}, "log_likelihood", -92.5),
-        ({"test_nll": None, "test_log_density": 0.0}, "log_density", 0.0),
-        ({"test_nll": None, "test_log_density": None}, None, None),
-    ],
-)
-def test_the_likelihood_of_each_judged_step_is_in_tensorboard_once(judged, name, value, tmp_path):
-    for step in (10, 20, 20):
-        checkpoints.cut_back(tmp_path, step)
-        recorder.write_likelihood(tmp_path, step, judged)
-    assert scalars(tmp_path) == ({(f"test/{name}", step): value for step in (10, 20)} if name else {})
 
 
 # --- what ends a training ---------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from experiments import fingerprint, results
 from experiments import study as studies
 from experiments.study import BASE, Training, make_study, settings_of, train_all
 from tests.shared import OURS
-from utils import console, data, recorder, runs
+from utils import console, data, history, runs
 from utils.dataset import DataError
 from utils.evaluation import compile_evaluation
 
@@ -69,7 +69,7 @@ def test_trainings_in_processes_are_those_in_this_one_and_are_made_once(study, t
 @pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_was(study, monkeypatch):
     training = Training(settings_of(study, epochs=2, nll_samples=0, checkpoint_every=50), first_code, (10, 200))
-    write_line, lines = recorder.write_line, []
+    write_line, lines = history.write_line, []
 
     def interrupt(*arguments):
         lines.append(arguments)
@@ -77,7 +77,7 @@ def test_an_interrupted_training_goes_on_where_it_was(study, monkeypatch):
             raise KeyboardInterrupt
         write_line(*arguments)
 
-    monkeypatch.setattr(recorder, "write_line", interrupt)
+    monkeypatch.setattr(history, "write_line", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_all(study, [training])
     steps = runs.saved_steps(study.trainings / training.name)

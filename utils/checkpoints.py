@@ -1,11 +1,7 @@
-"""A run's checkpoints and its event files: what TensorFlow reads and writes of a run's folder.
-
-The rest of the folder is in utils/runs.py, which needs no TensorFlow.
-"""
+"""A run's checkpoints: written whole or not at all, and found out where they are damaged."""
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -13,18 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
-
 from utils import runs
 from utils.console import Say
-from utils.files import write_whole
 from utils.settings import Settings
 from utils.start import tf
 
 KEPT_CHECKPOINTS = 3  # while a run trains
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
 def checkpoint(vae: Any, **others: Any) -> tf.train.Checkpoint:
     """What a run is saved as: the parts of the VAE (main.VAE) that it has, and whatever else has a state, by name."""
     parts = vae._asdict() | {"prior": vae.prior.weights or None} | others
@@ -89,32 +81,6 @@ def start_from(settings: Settings, vae: Any, say: Say) -> None:
     Raises SettingsError if that run's networks are others, and runs.RunError.
     """
     load_weights(vae, runs.to_start_from(settings, say))
-
-
-# --- what came after a checkpoint -------------------------------------------------------------------------------------
-def cut_back(folder: Path, step: int) -> None:
-    """Drop from the history and the event files what came after `step`: the resumed run will write it again."""
-    kept = [line for line in runs.read_history(folder) if line["step"] <= step] if step else []
-    write_whole(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-    for path in (folder / "tensorboard").rglob("events.out.tfevents.*"):
-        if step:
-            cut_events(path, step)
-        else:
-            path.unlink()
-
-
-def cut_events(path: Path, step: int) -> None:
-    """Keep the records of a TensorBoard event file up to `step`; a last one that a crash cut short goes too."""
-    beside = path.with_name(f".{path.name}")
-    try:
-        with os_errors(path), tf.io.TFRecordWriter(str(beside)) as writer, contextlib.suppress(tf.errors.DataLossError):
-            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                if Event.FromString(record).step <= step:
-                    writer.write(record)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    os.replace(beside, path)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

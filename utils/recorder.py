@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import batches, checkpoints, evaluation, pictures, report, runs, workers
+from utils import batches, checkpoints, evaluation, history, pictures, report, runs, workers
 from utils.console import Problem, Say, Stopped, raise_stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.files import write_json
@@ -168,15 +168,15 @@ class Recorder:
         checkpoints.restore(self.checkpoint, folder, self.say)
         workers.broadcast(crew, [*self.vae.weights, *optimizer.variables, self.sums_so_far, self.start])
         self.step = int(optimizer.iterations.numpy())
-        checkpoints.cut_back(folder, self.step)
+        history.cut_back(folder, self.step)
         runs.note_changes(folder, s)
         if self.last_step > self.horizon and s.lr_schedule == "cosine":
             ends = self.horizon // self.steps_per_epoch
             told = f"the learning rate's cosine ends with epoch {ends}, as saved; later it stays a hundredth"
             self.say(f"note       {told}")
         with (
-            event_writer(folder, "train") as train_events,
-            event_writer(folder, "test") as test_events,
+            history.event_writer(folder, "train") as train_events,
+            history.event_writer(folder, "test") as test_events,
             deferred_signals() as self.signals,
             report.progress_bar(self.last_step, self.step, shown=crew.is_chief) as self.bar,
             contextlib.closing(batches.of_run(self.dataset.train_images, s, self.step, crew)) as self.coming,
@@ -258,7 +258,7 @@ class Recorder:
             line["images_per_second"] = round((self.step - self.last_line) * self.s.batch_size / (now - self.clock))
             if isinstance(self.dataset.train_images, LazyImages):
                 line["waiting"] = round(self.waited / (now - self.clock), 3)
-            write_line(self.folder, self.events, line)
+            history.write_line(self.folder, self.events, line)
             self.sums_so_far.assign(tf.zeros(3))
             self.start.assign(self.step)
             self.last_line, self.clock, self.waited = self.step, now, 0.0
@@ -269,7 +269,7 @@ class Recorder:
         check_terms(terms, self.step, self.folder, self.s)
         active = None if self.s.autoencoder else report.active_units(z_mean)
         self.tested = self._line("test", terms, weight) | {"active_units": active}
-        write_line(self.folder, self.events, self.tested)
+        history.write_line(self.folder, self.events, self.tested)
 
     def write_pictures(self, draw: Callable[[str], np.ndarray]) -> None:
         """Write the pictures that are due; draw(name) returns a grid.
@@ -281,7 +281,7 @@ class Recorder:
         if self.test_is_due and (self.epoch % self.s.images_every == 0 or self.step == self.last_step):
             grids = {name: draw(name) for name in names}
             pictures.write_grids(self.folder, self.s, grids, self.epoch, self.tested)
-            write_images(self.folder, self.events, self.step, grids)
+            history.write_images(self.folder, self.events, self.step, grids)
             if self.step == 0:
                 self.call_watch()
         elif self.step in self.film_steps and self.crew.is_chief:
@@ -290,7 +290,7 @@ class Recorder:
 
     def _line(self, split: str, terms: tf.Tensor, weight: Any) -> dict[str, Any]:
         weight, name = None if self.s.autoencoder else weight, report.sum_name(self.s)
-        return history_line(split, self.step, self.steps_per_epoch, terms, weight, name)
+        return history.history_line(split, self.step, self.steps_per_epoch, terms, weight, name)
 
     # --- what is saved ------------------------------------------------------------------------------------------------
     def save(self) -> None:
@@ -325,77 +325,11 @@ class Recorder:
             self.stopped = stopped
             self.say("\nstopping   the log-likelihood is left out; report and pictures follow")
         judged = evaluation.judge(self.vae, self.s, self.dataset, self.folder, evaluate, estimates, decode)
-        write_likelihood(self.folder, self.step, judged)
+        history.write_likelihood(self.folder, self.step, judged)
         self.say(report.table(judged))
         if skipped := report.skipped(self.dataset):
             self.say(skipped)
         checkpoints.keep_newest(self.folder)
-
-
-# --- history ----------------------------------------------------------------------------------------------------------
-def history_line(
-    split: str, step: int, steps_per_epoch: int, terms: Any, weight: Any | None, name: str = "elbo"
-) -> dict[str, Any]:
-    """A line of history.jsonl after `step` steps; `terms` (3,) are objective, reconstruction loss and KL, in nats.
-
-    `weight` is the KL's; None is the plain autoencoder, which has neither KL nor ELBO. `name` is report.sum_name's.
-    """
-    objective, reconstruction, kl = (float(term) for term in terms)
-    line = {"step": step, "epoch": round(step / steps_per_epoch, 4), "split": split, "objective": objective}
-    line |= {"reconstruction": reconstruction} | dict.fromkeys(("kl", "kl_weight", "elbo"))
-    if weight is not None:
-        line |= {"kl": kl, "kl_weight": float(weight), name: -(reconstruction + kl)}
-    return line
-
-
-@contextlib.contextmanager
-def event_writer(folder: Path, split: str, suffix: str = ".v2") -> Iterator[tf.summary.SummaryWriter]:
-    """TensorBoard's writer for a run's training or test numbers; it is closed at the end of the block. Raises OSError.
-
-    The same tag of both splits shares a chart. The name of the writer's file ends in `suffix`.
-    """
-    place = folder / "tensorboard" / split
-    with checkpoints.os_errors(place):
-        events = tf.summary.create_file_writer(str(place), filename_suffix=suffix)
-    try:
-        yield events
-    finally:
-        with checkpoints.os_errors(place):
-            events.close()
-
-
-def write_line(folder: Path, events: dict[str, tf.summary.SummaryWriter], line: dict[str, Any]) -> None:
-    """Add a line to history.jsonl, and its numbers to TensorBoard, for which `events` is by split. Raises OSError."""
-    with open(folder / "history.jsonl", "a") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-    with checkpoints.os_errors(folder / "tensorboard"), events[line["split"]].as_default(step=line["step"]):
-        for name, value in line.items():
-            if (isinstance(value, float) and name != "epoch") or (name == "active_units" and value is not None):
-                tf.summary.scalar(name, value)
-
-
-def write_images(
-    folder: Path, events: dict[str, tf.summary.SummaryWriter], step: int, grids: dict[str, np.ndarray]
-) -> None:
-    """Show grids, uint8 (height, width, C) by name, beside the tests in TensorBoard. Raises OSError."""
-    with checkpoints.os_errors(folder / "tensorboard"), events["test"].as_default(step=step):
-        for name, sheet in grids.items():
-            tf.summary.image(name, sheet[np.newaxis])
-
-
-def write_likelihood(folder: Path, step: int, judged: dict[str, Any]) -> None:
-    """Show a report's log-likelihood or log-density, if it has one, in TensorBoard. Raises OSError.
-
-    It has an event file of its own, in place of the one that an earlier judgement of this step left.
-    """
-    found = {"log_likelihood": judged["test_nll"] and -judged["test_nll"], "log_density": judged["test_log_density"]}
-    for name, value in found.items():
-        if value is not None:
-            suffix = f".{name}-{step}"
-            for old in (folder / "tensorboard" / "test").glob(f"*{suffix}"):
-                old.unlink()
-            with event_writer(folder, "test", suffix) as events, events.as_default(step=step):
-                tf.summary.scalar(name, value)
 
 
 # --- what ends a training ---------------------------------------------------------------------------------------------
