@@ -2,7 +2,7 @@
 
 import os
 
-from utils import data, runs
+from utils import runs
 from utils.console import Problem, refuse
 from utils.settings import Command
 
@@ -21,6 +21,7 @@ def refuse_early(command: Command) -> None:
 
 def check(command: Command) -> None:
     """Raise the Problem that main.main would come to, as far as it can be seen at once."""
+    from utils import data  # here, because a typo does not have to wait for NumPy
 
     def later(note: str) -> None:
         """Notes are shown when the run begins."""
