@@ -6,7 +6,6 @@ chief alone reads and writes files.
 
 import contextlib
 import json
-import math
 import os
 import shlex
 import signal
@@ -101,7 +100,7 @@ def recording(
     device += " with XLA" if xla_pays(vae.encoder, vae.decoder) else " without XLA"
     folder = folder or runs.create(s, device, dataset.train_images.shape[1:])
     run = Recorder(vae, s, dataset, folder, say, watch, watch_at, crew)
-    say(report.header(run.s, dataset, sum(math.prod(weight.shape) for weight in vae.weights), device, folder))
+    say(report.header(run.s, dataset, device, folder))
     for doubt in report.doubts(run.s, run.last_step, dataset.train_images.shape[-1]):
         say(f"note       {doubt}")
     for note in unread_notes():

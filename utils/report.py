@@ -51,7 +51,7 @@ def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
     return found
 
 
-def header(settings: Settings, dataset: Dataset, parameters: int, device: str, folder: Path) -> str:
+def header(settings: Settings, dataset: Dataset, device: str, folder: Path) -> str:
     """What is about to be trained, on what and where."""
     s = settings
     pixels = math.prod(dataset.train_images.shape[1:])
@@ -73,7 +73,7 @@ def header(settings: Settings, dataset: Dataset, parameters: int, device: str, f
     sizes += f", {dataset.verified}" if dataset.verified else ""
     return (
         f"data       {dataset.title}: {sizes}, from {dataset.source}\n"
-        f"model      {shape}, {parameters / 1e6:.1f} M parameters, {device}\n"
+        f"model      {shape}, {device}\n"
         f"schedule   {schedule(s, len(dataset.train_images) // s.batch_size)}\n"
         f"run        {folder}"
     )
