@@ -149,7 +149,7 @@ def check_loss_is_told(victim, code, seconds, console):
 def test_when_a_worker_is_killed_the_chief_stops_and_both_go_on_as_if_nothing_had_been(faces, unbroken, tmp_path):
     check_loss_is_told(1, *(found := deadly_wound(signal.SIGKILL, 1, faces, tmp_path)))
     run = tmp_path / "worker0" / "r"
-    assert f"stopped    go on, on all workers, with: python main.py --resume {run}" in found[2]
+    assert f"stopped    go on, on all workers, with: python {REPOSITORY}/main.py --resume {run}" in found[2]
     assert history(tmp_path / "worker0")[-1]["step"] < STEPS
     resumed = start_two(["--resume", "r"], tmp_path / "worker", faces)
     assert [process.wait(120) for process in resumed] == [0, 0]
