@@ -253,7 +253,8 @@ def draw_codes(z_mean: np.ndarray, labels: np.ndarray, edge: float, side: int) -
     axes = figure.subplots()
     found = np.unique(labels)
     colours = "tab10" if len(found) <= 10 else "tab20" if len(found) <= 20 else "turbo"
-    codes = axes.scatter(*z_mean.T, s=5, c=np.searchsorted(found, labels), cmap=colours, linewidths=0, alpha=0.8)
+    size = np.clip(20_000 / len(z_mean), 5, 40)  # of a point: few ones are easily missed
+    codes = axes.scatter(*z_mean.T, s=size, c=np.searchsorted(found, labels), cmap=colours, linewidths=0, alpha=0.8)
     for deviations in (1, 2):
         axes.add_artist(Circle((0, 0), deviations, fill=False, edgecolor="black", linewidth=0.8, linestyle="--"))
     axes.add_artist(Rectangle((-edge, -edge), 2 * edge, 2 * edge, fill=False, edgecolor="black", linewidth=1.2))
