@@ -21,9 +21,9 @@ from utils.door import refuse_early
 from utils.settings import Command, Settings, SettingsError, read_command_line
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins, Ctrl-C ends it without a traceback
     COMMAND = read_command_line()  # before TensorFlow loads, which takes seconds, so that a typo is reported at once
     refuse_early(COMMAND)  # likewise a run to continue that is not there, or a batch larger than the data set
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins, Ctrl-C ends it without a traceback
 
 import numpy as np
 
@@ -372,7 +372,7 @@ def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Record
                 run.advance(sums, terms, step)
 
                 # 2. Report how it goes.
-                run.write_train_line(kl_weight(run.steps_of_line, s))
+                run.write_train_line(partial(kl_weight, s=s))
                 if run.test_is_due:
                     weight = kl_weight(run.step - 1, s)  # in the last step
                     run.write_test_line(*test(dataset.test_images, weight), weight)

@@ -21,7 +21,7 @@ _Name = Annotated[
     "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'",
 ]
 _Path = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$"), "the name or path of a folder"]
-_Width = Annotated[int, Ge(1), Le(65_536)]  # of a layer, of z, of a prior
+_Width = Annotated[int, Ge(1), Le(65_536)]  # of a layer or a prior
 
 # --- data -------------------------------------------------------------------------------------------------------------
 DATASET: Literal["mnist", "fashion_mnist", "celeba", "folder"] | _Tfds = "mnist"  # 60,000 + 10,000 grey images of 28 x
@@ -44,15 +44,14 @@ HELD_OUT: Annotated[int, Ge(0), Le(10**9)] = 0  # training images, the last ones
 # --- model ------------------------------------------------------------------------------------------------------------
 ARCHITECTURE: Literal["mlp", "conv", "resnet"] = "mlp"  # dense layers, convolutions, or convolutions with residual
 # blocks between them
-ENCODER_LAYERS: tuple[_Width, ...] = (512, 512)  # units per hidden layer of "mlp"; with none it is
-# linear
+ENCODER_LAYERS: tuple[_Width, ...] = (512, 512)  # units of each dense layer before z; none: no such layer
 DECODER_LAYERS: tuple[_Width, ...] = (512, 512)  # the same for the decoder, in order from z to pixels
 CHANNELS: Annotated[tuple[_Width, ...], "as in (32, 64, 128)"] = (32, 64, 128)  # "conv" and "resnet": of each stage
 # of the encoder, of which each halves the image as long as its side is even; the decoder goes back the same way
 RESIDUAL_BLOCKS: Annotated[int, Ge(1), Le(100)] = 1  # "resnet": blocks of two convolutions behind each stage
 ACTIVATION: Literal["relu", "gelu", "silu", "elu", "tanh"] = "silu"  # behind each hidden layer
-LATENT_DIM: _Width = 20  # latents per image; 2 can be looked at as a map (manifold.png)
-NOISE_DIM: Annotated[int, Ge(0), Le(65_536)] = 0  # further latents that are pure noise, which the encoder doesn't
+LATENT_DIM: Annotated[int, Ge(1), Le(4_096)] = 20  # latents per image; 2 can be looked at as a map (manifold.png)
+NOISE_DIM: Annotated[int, Ge(0), Le(4_096)] = 0  # further latents that are pure noise, which the encoder doesn't
 # see: does the decoder use them? (README, Analysis)
 AUTOENCODER: bool = False  # True leaves out noise and KL: the plain autoencoder, which has no prior to sample from
 

@@ -600,7 +600,7 @@ def test_a_run_on_two_labels_with_noise_latents_is_gone_on_from_with_a_third_lab
         (["--resume", "none"], 2, r"--resume none: no such run in predictions; there is done"),
         (["--resume", "done", "--latent-dim", "2"], 2, r"--latent-dim 2 contradicts the run's 3; .*may grow.*"),
         (["--resume", "done", "--epochs", "2"], 2, r"--epochs 2 contradicts the run's 3; .*"),
-        ([*FEW, "--run-name", "done"], 2, r"run_name: 'done' is taken .*--resume done"),
+        ([*FEW, "--run-name", "done"], 2, r"run_name: 'done' is taken .*--resume \S*/done"),
         ([*FEW, "--batch-size", "601"], 2, r"batch_size: 601 is not allowed; at most 600, all training images, is"),
         ([*FEW, "--labels", "1", "11"], 2, r"labels: 11 is not allowed; MNIST has 0 to 9"),
         ([*FEW, "--start-from", "none"], 2, r"--start-from none: no such run in predictions; there is done"),

@@ -95,7 +95,9 @@ def test_a_caption_is_wrapped_to_the_width_and_nothing_of_it_is_lost(width, coun
          "mnist-ce-z20, epoch 3, step 7,020: a cat; test -(loss + KL) -40.0 nats"),
         ({}, {"elbo": None}, "mnist-ce-z20, epoch 3, step 7,020: a cat; test reconstruction loss 90.0 nats"),
         ({"run_name": "mnist-ce-z20", "labels": (1, 7), "kl_weight_end": 4.0}, None,
-         "mnist-ce-z20 (mnist, labels 1, 7, binarised, loss ce, 20 latents, KL weight 4), untrained: a cat"),
+         "mnist-ce-z20 (mnist, labels 1, 7, loss ce, 20 latents, KL weight 4), untrained: a cat"),
+        ({"labels": (1, 7), "kl_weight_end": 4.0, "binarize": "none", "reconstruction_reduction": "mean"}, None,
+         "mnist-ce-z20 (not binarised, loss as a mean over pixels, KL weight 4), untrained: a cat"),
     ],
 )  # fmt: skip
 def test_a_caption_says_which_run_and_step_it_is_and_how_good(changed, line, told):

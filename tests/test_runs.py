@@ -67,9 +67,9 @@ def test_a_derived_name_that_is_taken_gets_what_differs_and_a_number_only_where_
         ({"start_from": "old runs/my digits (2)/"}, "-start_from_my_digits__2_"),
         ({"data_dir": "/elsewhere", "run_name": "", "log_every": 3}, "-2"),  # nothing that describes the run
         ({"dataset": "folder", "data_dir": "~/my/faces"}, "-data_dir_faces"),
-        (  # 80 characters have no room for the layers, but for the rest
+        (  # 80 characters have no room for the layers
             {"encoder_layers": (1000,) * 15, "held_out": 5000, "seed": 2**31 - 1},
-            "-held_out5000-seed2147483647",
+            "-held_out5000-seed2147483647-and1more",
         ),
     ],
 )
@@ -96,13 +96,28 @@ def test_what_differs_from_an_older_run_counts_what_it_was_saved_without(tmp_pat
     assert runs.create(other, "CPU", SHAPE).name == "mnist-ce-z2-3"
 
 
-def test_a_number_has_room_within_80_characters(tmp_path):
+def test_a_name_that_gets_too_long_is_shortened_and_counts_what_it_leaves_out(tmp_path):
     chosen = from_params(latent_dim=2, output_dir=str(tmp_path))
     runs.create(chosen, "CPU", SHAPE)
-    other = chosen.model_copy(update={"seed": 7, "start_from": "x" * (80 - len("mnist-ce-z2-seed7-start_from_"))})
-    names = [runs.create(other, "CPU", SHAPE).name for _ in range(2)]
-    assert names == [f"mnist-ce-z2-seed7-start_from_{other.start_from}", "mnist-ce-z2-seed7-2"]
-    assert len(names[0]) == 80
+    many = {
+        "encoder_layers": (500,),
+        "decoder_layers": (500,),
+        "reconstruction_reduction": "mean",
+        "gradient_clip": 1.0,
+    }
+    long = many | {"encoder_layers": (512,) * 20}
+    names = [
+        runs.create(chosen.model_copy(update=changes), "CPU", SHAPE).name
+        for changes in (many, many | {"seed": 3}, many | {"seed": 4}, long, long, {"start_from": "x" * 100})
+    ]
+    assert names == [
+        "mnist-ce-z2-enco_laye500-deco_laye500-reco_redu_mean-grad_clip1",
+        "mnist-ce-z2-enco_laye500-deco_laye500-reco_redu_mean-grad_clip1-seed3",
+        "mnist-ce-z2-enco_laye500-deco_laye500-reco_redu_mean-grad_clip1-seed4",
+        "mnist-ce-z2-deco_laye500-reco_redu_mean-grad_clip1-and1more",
+        "mnist-ce-z2-deco_laye500-reco_redu_mean-grad_clip1-and1more-2",
+        "mnist-ce-z2-and1more",
+    ]
 
 
 NUMBERS = st.integers(0, 2**31) | st.floats(0, 1e38)
@@ -146,7 +161,7 @@ def test_a_name_given_and_taken_is_refused_and_what_is_there_is_left_alone(tmp_p
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
     before = contents(tmp_path)
-    with pytest.raises(runs.RunError, match=r"^run_name: 'mine' is taken .* --resume mine$"):
+    with pytest.raises(runs.RunError, match=r"^run_name: 'mine' is taken .* --resume \S+/mine$"):
         runs.create(from_params(run_name="mine", output_dir=str(tmp_path)), "CPU", SHAPE)
     assert contents(tmp_path) == before
 

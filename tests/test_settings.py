@@ -45,7 +45,7 @@ LOSSES = " or ".join(
     ", ".join(map(repr, get_args(settings_module.settings_model().model_fields["loss"].annotation))).rsplit(", ", 1)
 )
 NAME_RULE = "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'"
-WIDTH, WIDTHS = "an integer from 1 to 65,536", "integers from 1 to 65,536"
+LATENTS, WIDTHS = "an integer from 1 to 4,096", "integers from 1 to 65,536"
 POSITIVE = "an integer of at least 1 and less than 2,147,483,648"
 UP_TO_A_MILLION = "a finite number from 0 to 1,000,000"
 FLAG = "--autoencoder takes no value; it is a flag: --autoencoder turns it on, --no-autoencoder off"
@@ -100,10 +100,10 @@ def test_settings_are_the_constants_of_params_and_frozen():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("LATENT_DIM", "0", "LATENT_DIM = 0 is not allowed; an integer from 1 to 65,536 is"),
-        ("LATENT_DIM", '"20"', "LATENT_DIM = '20' is not allowed; an integer from 1 to 65,536 is"),
-        ("LATENT_DIM", "True", "LATENT_DIM = True is not allowed; an integer from 1 to 65,536 is"),
-        ("LATENT_DIM", "20.0", "LATENT_DIM = 20.0 is not allowed; an integer from 1 to 65,536 is"),
+        ("LATENT_DIM", "0", "LATENT_DIM = 0 is not allowed; an integer from 1 to 4,096 is"),
+        ("LATENT_DIM", '"20"', "LATENT_DIM = '20' is not allowed; an integer from 1 to 4,096 is"),
+        ("LATENT_DIM", "True", "LATENT_DIM = True is not allowed; an integer from 1 to 4,096 is"),
+        ("LATENT_DIM", "20.0", "LATENT_DIM = 20.0 is not allowed; an integer from 1 to 4,096 is"),
         ("SEED", "2**31", "SEED = 2147483648 is not allowed; an integer of at least 0 and less than 2,147,483,648 is"),
         ("LEARNING_RATE", "0", "LEARNING_RATE = 0 is not allowed; a finite number from 1e-35 to 1e+38 is"),
         ("LEARNING_RATE", 'float("nan")', "LEARNING_RATE = nan is not allowed; a finite number from 1e-35 to 1e+38 is"),
@@ -133,7 +133,7 @@ def test_settings_are_the_constants_of_params_and_frozen():
             "(did you mean (1,)?)",
         ),
         ("OUTPUT_DIR", r'"a\\0b"', r"OUTPUT_DIR = 'a\x00b' is not allowed; the name or path of a folder is"),
-        ("LATENT_DIM", "10**5000", f"LATENT_DIM = an integer of thousands of digits is not allowed; {WIDTH} is"),
+        ("LATENT_DIM", "10**5000", f"LATENT_DIM = an integer of thousands of digits is not allowed; {LATENTS} is"),
         ("LOSS", "mse", "NameError: name 'mse' is not defined"),
         ("LATENT_DIM", "[][0]", "IndexError: list index out of range"),
     ],
@@ -372,12 +372,18 @@ def test_rules_across_constants(tmp_path):
         ({}, 468, 156),  # one epoch
         ({}, 2, 1),
         ({"kl_steps": 500}, 468, 500),
-        ({"kl_schedule": "cyclical", "kl_cycles": 4}, 9, 4),  # a step a cycle
+        ({"kl_schedule": "cyclical", "kl_cycles": 4}, 12, 4),  # a step a cycle
         ({"kl_schedule": "linear", "kl_cycles": 4}, 9, 3),
     ],
 )
 def test_kl_steps_0_is_a_third_of_the_planned_steps_but_at_most_2000(changes, planned, steps):
     assert with_kl_steps(from_params(**{"kl_steps": 0} | changes), planned).kl_steps == steps
+
+
+def test_kl_steps_0_are_as_many_as_kl_cycles_at_least():
+    cyclical = from_params(kl_schedule="cyclical", kl_cycles=4, kl_steps=0)
+    with pytest.raises(SettingsError, match=r"^kl_cycles: 4 is not allowed with kl_steps 0, which is 3 in a run of 11"):
+        with_kl_steps(cyclical, 11)
 
 
 def test_the_ramp_ends_where_the_kl_has_its_final_weight():
@@ -401,7 +407,7 @@ def test_only_losses_with_a_width_have_a_learned_one(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"latent_dim": 0}, "latent_dim: 0 is not allowed; an integer from 1 to 65,536 is"),
+        ({"latent_dim": 0}, "latent_dim: 0 is not allowed; an integer from 1 to 4,096 is"),
         ({"loss": None}, f"loss: None is not allowed; {LOSSES} is"),
         (
             {"latent_dims": 2},
@@ -450,11 +456,11 @@ def test_resume_is_an_option_of_its_own():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--latent-dim 0", "--latent-dim: 0 is not allowed; an integer from 1 to 65,536 is"),
-        ("--latent-dim -3", "--latent-dim: -3 is not allowed; an integer from 1 to 65,536 is"),
-        ("--latent-dim two", "--latent-dim: 'two' is not allowed; an integer from 1 to 65,536 is"),
-        ("--latent-dim 2.5", "--latent-dim: '2.5' is not allowed; an integer from 1 to 65,536 is"),
-        ("--latent-dim", f"--latent-dim lacks its value: {WIDTH}"),
+        ("--latent-dim 0", "--latent-dim: 0 is not allowed; an integer from 1 to 4,096 is"),
+        ("--latent-dim -3", "--latent-dim: -3 is not allowed; an integer from 1 to 4,096 is"),
+        ("--latent-dim two", "--latent-dim: 'two' is not allowed; an integer from 1 to 4,096 is"),
+        ("--latent-dim 2.5", "--latent-dim: '2.5' is not allowed; an integer from 1 to 4,096 is"),
+        ("--latent-dim", f"--latent-dim lacks its value: {LATENTS}"),
         ("--data-dir", "--data-dir lacks its value: the name or path of a folder"),
         ("--learning-rate -1e-3", "--learning-rate: -0.001 is not allowed; a finite number from 1e-35 to 1e+38 is"),
         ("--learning-rate nan", "--learning-rate: nan is not allowed; a finite number from 1e-35 to 1e+38 is"),
@@ -549,7 +555,7 @@ def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
         comment = re.search(rf"^{name}: .+?  # (.*)", SOURCE, re.MULTILINE)[1]
         assert comment.strip() in entry
         assert re.search(r"[\[ ]default \S.*\]\n", entry)
-    assert f"(manifold.png) [{WIDTH}; default 20]\n" in printed
+    assert f"(manifold.png) [{LATENTS}; default 20]\n" in printed
     assert f"[none or a list of {WIDTHS} as in 512 512; default 512 512]\n" in printed
     assert "()" not in printed  # as the file has it; typed, it is none
     assert f"[{LOSSES}; default {from_params().loss!r}]\n" in printed
@@ -747,6 +753,6 @@ def test_a_typo_is_told_without_tensorflow():
     command = [sys.executable, "-c", code, "--latent-dim", "0"]
     done = subprocess.run(command, cwd=PARAMS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "main.py: error: --latent-dim: 0 is not allowed; an integer from 1 to 65,536 is\n"
+    assert done.stderr == "main.py: error: --latent-dim: 0 is not allowed; an integer from 1 to 4,096 is\n"
     assert "pydantic" in done.stdout.split()
     assert not {"tensorflow", "keras", "numpy"} & set(done.stdout.split())

@@ -23,9 +23,9 @@ def save_curves(path: Path, history: list[Line], s: Settings, report: dict[str, 
     """
     if not history:
         return
-    lines = [line | {"elbo": line[NO_ELBO] if NO_ELBO in line else line["elbo"]} for line in history]
+    lines = [line | {"elbo": line[NO_ELBO] if NO_ELBO in line else line["elbo"]} for line in placed(history)]
     titles = {
-        "elbo": f"{bound_in_words(report)}, in nats per image: higher is better; it compares over the whole run",
+        "elbo": f"{bound_in_words(report)}, in nats per image; higher is better, and it compares over the whole run",
         "objective": f"objective, what is minimised: {objective_in_words(s)}",
         "reconstruction": "reconstruction loss, in nats per image",
         "kl": "KL, in nats per image",
@@ -51,7 +51,7 @@ def save_curves(path: Path, history: list[Line], s: Settings, report: dict[str, 
         draw_weight(panels["objective"], lines, s)
     for axes in [panels[name] for name in bars]:
         nats = sorted(report["kl_per_latent"], reverse=True)
-        axes.bar(range(1, len(nats) + 1), nats, color=TEST)
+        axes.stairs(nats, np.arange(len(nats) + 1) + 0.5, fill=True, color=TEST)  # one shape, however many latents
         axes.set_title("KL of each latent on test images, sorted, in nats", loc="left", fontsize=9)
         axes.set(xlabel="latent, by its KL", xlim=(0.3, len(nats) + 0.7))
     for axes in panels.values():
@@ -60,9 +60,19 @@ def save_curves(path: Path, history: list[Line], s: Settings, report: dict[str, 
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    panels[rows[0][0]].legend(loc="lower right" if first else "upper right", frameon=False)
+    panels[rows[0][0]].legend(frameon=False)
     figure.suptitle(run_in_words(path.parent.name, s, report), fontsize=10)
     save_figure(path, figure)
+
+
+def placed(history: list[Line]) -> list[Line]:
+    """The lines with where they are drawn, `at`: one of training, a mean, in the middle of its steps."""
+    lines, begin = [], 0
+    for line in history:
+        is_mean = line["split"] == "train"
+        lines.append(line | {"at": (begin + line["step"]) / 2 if is_mean else line["step"]})
+        begin = line["step"] if is_mean else begin
+    return lines
 
 
 def draw_curve(axes: Axes, lines: list[Line], name: str, s: Settings) -> None:
@@ -72,7 +82,7 @@ def draw_curve(axes: Axes, lines: list[Line], name: str, s: Settings) -> None:
     """
     last = lines[-1]["step"]
     for split, style in (("train", {"color": TRAIN}), ("test", {"color": TEST, "marker": "o", "markersize": 3})):
-        points = [(line["step"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None]
+        points = [(line["at"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None]
         if len(points) == 1:  # which a line alone would not show
             style |= {"marker": "o", "markersize": 3}
         if points:
@@ -86,7 +96,7 @@ def draw_curve(axes: Axes, lines: list[Line], name: str, s: Settings) -> None:
 
 def draw_weight(axes: Axes, lines: list[Line], s: Settings) -> None:
     """Draw the KL weight over steps into the panel of the objective, on an axis of its own, and name its ramp."""
-    points = [(line["step"], line["kl_weight"]) for line in lines if line["split"] == "train"]
+    points = [(line["at"], line["kl_weight"]) for line in lines if line["split"] == "train"]
     style = {"color": "grey", "linewidth": 0.9, "linestyle": ":", "marker": "o" * (len(points) == 1), "markersize": 3}
     right = axes.twinx()
     right.plot(*zip(*points, strict=True), **style)
@@ -98,14 +108,14 @@ def draw_weight(axes: Axes, lines: list[Line], s: Settings) -> None:
         words = f"KL weight {s.kl_weight_start:g} → {s.kl_weight_end:g}"
         words += f", {s.kl_cycles} times" if s.kl_schedule == "cyclical" else ""
         words += f" at step {s.kl_steps:,}" if lines[-1]["step"] < s.kl_steps else ""
-        place = {"transform": axes.transAxes, "ha": "left", "va": "top"}
-        axes.text(0.02, 0.97, words, fontsize=8, bbox={"color": RAMP, "alpha": 0.35, "pad": 2}, **place)
+        place = {"transform": axes.transAxes, "ha": "right", "va": "top"}  # where few objectives are
+        axes.text(0.98, 0.97, words, fontsize=8, bbox={"color": RAMP, "alpha": 0.35, "pad": 2}, **place)
 
 
 def bound_in_words(report: dict[str, Any]) -> str:
     """What a run has for an ELBO."""
     names = {"likelihood": "ELBO", "density": "ELBO of a density"}
-    return names.get(report["kind"], f"{NO_ELBO}, because this loss has no ELBO")
+    return names.get(report["kind"], f"{NO_ELBO} (this loss has no ELBO)")
 
 
 def objective_in_words(s: Settings) -> str:
@@ -118,7 +128,7 @@ def objective_in_words(s: Settings) -> str:
     if s.bound != "elbo":
         what = f"minus the {s.bound.upper()} bound of {s.bound_samples} samples, its KL times the KL weight"
     rises = ramp_end(s) and s.kl_weight_end > s.kl_weight_start
-    return what + ("; it rises while the KL weight rises" if rises else "")
+    return what + ("; it may rise while the KL weight does" if rises else "")
 
 
 def run_in_words(run: str, s: Settings, report: dict[str, Any]) -> str:
@@ -126,7 +136,7 @@ def run_in_words(run: str, s: Settings, report: dict[str, Any]) -> str:
     elbo = report[NO_ELBO] if report["test_elbo"] is None else report["test_elbo"]
     found = {
         f"test reconstruction loss {report['test_reconstruction']:,.2f} nats": s.autoencoder,
-        f"test {bound_in_words(report).partition(',')[0]} {elbo or 0:,.2f} nats": elbo is not None,
+        f"test {bound_in_words(report).partition(' (this')[0]} {elbo or 0:,.2f} nats": elbo is not None,
         f"log-likelihood {-(report['test_nll'] or 0):,.2f}": report["test_nll"] is not None,
         f"log-density {report['test_log_density'] or 0:,.2f}": report["test_log_density"] is not None,
     }

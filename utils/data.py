@@ -11,7 +11,7 @@ from utils import folders, mnist
 from utils.console import Say
 from utils.dataset import SHOWN_OF_A_LABEL, TEST_BINARIZATION_KEY, DataError, Dataset, binarized, rows_of
 from utils.files import why_no_folder
-from utils.settings import Settings, SettingsError
+from utils.settings import Settings, SettingsError, with_kl_steps
 
 
 def prepare(s: Settings, say: Say) -> Dataset:
@@ -32,7 +32,10 @@ def prepare(s: Settings, say: Say) -> Dataset:
 
 
 def check(s: Settings, title: str, train_labels: np.ndarray, test_labels: np.ndarray) -> None:
-    """Check LABELS, HELD_OUT and BATCH_SIZE by the labels (N,) of a data set. Raises SettingsError and DataError."""
+    """Check LABELS, HELD_OUT, BATCH_SIZE and KL_CYCLES by the labels (N,) of a data set.
+
+    Raises SettingsError and DataError.
+    """
     known = np.unique(train_labels)
     if unknown := [label for label in s.labels if label not in known]:
         raise SettingsError(f"labels: {unknown[0]} is not allowed; {title} has {known[0]} to {known[-1]}")
@@ -50,6 +53,7 @@ def check(s: Settings, title: str, train_labels: np.ndarray, test_labels: np.nda
         raise DataError(f"{title}: the test images are only {few}; choose others with LABELS, or use HELD_OUT")
     if s.batch_size > (count := len(train_labels)):
         raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
+    with_kl_steps(s, s.epochs * (count // s.batch_size))
 
 
 def check_early(s: Settings) -> None:

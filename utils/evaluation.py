@@ -100,8 +100,6 @@ def estimate_log_likelihood(
 
 
 # --- a finished run ---------------------------------------------------------------------------------------------------
-
-
 def judge(
     vae: Any,
     s: Settings,

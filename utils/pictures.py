@@ -21,6 +21,7 @@ from utils.settings import Settings
 
 PAPER = 255  # the brightness between and around images
 SPRITE_SIDE = 2_800  # pixels
+PROJECTED = 2_000_000  # numbers in the codes that TensorBoard's projector has to read
 SCATTERED = 5_000  # test images whose codes stand beside the manifold
 FILM_PIXELS = 128 * 128 * 3  # of an image; larger ones get no frames of the first epoch, because a grid has 100 images
 CAPTIONS = {"samples": "samples from the prior", "reconstructions": "test images over their reconstructions"}
@@ -189,8 +190,8 @@ def thinned(epochs: Sequence[int]) -> list[int]:
 # --- captions ---------------------------------------------------------------------------------------------------------
 def caption(s: Settings, run: str, shown: str, line: Line | None) -> str:
     """What is below a picture, so that it stands alone: run, epoch, step, what is shown, and the ELBO of `line`."""
-    if s.run_name:  # such a name says nothing of the settings
-        run = f"{run} ({', '.join(settings_in_words(s))})"
+    if words := settings_in_words(s, named=not s.run_name):
+        run = f"{run} ({', '.join(words)})"
     if line is None:
         return f"{run}, {'not trained further yet' if s.start_from else 'untrained'}: {shown}"
     return f"{run}, epoch {math.ceil(line['epoch'])}, step {line['step']:,}: {shown}; {score(line)}"
@@ -203,20 +204,26 @@ def score(line: Line) -> str:
     return f"{line['split']} {names[name]} {line[name]:,.1f} nats"
 
 
-def settings_in_words(s: Settings) -> list[str]:
-    """The settings that say what is modelled, and how, as far as they are not the usual ones."""
+def settings_in_words(s: Settings, named: bool = False) -> list[str]:
+    """The settings that say what is modelled, and how, as far as they are not the usual ones.
+
+    Those in a derived name (utils/runs.py) are left out where the run is `named` so.
+    """
     width = " with a learned width" if s.decoder_scale == "learned" else ""
     mean = " as a mean over pixels" if s.reconstruction_reduction == "mean" else ""
-    found = {
+    in_name = {
         s.dataset: True,
         f"labels {', '.join(map(str, s.labels))}": s.labels,
-        "binarised": s.binarize == "dynamic",
         f"{s.architecture} network": s.architecture != "mlp",
         "plain autoencoder": s.autoencoder,
-        f"loss {s.loss}{width}{mean}": True,
+        f"loss {s.loss}{width}": True,
         f"{s.latent_dim} latent{'s' * (s.latent_dim > 1)}": True,
         f"{s.noise_dim} of pure noise": s.noise_dim,
         f"{s.prior} prior": s.prior != "standard",
+    }
+    found = ({} if named else in_name) | {
+        "not binarised": s.binarize == "none",
+        f"loss{mean}": mean,
         f"{s.bound.upper()} by {s.bound_samples} samples": s.bound != "elbo" or s.bound_samples > 1,
         f"KL weight {s.kl_weight_end:g}": s.kl_weight_end != 1 and not s.autoencoder,
         f"{s.free_bits:g} free nats per latent": s.free_bits,
@@ -271,10 +278,10 @@ def draw_codes(z_mean: np.ndarray, labels: np.ndarray, edge: float, side: int) -
 def write_projector(folder: Path, z_mean: np.ndarray, labels: np.ndarray, images: np.ndarray) -> None:
     """Write what TensorBoard's projector shows: codes (N, L), labels (N,), thumbnails of uint8 images (N, H, W, C).
 
-    Of larger images it shows the first ones, as many as the 10,000 of MNIST have pixels.
+    Of larger images it shows the first ones, as many as the 10,000 of MNIST have pixels, and of many latents too.
     """
     height, width, channels = images.shape[1:]
-    count = min(len(images), (SPRITE_SIDE // max(height, width)) ** 2)
+    count = min(len(images), (SPRITE_SIDE // max(height, width)) ** 2, max(1, PROJECTED // z_mean.shape[1]))
     side = int(np.ceil(np.sqrt(count)))  # the projector wants a square sprite
     shown = 255 - images[:count] if channels == 1 else images[:count]  # ink on paper, as points are drawn on white
     sprite = grid(shown, columns=side, gap=0).squeeze()

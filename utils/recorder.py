@@ -189,11 +189,6 @@ class Recorder:
         return self.sums_so_far.value()
 
     @property
-    def steps_of_line(self) -> tf.Tensor:
-        """The steps since the last line of the history, int32 (n,)."""
-        return tf.range(self.start, self.step)
-
-    @property
     def epoch(self) -> int:
         """The number of the epoch that the last step belongs to; 0 before the first step."""
         return -(-self.step // self.steps_per_epoch)
@@ -244,15 +239,16 @@ class Recorder:
             self.watch(self.vae, self.step)
 
     # --- what is reported ---------------------------------------------------------------------------------------------
-    def write_train_line(self, weights: tf.Tensor) -> None:
+    def write_train_line(self, weight: Callable[[tf.Tensor], tf.Tensor]) -> None:
         """Write a training line of the history if one is due, and bring the bar up to this step.
 
-        It has the means over `steps_of_line`, also of the KL `weights` (n,) in them. Its images per second are by the
-        clock since the line before: testing, pictures and checkpoints count.
+        It has the means over the steps since the line before, also of the KL `weight`, steps (n,) -> weights (n,). Its
+        images per second are by the clock since then: testing, pictures and checkpoints count.
         """
         line = None
         if self.step in (self.line_due, self.last_step):
-            line = self._line("train", self.sums / (self.step - int(self.start.numpy())), np.mean(weights, dtype=float))
+            steps = tf.range(self.start, self.step)
+            line = self._line("train", self.sums / len(steps), np.mean(weight(steps), dtype=float))
             now = time.perf_counter()
             line["images_per_second"] = round((self.step - self.last_line) * self.s.batch_size / (now - self.clock))
             if isinstance(self.dataset.train_images, LazyImages):
@@ -284,7 +280,7 @@ class Recorder:
             if self.step == 0:
                 self.call_watch()
         elif self.step in self.film_steps and self.crew.is_chief:
-            line = self._line("train", self.terms, 0.0)  # whose ELBO has no weight
+            line = self._line("train", self.terms, 0.0)  # its ELBO alone is shown, which has no weight
             pictures.write_frame(self.folder, self.s, names[0], draw(names[0]), line)
 
     def _line(self, split: str, terms: tf.Tensor, weight: Any) -> dict[str, Any]:

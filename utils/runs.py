@@ -1,12 +1,10 @@
 """One run's folder: its name, its settings and its history, and which run another one goes on from.
 
-What is in it, of which utils/checkpoints.py writes the last two:
-
 params.json     every setting, those that nothing read, the git commit, versions and device
-history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test)
-checkpoints/    the last three, each whole or not there; of a finished run the last
-film/           frames of the first epoch
-tensorboard/    event files of training (train/) and of tests (test/), there also grids and the projector's data
+history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test): utils/history.py
+checkpoints/    the last three, each whole or not there, of a finished run the last one: utils/checkpoints.py
+film/           frames of the first epoch: utils/pictures.py
+tensorboard/    event files of training (train/) and of tests (test/), with them grids and the projector's data
 """
 
 import contextlib
@@ -16,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -28,7 +27,7 @@ from utils.settings import BEFORE, Command, Settings, SettingsError, load_saved,
 
 PACKAGES = ("tensorflow", "keras", "numpy")  # whose versions params.json notes
 LONGEST_NAME = 80
-PATHS = ("data_dir", "start_from")  # which a name has the last part of
+PATHS = ("data_dir", "start_from")  # of which a name has the last part
 NOT_IN_NAMES = frozenset({"run_name", "output_dir", "log_every", "images_every", "checkpoint_every"})  # same training
 REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights ...
@@ -71,37 +70,45 @@ def names_for(settings: Settings, parent: Path) -> Iterator[str]:
     """The names that a new run in the folder `parent` may have, best first, of at most 80 characters each.
 
     RUN_NAME alone, or the derived name; where that is taken, with the settings in which the run differs from the one
-    that has it, as in mnist-ce-z20-kl_weight_end4-seed1, as far as there is room; then with a number, -2, -3, ...
+    that has it, as in mnist-ce-z20-kl_weight_end4-seed1; then with a number, -2, -3, ... Where the names of these
+    settings take too much room, each of their words has four letters; where even then, the name counts those left out.
     """
     if settings.run_name:
         yield settings.run_name
         return
     plain = derived_name(settings)
     yield plain
-    parts = differences(settings, parent / plain)
-    for number in itertools.count(1):
-        ending = f"-{number}" if number > 1 else ""
-        name = plain[: LONGEST_NAME - len(ending)]
+    changed = differences(settings, parent / plain)
+    room = LONGEST_NAME - len("-999")
+    parts = [difference(name, value) for name, value in changed.items()]
+    if len("-".join([plain, *parts])) > room:
+        parts = [difference("_".join(word[:4] for word in name.split("_")), value) for name, value in changed.items()]
+    name = "-".join([plain, *parts])
+    if len(name) > room:
+        room -= len("-and99more")
+        name, left_out = plain[:room], 0
         for part in parts:
-            if len(name) + len(part) + len(ending) < LONGEST_NAME:
-                name += f"-{part}"
-        yield name + ending
+            fits = len(name) + len(part) < room
+            name, left_out = (f"{name}-{part}", left_out) if fits else (name, left_out + 1)
+        name += f"-and{left_out}more"
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
-def differences(settings: Settings, folder: Path) -> list[str]:
-    """In which settings a run differs from that of `folder`, in words for a name; none if that is no run.
+def differences(settings: Settings, folder: Path) -> dict[str, Any]:
+    """The settings in which a run differs from that of `folder`, by name; none if that is no run.
 
     What that run was saved without counts as in settings.load_saved.
     """
     try:
         saved = read_params(folder)["settings"]
     except RunError:
-        return []
+        return {}
     without = NOT_IN_NAMES.union(unread(), () if settings.dataset in ("celeba", "folder") else ("data_dir",))
     before = {name: constant.value for name, constant in read_constants().items()} | BEFORE | saved
     before = {name: tuple(value) if isinstance(value, list) else value for name, value in before.items()}
-    pairs = [(name, now) for name, now in settings if name not in without and now != before.get(name)]
-    return [plain_text(difference(name, now)) for name, now in pairs]
+    changed = {name: now for name, now in settings if name not in without and now != before.get(name)}
+    return {name: Path(now).name if name in PATHS else now for name, now in changed.items()}
 
 
 def difference(name: str, value: Any) -> str:
@@ -111,7 +118,7 @@ def difference(name: str, value: Any) -> str:
     if value is None or value is False or value in ("", ()):
         return f"no_{name}"
     if isinstance(value, str):
-        return f"{name}_{Path(value).name if name in PATHS else value}"
+        return plain_text(f"{name}_{value}")
     if isinstance(value, tuple):
         return name + "_".join(map(str, value))
     return name + repr(value).removesuffix(".0").replace("+", "")
@@ -174,7 +181,7 @@ def no_place(settings: Settings, why: str) -> RunError:
 
 def taken(folder: Path) -> RunError:
     """RUN_NAME is that of another run or of anything else that is there."""
-    way_out = f"choose another, or go on with it: --resume {folder.name}"
+    way_out = f"choose another, or go on with it: --resume {shlex.quote(str(folder.absolute()))}"
     return RunError(f"run_name: {folder.name!r} is taken ({folder}); {way_out}")
 
 

@@ -137,12 +137,15 @@ def load_saved(
 def with_kl_steps(s: Settings, planned: int) -> Settings:
     """The settings with KL_STEPS as a number: 0 means a third of the steps that were `planned`, but at most 2,000.
 
-    A cyclical schedule gets at least one step for each cycle.
+    Raises SettingsError where these are fewer than KL_CYCLES.
     """
     if s.kl_steps:
         return s
-    least = s.kl_cycles if s.kl_schedule == "cyclical" else 1
-    return s.model_copy(update={"kl_steps": max(least, min(planned // 3, MOST_KL_STEPS))})
+    steps = max(1, min(planned // 3, MOST_KL_STEPS))
+    if s.kl_schedule == "cyclical" and s.kl_cycles > steps:
+        here = f"kl_steps 0, which is {steps:,} in a run of {planned:,} steps"
+        raise SettingsError(f"kl_cycles: {s.kl_cycles:,} is not allowed with {here}; at most one cycle a step is")
+    return s.model_copy(update={"kl_steps": steps})
 
 
 def ramp_end(s: Settings) -> int:

@@ -20,6 +20,7 @@ def check_fits(build: Callable[..., Any], s: Settings, image_shape: tuple[int, .
     """Say how large the VAE is that build(s, image_shape) will make. Raises SettingsError if memory can't hold it."""
     count = count_parameters(build, s, image_shape)
     if count is None:
+        say("building   a network whose size is not known before it is built")
         return
     needed, there = count * BYTES, memory()
     if needed <= there:
@@ -27,8 +28,8 @@ def check_fits(build: Callable[..., Any], s: Settings, image_shape: tuple[int, .
         return
     name = what_to_lower(build, s, image_shape)
     raise SettingsError(
-        f"{name}: {getattr(s, name)!r} is not allowed; {millions(count)} M parameters need {in_bytes(needed)} with "
-        f"gradients and Adam's moments, but this machine has {in_bytes(there)}; lower it"
+        f"{name}: {getattr(s, name)!r} is not allowed; {millions(count)} M parameters need {in_bytes(needed)} or more, "
+        f"with gradients and Adam's moments, but this machine has {in_bytes(there)}; lower it"
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.report import grows_for_ever, kind, remarks
+from utils.report import grows_for_ever, remarks
 from utils.settings import Settings, ramp_end
 
 UNUSED = 0.1  # nats of KL of all latents together, below which no picture shows that they are used
@@ -28,44 +28,58 @@ def judge(s: Settings, report: dict[str, Any], history: list[dict[str, Any]]) ->
     return {"verdict": verdict, "healthy": healthy, "problems": found, "unfinished": missing, "remarks": known}
 
 
-class Progress(NamedTuple):
-    """How far a run has come, and its objectives that compare: of lines in whose steps the KL had its final weight."""
+# --- what compares ----------------------------------------------------------------------------------------------------
+class Lines(NamedTuple):
+    """Lines of the history, n of them: the step each begins after, the step it ends after, and its objective."""
 
-    last_step: int
-    last_weight: float | None  # of the KL, in the last step
-    last_epoch: int  # its steps
-    train: tuple[np.ndarray, np.ndarray]  # the last steps (n,) of the lines, and their objectives (n,)
-    test: tuple[np.ndarray, np.ndarray]
-    scale: float  # what changes of the objective are measured by
+    begin: np.ndarray
+    end: np.ndarray
+    objective: np.ndarray
+
+    def since(self, step: int) -> "Lines":
+        """The lines that have no step before this one."""
+        return Lines(*(values[self.begin >= step] for values in self))
+
+
+class Progress(NamedTuple):
+    """What a history says of a run: its length, and the lines whose objectives compare."""
+
+    steps: int
+    steps_of_epoch: int
+    train: Lines
+    test: Lines
 
 
 def progress_of(s: Settings, history: list[dict[str, Any]]) -> Progress:
-    """Read it off the lines of history.jsonl."""
-    train, test = (comparable(history, split, ramp_end(s)) for split in ("train", "test"))
-    tested = [0, *(line["step"] for line in history if line["split"] == "test")]
-    last = history[-1] if history else {"step": 0, "kl_weight": None, "objective": 0}
-    scale = max(abs(last["objective"]), 1e-9)
-    if kind(s) == "density" and len(train[1]):  # it may pass 0
-        scale = max(scale, np.ptp(train[1]))
-    return Progress(last["step"], last["kl_weight"], last["step"] - tested[-2:][0], train, test, scale)
+    """The progress of a run by the lines of history.jsonl. Objectives compare at one KL weight: the final one."""
+    train, test = lines_of(history, "train"), lines_of(history, "test")
+    steps, steps_of_epoch = history[-1]["step"] if history else 0, int(np.diff([0, *test.end])[-1:].sum())
+    return Progress(steps, steps_of_epoch, *(lines.since(ramp_end(s)) for lines in (train, test)))
 
 
-def comparable(history: list[dict[str, Any]], split: str, since: int) -> tuple[np.ndarray, np.ndarray]:
-    """The steps (n,) and objectives (n,) of a split's lines that have no step before step `since`.
+def lines_of(history: list[dict[str, Any]], split: str) -> Lines:
+    """All lines of a split. A training line is a mean over its steps; a test line has the KL weight of the last step.
 
-    A training line is a mean over the steps since the one before, a test line is of the weight in the step it follows.
+    A last training line of few steps is noisier than the others, and is taken together with the one before.
     """
     lines = [line for line in history if line["split"] == split]
-    steps = np.array([line["step"] for line in lines], int)
-    first = np.concatenate([[0], steps[:-1]]) if split == "train" else steps - 1
-    chosen = first[: len(steps)] >= since
-    return steps[chosen], np.array([line["objective"] for line in lines], float)[chosen]
+    end = np.array([line["step"] for line in lines], int)
+    objective = np.array([line["objective"] for line in lines], float)
+    if split == "test":
+        return Lines(end - 1, end, objective)
+    begin = np.array([0, *end[:-1]], int)[: len(end)]
+    if len(end) > 1 and 2 * (end[-1] - begin[-1]) < end[-2] - begin[-2]:
+        both = np.average(objective[-2:], weights=(end - begin)[-2:])
+        return Lines(begin[:-1], np.array([*end[:-2], end[-1]]), np.array([*objective[:-2], both]))
+    return Lines(begin, end, objective)
 
 
+# --- unhealthy --------------------------------------------------------------------------------------------------------
 def trouble_with_kl(s: Settings, report: dict[str, Any], missing: list[str]) -> list[str]:
     """Whether the latents are unused, which is normal while a run has just begun (`missing`), or surely will be."""
     found, beta = [], report["effective_beta"]
-    if beta is not None and not missing and (report["active_units"] == 0 or report["test_kl"] < UNUSED):
+    inactive = s.prior == "standard" and report["active_units"] == 0  # the count is made for N(0, I)
+    if beta is not None and not missing and (inactive or report["test_kl"] < UNUSED):
         mended = " A lower KL_WEIGHT_END may mend that." if s.kl_weight_end > 1 else ""
         found.append(
             "Posterior collapse: the latents say nothing about the image, so every reconstruction is the same picture."
@@ -78,82 +92,95 @@ def trouble_with_kl(s: Settings, report: dict[str, Any], missing: list[str]) -> 
 
 
 def trouble_with_objective(progress: Progress) -> list[str]:
-    """Whether the objective rose again at the end."""
-    if rose_again(*progress.train, noisy=True):
+    """Whether the objective rose again at the end. Tests have the same images and noise each time, so they rise for a
+    reason; a rise of the training objective has to be larger than its noise, or stand beside one of the tests."""
+    train, test = progress.train.objective, progress.test.objective
+    if rose_again(train) and (rose_again(test) or is_no_noise(train)):
         return ["Diverging: the training objective rose again at the end. A lower LEARNING_RATE may mend that."]
-    if overfits(progress):
-        return ["Overfitting: the test objective rose while that of training fell. Fewer EPOCHS or a smaller network."]
+    if rose_again(test):
+        return [
+            "Overfitting: the test objective rose while that of training did not. Fewer EPOCHS or a smaller network."
+        ]
     return []
 
 
+def rose_again(values: np.ndarray) -> bool:
+    """Whether the last tenth of the objectives (n,) lies over their best tenth by more than 2 percent."""
+    if len(values) < 2:
+        return False
+    tenths = in_tenths(values)
+    return bool(tenths[-1] - tenths.min() > 0.02 * max(abs(tenths.min()), np.ptp(tenths)))
+
+
+def is_no_noise(values: np.ndarray) -> bool:
+    """Whether the rise of objectives (n,) to their last tenth is more than noise: half as much as they are themselves,
+    or six standard errors, because the best of ten tenths is low by chance too."""
+    tenths = in_tenths(values)
+    rise = tenths[-1] - tenths.min()
+    if rise > 0.5 * tenths.min() > 0:
+        return True
+    return len(values) > 4 and rise > 6 * math.sqrt(2 * len(tenths) / len(values)) * noise_of(values)
+
+
+def in_tenths(values: np.ndarray) -> np.ndarray:
+    """The means of each tenth of the values (n,); of fewer than ten these themselves."""
+    return np.array([part.mean() for part in np.array_split(values, min(10, len(values)))])
+
+
+def noise_of(values: np.ndarray) -> float:
+    """The standard deviation of the noise in values (n,), n > 2, on a smooth curve, by their second differences."""
+    return float(np.median(abs(np.diff(values, 2))) / (0.6745 * math.sqrt(6)))  # as if the noise were normal
+
+
+# --- not finished -----------------------------------------------------------------------------------------------------
 def too_short(s: Settings, progress: Progress) -> list[str]:
     """Whether a run ended before it can be judged."""
-    lines = len(progress.train[1])
-    if progress.last_step < ramp_end(s):
-        weight = f"it ended at KL weight {progress.last_weight:.3g}, before KL_WEIGHT_END = {s.kl_weight_end:g}"
-        return [f"{weight}. More EPOCHS or fewer KL_STEPS."]
-    if lines < 2:
-        steps = f"{progress.last_step - ramp_end(s):,} of {progress.last_step:,} steps"
-        since = "" if s.autoencoder else f" since the KL has its final weight ({steps})"
-        few = f"{lines or 'no'} line{'s' * (lines != 1)}{since}, too few to judge"
-        return [f"the history has {few}. More EPOCHS or a smaller LOG_EVERY."]
+    ramp, steps = ramp_end(s), progress.steps
+    if steps < ramp:
+        ended = f"it ended at step {steps:,} of the {ramp:,} in which the KL weight comes to KL_WEIGHT_END"
+        return [f"{ended}. More EPOCHS, or a new run with fewer KL_STEPS."]
+    if max(len(progress.train.end), len(progress.test.end)) < 2:
+        made = f"{steps - ramp:,} of its {steps:,} steps at the final KL weight" if ramp else f"its {steps:,} steps"
+        return [f"{made} are too few to judge. More EPOCHS, or a new run with a smaller LOG_EVERY."]
     return []
 
 
 def still_falling(progress: Progress) -> list[str]:
     """Whether a run ended while its objective fell by more than 5 percent."""
-    fall, when = latest_fall(progress)
-    share = fall / progress.scale
-    return [f"the training objective still fell by {share:.0%} within {when}. More EPOCHS."] if share > 0.05 else []
-
-
-def latest_fall(progress: Progress) -> tuple[float, str]:
-    """By how much the training objective fell from the first to the second half of the last epoch, and when that was.
-
-    Of a run of many short epochs it is the last tenth, of a single epoch its second half, instead.
-    """
-    steps, values = progress.train
-    window = min(max(progress.last_epoch, progress.last_step // 10), progress.last_step // 2)
-    latest = values[steps > progress.last_step - window]
-    earlier, later = (half.mean() for half in np.array_split(latest if len(latest) > 1 else values[-2:], 2))
-    return earlier - later, "the last epoch" if window == progress.last_epoch else f"the last {window:,} steps"
-
-
-def rose_again(steps: np.ndarray, values: np.ndarray, noisy: bool = False) -> bool:
-    """Whether the last tenth of the objectives (n,) lies over their best tenth by more than 2 percent.
-
-    If they are `noisy`, also by more than four standard errors, as the changes from line to line give them.
-    """
-    if len(values) < 2:
-        return False
-    parts = np.array_split(values, min(10, len(values)))
-    tenths = np.array([part.mean() for part in parts])
-    best = tenths.argmin()
-    rise = tenths[-1] - tenths[best]
-    noise = np.median(abs(np.diff(values))) / 0.954 if noisy else 0  # 0.954: of differences of normal numbers
-    error = noise * math.sqrt(1 / len(parts[-1]) + 1 / len(parts[best]))
-    return bool(rise > 0.02 * max(abs(tenths[best]), np.ptp(tenths)) and rise > 4 * error)
-
-
-def overfits(progress: Progress) -> bool:
-    """Whether the test objective rose again at the end, while that of training fell from its best test on."""
-    if not rose_again(*progress.test):
-        return False
-    best = progress.test[0][progress.test[1].argmin()]
-    steps, values = progress.train
-    until, since = values[steps <= best], values[steps > best]
-    return len(until) > 0 and len(since) > 0 and since[-len(until) :].mean() < until[-len(since) :].mean()
+    what, _, share, when = latest_fall(progress)
+    return [f"the {what} objective still fell by {share:.0%} within {when}. More EPOCHS."] if share > 0.05 else []
 
 
 def still_learning(progress: Progress) -> list[str]:
-    """A sentence if the last epoch lowered the test objective by more than half a percent, to its best so far. With one
-    test, it is about the training objective within the epoch."""
-    _, values = progress.test
-    if len(values) > 1:
-        gain, what = values[-2] - values[-1], "the last epoch lowered the test objective"
-    else:
-        values = progress.train[1]
-        gain, what = latest_fall(progress)[0], "the training objective still fell"
-    if values[-1] > values.min() or gain <= 0.005 * progress.scale:
+    """A sentence if the objective fell by more than half a percent in the end, to its best so far."""
+    what, fall, share, when = latest_fall(progress)
+    values = (progress.test if what == "test" else progress.train).objective
+    if share <= 0.005 or values[-1] > values.min():
         return []
-    return [f"Still learning: {what} by {gain:.2g}. More EPOCHS help."]
+    return [f"Still learning: the {what} objective fell by {fall:.2g} within {when}. More EPOCHS help."]
+
+
+def latest_fall(progress: Progress) -> tuple[str, float, float, str]:
+    """The latest fall of the objective: of which, by how much, as a share of itself, and when.
+
+    It is the fall of the test objective within the last epoch or, in a run of many short epochs, the last tenth. With a
+    single test it is that of the training objective after the first third of the run, which the KL's ramp may take.
+    """
+    train, test = progress.train, progress.test
+    if len(test.end) > 1:
+        since = min(int(np.searchsorted(test.end, 0.9 * progress.steps)), len(test.end) - 2)
+        epochs = round((test.end[-1] - test.end[since]) / progress.steps_of_epoch)
+        when = "the last epoch" if epochs == 1 else f"the last {epochs:,} epochs"
+        return "test", *fall_of(test.objective, test.objective[since], test.objective[-1]), when
+    late = train.since(progress.steps // 3)
+    late = late if len(late.end) > 1 else train.since(train.begin[-2])
+    earlier, later = (half.mean() for half in np.array_split(late.objective, 2))
+    if len(late.end) > 4 and earlier - later < 4 * noise_of(late.objective) / math.sqrt(len(late.end)):
+        earlier = later  # two standard errors are noise
+    return "training", *fall_of(train.objective, earlier, later), f"the last {progress.steps - late.begin[0]:,} steps"
+
+
+def fall_of(values: np.ndarray, before: float, after: float) -> tuple[float, float]:
+    """A fall, and its share of the objective or, if the `values` (n,) pass 0 as a density may, of their range."""
+    measure = max(abs(before), abs(after), np.ptp(values) if values.min() <= 0 else 0, 1e-9)
+    return float(before - after), float((before - after) / measure)
