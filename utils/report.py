@@ -38,7 +38,7 @@ def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
         found.append(f"LOSS = {s.loss} on black and white pixels; BINARIZE = none keeps the grey ones it is made for.")
     if ramp_end(s) > steps:
         found.append(f"KL_STEPS = {s.kl_steps:,} exceeds the run's {steps:,} steps: KL_WEIGHT_END will not be reached.")
-    if not s.autoencoder and s.kl_schedule != "constant" and s.kl_weight_start == s.kl_weight_end:
+    if not s.autoencoder and s.kl_schedule != "constant" and s.kl_weight_start == s.kl_weight_end > 0:
         found.append(f"KL_SCHEDULE = {s.kl_schedule} from {s.kl_weight_start:g} to the same: it is constant.")
     if not s.autoencoder and s.kl_weight_end == 0:
         found.append("KL_WEIGHT_END = 0: nothing draws the latents to the prior, so samples will look like nothing.")
