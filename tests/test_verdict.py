@@ -177,7 +177,7 @@ def test_a_ramp_that_was_cut_short_is_not_finished():
         ([[220, 220, 200, 190], [180, 170, 160, 150]], [190, 150], 25, "the test objective still fell by 21% within"),
         ([200, 150], [106, 101], 100, None),
         ([200, 150], [107, 101], 100, "the test objective still fell by 6% within the last epoch"),
-        ([200], [200], 100, "its 100 steps are too few to judge"),
+        ([200], [200], 100, "100 steps, with 1 line of the history, are too few to judge"),
         ([[2e9, 1e9], [1e8, 1e2]], [1e9, 10], 50, "the test objective still fell by 100%"),
     ],
 )
@@ -282,7 +282,7 @@ def tiny_folder(tmp_path_factory):
         (ONES | {"latent-dim": "2"}, "healthy"),
         (ONES | {"reconstruction-reduction": "mean"}, "unhealthy: Posterior collapse"),
         (ONES | {"kl-weight-end": "50"}, "unhealthy: Posterior collapse"),
-        (TINY_FOLDER | {"epochs": "1"}, "not finished: 2 of its 3 steps at the final KL weight are too few"),
+        (TINY_FOLDER | {"epochs": "1"}, "not finished: 2 steps at the final KL weight, with no lines of the history, are"),
         (TINY_FOLDER | {"epochs": "40"}, "healthy"),
     ],
     ids=[

@@ -140,8 +140,9 @@ def too_short(s: Settings, progress: Progress) -> list[str]:
         ended = f"it ended at step {steps:,} of the {ramp:,} in which the KL weight comes to KL_WEIGHT_END"
         return [f"{ended}. More EPOCHS, or a new run with fewer KL_STEPS."]
     if max(len(progress.train.end), len(progress.test.end)) < 2:
-        made = f"{steps - ramp:,} of its {steps:,} steps at the final KL weight" if ramp else f"its {steps:,} steps"
-        return [f"{made} are too few to judge. More EPOCHS, or a new run with a smaller LOG_EVERY."]
+        lines, there = len(progress.train.end), " at the final KL weight" if ramp else ""
+        made = f"{steps - ramp:,} steps{there}, with {lines or 'no'} line{'s' * (lines != 1)} of the history"
+        return [f"{made}, are too few to judge. More EPOCHS, or a new run with a smaller LOG_EVERY."]
     return []
 
 
