@@ -117,7 +117,6 @@ STEADY = [[100, 103, 106.1, 109.3, 112.6, 115.9]]  # by 3 percent a line
         ([-1000, -1100, -1000], DENSITY, True),
         ([900, [300, 200, 100, 100], [101, 103, 110, 120]], {}, True),
         (STEADY, {}, True),
-        (STEADY[0][:4], {}, True),  # an epoch each, and the tests rise with it
         ([[150, 150, 1500]], {}, True),  # three lines say nothing of their noise, but this is none
         ([[150, 150, 170]], {}, False),
         ([50, 100, 103], {"kl_schedule": "linear", "kl_steps": 100}, True),  # whatever was before the ramp's end
@@ -131,6 +130,12 @@ def test_a_training_objective_that_rises_at_one_weight_diverges(train, changes, 
     assert any("Diverging" in sentence for sentence in found["problems"]) == diverges
     if diverges:
         assert said(found) == ("unhealthy", "Diverging")  # one sentence for one trouble
+
+
+def test_a_few_lines_that_rise_diverge_only_beside_the_tests():
+    rising = [100, 103, 106.1, 109.3]
+    assert said(judged(history(rising, log_every=100))) == ("unhealthy", "Diverging")
+    assert said(judged(history(rising, [100] * 4, log_every=100))) == ("healthy",)
 
 
 def test_the_noise_of_small_batches_is_hardly_ever_taken_for_a_divergence():
@@ -166,6 +171,7 @@ def test_a_ramp_that_was_cut_short_is_not_finished():
         "fewer KL_STEPS."
     ]
     assert said(judged(history([50, 60, 70, 70]), **ramp, kl_steps=300)) == ("healthy",)
+    assert "0 steps at the final KL weight" in judged(history([50, 60, 70]), **ramp, kl_steps=300)["unfinished"][0]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +227,7 @@ def test_a_density_of_black_and_white_pixels_is_not_asked_for_more_epochs():
         ([110, 105, 100], [111, 105, 100], "the test objective fell by 5 within the last epoch."),
         ([110, 105, 100], [111, 105, 104.9], None),  # less than half a percent
         ([110, 105, 100], [111, 105, 106], None),
+        ([110, 105, 100], [100, 101.5, 100.7], None),  # it was better before
         ([[105, 104, 103, 101]], [101], "the training objective fell by 2 within the last 50 steps."),
         ([[120, 110, 101.2, 101]], [101], None),
     ],
