@@ -202,8 +202,8 @@ def test_a_run_that_logs_rarely_is_judged_by_its_tests():
 
 def test_noise_alone_is_hardly_ever_taken_for_a_fall():
     rng = np.random.default_rng(2)
-    runs = [history([rng.normal(100, 10, 100)], [100], log_every=1) for _ in range(300)]
-    assert sum(judged(lines)["verdict"] == "not finished" for lines in runs) <= 6
+    runs = [history([rng.normal(100, 20, 100)], [100], log_every=1) for _ in range(300)]
+    assert sum(judged(lines)["verdict"] == "not finished" for lines in runs) <= 15  # a fall by 5 is a standard error
 
 
 def test_epochs_of_a_few_steps_are_judged_by_the_last_tenth_of_the_run():
