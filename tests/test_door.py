@@ -52,7 +52,7 @@ NO_CACHE = ["--data-dir", "new"]
         (["--resume", "done", "--data-dir", "file"], "data_dir: 'file' is not allowed; file is not a folder"),
         (["--start-from", "none"], "--start-from none: no such run in predictions; there is done"),
         (["--start-from", "done", "--latent-dim", "4"], r"latent_dim: 4 is not allowed with .*, which has 3"),
-        (["--run-name", "done"], r"run_name: 'done' is taken .*--resume done"),
+        (["--run-name", "done"], r"run_name: 'done' is taken .*--resume \S*/done"),
         (["--output-dir", "file"], "output_dir: 'file' is not allowed; file is not a folder"),
         (["--output-dir", "file/a/b"], "output_dir: 'file/a/b' is not allowed; file is not a folder"),
         (["--output-dir", "x" * 300], r"output_dir: 'x+' is not allowed; x+: File name too long"),

@@ -263,6 +263,13 @@ def test_the_projector_finds_codes_labels_and_thumbnails(tmp_path):
         np.testing.assert_array_equal(sprite[top : top + height, left : left + width], 255 - thumbnail[..., 0])
 
 
+def test_the_projector_is_given_no_more_numbers_than_it_can_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "PROJECTED", 1_000)
+    pictures.write_projector(tmp_path, np.zeros((9, 400)), np.arange(9), np.zeros((9, 2, 2, 1), np.uint8))
+    assert np.loadtxt(tmp_path / "latents.tsv").shape == (2, 400)
+    assert np.loadtxt(tmp_path / "labels.tsv").tolist() == [0, 1]
+
+
 # --- where they are ---------------------------------------------------------------------------------------------------
 def test_the_user_is_sent_to_the_newest_pictures(tmp_path):
     for name in ("samples_000.png", "samples_999.png", "samples_1000.png", "reconstructions_005.png", "curves.png"):
