@@ -40,6 +40,18 @@ def test_it_stops_for_each_line_checkpoint_watched_step_frame_and_end(run):
     assert stops == [1, 2, 4, 7, 8, 10, 12, 13, 14, 16, 20]
 
 
+@pytest.mark.parametrize(("workers_there", "expected"), [(1, [1, 2, 4, 6, 7, 8]), (2, [1, 2, 4, 7, 8])])
+def test_a_slow_network_stops_every_two_seconds_if_it_is_alone(workers_there, expected, run, monkeypatch):
+    clock, stops = [0.0], []
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    run.crew = workers.Workers(None, ("one:1", "two:2")[:workers_there], 0)
+    while run.step < 8:
+        stops.append(run.next_stop(end=10))
+        clock[0] += stops[-1] - run.step  # a second a step
+        run.advance(tf.zeros(3), tf.zeros(3), tf.constant(stops[-1]))
+    assert stops == expected
+
+
 def test_tests_and_pictures_are_due_at_ends_of_epochs_and_frames_of_the_film_in_the_first(run, monkeypatch):
     drawn, captions = [], []
     monkeypatch.setattr(recorder.pictures, "captioned", lambda sheet, caption: (sheet, caption))

@@ -155,6 +155,7 @@ class Recorder:
         # Of the history's next line: the sum of its terms, after which step it begins, when, and the wait for data.
         self.sums_so_far, self.start = tf.Variable(tf.zeros(3)), tf.Variable(0)
         self.last_line, self.clock, self.waited = 0, 0.0, 0.0
+        self.called, self.steps_in_two_seconds = 0.0, 1
 
     @contextlib.contextmanager
     def training(self, optimizer: Any) -> Iterator[None]:
@@ -220,15 +221,21 @@ class Recorder:
 
     def next_stop(self, end: int) -> int:
         """The step to stop before: of the next line, checkpoint, watched step or frame of the film, or the end of the
-        batches."""
+        batches. A slow network stops every two seconds, so that the bar moves and Ctrl-C is heard; this changes nothing
+        in what is learned. Several workers have to stop at the same steps, whatever their speed.
+        """
         every = self.s.log_every, self.s.checkpoint_every
         self.line_due, self.save_due = ((self.step // steps + 1) * steps for steps in every)
         seen = (due for due in (*self.watch_at, *self.film_steps) if due > self.step)
-        return min(self.line_due, self.save_due, end, *seen)
+        self.called = time.perf_counter()
+        soon = self.step + self.steps_in_two_seconds if self.crew.count == 1 else end
+        return min(self.line_due, self.save_due, end, soon, *seen)
 
     def advance(self, sums: tf.Tensor, terms: tf.Tensor, step: tf.Tensor) -> None:
         """Take over what train_steps returned. Here, once for many steps, Python waits. Raises Diverged."""
-        self.step = int(step)
+        made, self.step = int(step) - self.step, int(step)
+        seconds = max(time.perf_counter() - self.called, 1e-6)
+        self.steps_in_two_seconds = max(1, int(2 * made / seconds))
         self.sums_so_far.assign(sums)
         self.terms = terms
         check_terms(terms, self.step, self.folder, self.s)
