@@ -103,17 +103,17 @@ def images(tmp_path_factory):
 
 
 def test_a_run_on_arrays_compiles_each_function_once_and_so_do_its_resumption_and_its_evaluation(tmp_path):
-    once = {"train_steps": 1, "evaluate_batch": 1, "bound": 1, "estimate": 1}
+    once = {"train_steps": 1, "evaluate_batch": 1, "bound": 1, "encode": 1, "weigh_draws": 1}
     assert modules(tmp_path, "main.py", *RAGGED) == once
     assert modules(tmp_path, "main.py", "--resume", "r", "--epochs", "5") == once
     evaluation = modules(tmp_path, "-m", "experiments.evaluate", "r", "--samples", "250", "--components", "2")
-    assert evaluation == {"weigh": 1}  # 500, 500 and 300 images, with 100, 100 and 50 draws a call
+    assert evaluation == {"weigh_draws": 1}  # 500, 500 and 300 images, the last call of each with fewer draws
 
 
 def test_a_run_on_a_stream_compiles_each_function_once_also_when_it_goes_on_within_an_epoch(images, tmp_path):
     words = [*STREAMED, "--data-dir", images]
     assert modules(tmp_path, "-c", STOPPED, "17", *words) == {"train_steps": 1, "evaluate_batch": 1}
-    once = {"train_steps": 1, "evaluate_batch": 1, "estimate": 1}
+    once = {"train_steps": 1, "evaluate_batch": 1, "encode": 1, "weigh_draws": 1}
     assert modules(tmp_path, "main.py", "--resume", "r", "--epochs", "4") == once
 
 
@@ -123,7 +123,8 @@ def test_in_graph_mode_each_function_of_a_run_is_traced_once(pieces, images, tmp
     words = [*STREAMED, "--architecture", "conv", "--channels", "2", "--data-dir", str(images)]
     command = read_command_line([*words, "--output-dir", str(tmp_path)])
     _, counts = traces(lambda: main.train(command.settings))
-    assert counts == [("evaluate_batch", 1), ("train_steps", 1), ("bound", 0), ("estimate", 1)]
+    names = ["evaluate_batch", "train_steps", "bound", "weigh_draws", "encode"]
+    assert counts == list(zip(names, [1, 1, 0, 1, 1], strict=True))
 
 
 @pytest.mark.parametrize("arrays", [False, True])
@@ -133,7 +134,8 @@ def test_with_two_devices_each_function_of_a_run_is_traced_once(arrays, images, 
     done = subprocess.run(process, cwd=REPOSITORY, env=users_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts == [["evaluate_batch", 1], ["train_steps", 1], ["bound", int(arrays)], ["estimate", 1]]
+    likelihood = [["weigh_draws", 1], ["encode", 1]]
+    assert counts == [["evaluate_batch", 1], ["train_steps", 1], ["bound", int(arrays)], *likelihood]
 
 
 def resident():

@@ -54,7 +54,7 @@ def compile_weighing(
     at_once = 8_000 if compiled else 1_000  # draws a call, of all images: a tenth of a second, or of convolutions two
 
     @tf.function(jit_compile=compiled)
-    def add(images, start, z_mean, z_log_std, first, stop, sums):
+    def weigh_draws(images, start, z_mean, z_log_std, first, stop, sums):
         def draw_noise(k):
             draw = tf.cast(start, tf.int64) * apart + tf.cast(k, tf.int64)
             return standard_normal(z_mean.shape, random_key(s.seed, IMPORTANCE_NOISE, draw))
@@ -70,7 +70,7 @@ def compile_weighing(
         batch = [tf.constant(part) for part in (images, start, z_mean, z_log_std)]
         for first in range(0, samples, few):
             stop = min(first + few, samples)
-            sums = add(*batch, tf.constant(first), tf.constant(stop), sums)
+            sums = weigh_draws(*batch, tf.constant(first), tf.constant(stop), sums)
             sums.log_sum.numpy()  # here Python waits
             yield stop - first, sums
 
@@ -87,7 +87,11 @@ def estimate_log_likelihood(
 ) -> list[np.ndarray]:
     """Estimate log p(x) of uint8 images (N, H, W, C): nats (N,) and their sampling variances (N,)."""
     weigh = compile_weighing(vae, s, reconstruction_loss, apart=s.nll_samples)
-    encode = tf.function(lambda images: vae.encoder(brightness(images)), jit_compile=xla_pays(vae.encoder, vae.decoder))
+
+    @tf.function(jit_compile=xla_pays(vae.encoder, vae.decoder))
+    def encode(images):
+        return vae.encoder(brightness(images))
+
     batches = -(-len(images) // evaluated_at_once(images.shape))
 
     def estimate(images, start):
