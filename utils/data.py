@@ -13,6 +13,8 @@ from utils.dataset import SHOWN_OF_A_LABEL, TEST_BINARIZATION_KEY, DataError, Da
 from utils.files import why_no_folder
 from utils.settings import Settings, SettingsError, with_kl_steps
 
+OF_EACH_IMAGE = ("images", "labels", "attributes", "ids", "names")  # what a Dataset has of the images of each part
+
 
 def prepare(s: Settings, say: Say) -> Dataset:
     """The images that the settings name. The test images are binarised here, once and for all.
@@ -93,7 +95,7 @@ def read(s: Settings, say: Say) -> Dataset:
 
 def moved(dataset: Dataset, index: slice | np.ndarray, source: str, target: str) -> dict[str, Any]:
     """Some images of `source`, "train" or "test", and what goes with them, by the names of the fields of `target`."""
-    fields = {what: getattr(dataset, f"{source}_{what}") for what in ("images", "labels", "attributes")}
+    fields = {what: getattr(dataset, f"{source}_{what}") for what in OF_EACH_IMAGE}
     return {f"{target}_{what}": None if all_ is None else rows_of(all_, index) for what, all_ in fields.items()}
 
 

@@ -2,11 +2,12 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,6 +81,10 @@ class Dataset(NamedTuple):
 
     `source` says where they came from. `verified` says how they were proved to be the published ones; it is "" if they
     were not. CelebA also has `attributes`, A names, and whether each image has them: bool (N, A).
+
+    Label k is called label_names[k]; without names it is called by its number. The `ids`, uint64 (N,), follow from what
+    an image shows: two images have the same if they are copies. The `names`, bytes (N,), are those of files. `details`
+    say what else is to be known of the data, as JSON: how the split was found, what was converted, left out, cut off.
     """
 
     title: str
@@ -92,6 +97,12 @@ class Dataset(NamedTuple):
     attributes: tuple[str, ...] = ()
     train_attributes: np.ndarray | None = None
     test_attributes: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
+    train_ids: np.ndarray | None = None
+    test_ids: np.ndarray | None = None
+    train_names: np.ndarray | None = None
+    test_names: np.ndarray | None = None
+    details: Mapping[str, Any] = MappingProxyType({})
 
 
 def rows_of(images: Images, index: slice | np.ndarray) -> Images:

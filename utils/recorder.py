@@ -98,7 +98,7 @@ def recording(
         checkpoints.start_from(s, vae, say)
     device = f"{crew.replicas} x " * (crew.replicas > 1) + ("GPU" if HAS_GPU else "CPU")
     device += " with XLA" if xla_pays(vae.encoder, vae.decoder) else " without XLA"
-    folder = folder or runs.create(s, device, dataset.train_images.shape[1:])
+    folder = folder or runs.create(s, device, dataset.train_images.shape[1:], dataset.details)
     run = Recorder(vae, s, dataset, folder, say, watch, watch_at, crew)
     say(report.header(run.s, dataset, device, folder))
     for doubt in report.doubts(run.s, run.last_step, dataset.train_images.shape[-1]):

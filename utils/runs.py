@@ -16,7 +16,7 @@ import platform
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,12 @@ def difference(name: str, value: Any) -> str:
     return name + repr(value).removesuffix(".0").replace("+", "")
 
 
-def create(settings: Settings, device: str, image_shape: Sequence[int]) -> Path:
+def create(
+    settings: Settings, device: str, image_shape: Sequence[int], details: Mapping[str, Any] | None = None
+) -> Path:
     """Make a new run's folder with its params.json and return it; an existing folder is never touched.
+
+    `details` are those of its Dataset.
 
     Raises RunError if RUN_NAME is taken or OUTPUT_DIR can't be made, and OSError.
     """
@@ -146,6 +150,7 @@ def create(settings: Settings, device: str, image_shape: Sequence[int]) -> Path:
         "settings": settings.model_dump(mode="json"),
         "unread": unread(),  # settings that have no effect, so that the run can do without them later
         "image_shape": list(image_shape),  # (H, W, C), so that the networks can be built without the images
+        "data": dict(details or {}),
         "schedule_epochs": settings.epochs,  # what the learning rate's cosine spans, also when EPOCHS grows later
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
