@@ -21,6 +21,7 @@ _Name = Annotated[
     "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'",
 ]
 _Path = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$"), "the name or path of a folder"]
+_Label = Annotated[int, Ge(0), Le(10**6)] | Annotated[str, StringConstraints(min_length=1), "names"]
 _Width = Annotated[int, Ge(1), Le(65_536)]  # of a layer or a prior
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -36,8 +37,8 @@ SKIP_BAD_IMAGES: bool = False  # True takes the next image in place of one that 
 # the first one ends the run
 BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel black or white, anew every epoch,
 # with its grey value as probability: what likelihoods need
-LABELS: Annotated[tuple[Annotated[int, Ge(0), Le(10**6)], ...], "as in (1, 7)"] = ()  # only images with these labels,
-# e.g. 1 and 7; none means all
+LABELS: Annotated[tuple[_Label, ...], "as in (1, 7)"] = ()  # only images with these labels, by number or name, e.g.
+# 1 and 7, or "cat" and "dog"; none means all
 HELD_OUT: Annotated[int, Ge(0), Le(10**9)] = 0  # training images, the last ones, to hold out and test on in place
 # of the test images: for choosing settings without looking at those
 

@@ -156,7 +156,7 @@ def summary(weighed: Weighed) -> dict[str, float]:
     estimates, variances = (np.float64(values) for values in weighed[:2])
     return {
         "log_likelihood": float(estimates.mean()),
-        "standard_error_images": float(estimates.std(ddof=1) / math.sqrt(len(estimates))),
+        "standard_error_images": report.standard_error(estimates),
         "standard_error_sampling": float(math.sqrt(variances.sum()) / len(variances)),
     }
 
@@ -176,14 +176,13 @@ def evaluate_likelihood(vae: Any, s: Settings, images: np.ndarray, samples: int,
     at_once, started = not any(place.iterdir()), time.perf_counter()
     weighed = weigh_all(vae, s, images, posteriors, samples, place, "weighing")
     seconds = time.perf_counter() - started
-    errors = weighed.bounds.std(axis=1, ddof=1) / math.sqrt(len(images))
     active = posteriors[0][:, : s.latent_dim].var(axis=0) > report.ACTIVE_VARIANCE  # (L,), without noise latents
     numbers = summary(weighed) | {
         "samples": samples,
         "seconds": round(seconds, 1) if at_once else None,  # of the last part only, had it been stopped
         "bounds": [
-            {"samples": size, "bound": float(bound.mean()), "standard_error_images": float(error)}
-            for size, bound, error in zip(sizes_up_to(samples), weighed.bounds, errors, strict=True)
+            {"samples": size, "bound": float(bound.mean()), "standard_error_images": report.standard_error(bound)}
+            for size, bound in zip(sizes_up_to(samples), weighed.bounds, strict=True)
         ],
         "active_units": int(active.sum()),
         "latent_dim": s.latent_dim,
@@ -282,7 +281,7 @@ def table(numbers: dict[str, Any]) -> str:
         lines.append(f"  {name:<25} {value:<14} {more}".rstrip())
 
     def likelihood_row(name: str, found: dict[str, float], samples: int) -> None:
-        errors = f"+- {found['standard_error_images']:.2f} over images"
+        errors = f"+- {report.error_in_words(found['standard_error_images'], '.2f')} over images"
         if "standard_error_sampling" in found:
             errors += f", +- {found['standard_error_sampling']:.2g} sampling"
         nats = found.get("log_likelihood", found.get("bound"))

