@@ -327,13 +327,14 @@ def walk_along(
     return numbers
 
 
-def attribute_walk(folder: Path, asked: Sequence[str]) -> dict[str, Any]:
+def attribute_walk(folder: Path, asked: Sequence[str], kind: str = "step") -> dict[str, Any]:
     """Walk along attributes of a run's data, `asked` or the best told; write all into its folder, return the numbers.
 
+    `kind` is that of its checkpoint (load.read_run).
     Raises SettingsError, runs.RunError, DataError and OSError.
     """
-    vae, s, dataset = load_run(folder, print)
-    attributes, step = find_attributes(dataset), runs.saved_steps(folder)[-1]
+    vae, s, dataset = load_run(folder, print, kind)
+    attributes, step = find_attributes(dataset), runs.newest_step(folder, kind)
     names = attributes.names
     numbers_asked = places(asked, names)  # a typo is told before anything is encoded
     print(f"run        {folder}, step {step:,}")
@@ -361,7 +362,7 @@ def main(asked: argparse.Namespace) -> int:
 
     def work():
         folder = asked.run
-        numbers = attribute_walk(folder, asked.attribute)
+        numbers = attribute_walk(folder, asked.attribute, asked.kind)
         print(table(numbers))
         pictures = ", ".join(picture_name(found["attribute"]) for found in numbers["walks"])
         print(f"\nlook at    {folder.absolute()}: {pictures}, attribute_walk.json")

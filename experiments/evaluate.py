@@ -3,9 +3,10 @@
     python -m experiments.evaluate mnist-ce-z20
     python -m experiments.evaluate predictions/mnist-ce-z20 --samples 1000
 
-It takes the run's newest checkpoint and all test images, of MNIST some five minutes (README, Likelihoods to cite). With
-BINARIZE = dynamic the images are binarised once, by a fixed draw that is the same for every run. It prints, and writes
-to the run's folder as evaluation.json:
+It takes the run's newest checkpoint, or with --best the one that was best on the images of HELD_OUT, and all test
+images, of MNIST some five minutes (README, Likelihoods to cite). With BINARIZE = dynamic the images are binarised once,
+by a fixed draw that is the same for every run. It prints, and writes to the run's folder as evaluation.json (the names
+of all files end in _best with --best):
 
 - the log-likelihood by importance sampling (Burda et al. 2015), with two standard errors: over images, what other test
   images would change, and of the sampling, what other draws would. bound.png has the bound by the number of draws;
@@ -209,9 +210,10 @@ def draw_latents(vae: Any, s: Settings, images: np.ndarray, rng: np.random.Gener
 
 
 def evaluate_samples(
-    vae: Any, s: Settings, dataset: Dataset, grey: Dataset, components: int, folder: Path
+    vae: Any, s: Settings, dataset: Dataset, grey: Dataset, components: int, path: Path
 ) -> dict[str, Any]:
-    """Compare reconstructions, samples from the prior and samples from a mixture fitted to the latents; draw them.
+    """Compare reconstructions, samples from the prior and samples from a mixture fitted to the latents; draw them as
+    `path`.
 
     `dataset` is as the run knows it, of which `grey` has the images as they are. Returns the numbers.
     """
@@ -246,9 +248,9 @@ def evaluate_samples(
         numbers["frechet"] = frechet_distances(sets, grey, chosen, count)
     distances = {name: f", {distance:.1f}" for name, distance in (numbers["frechet"] or {}).items()}
     figures.save_image_sets(
-        folder / "samples_mixture.png",
+        path,
         {f"{name}{distances.get(name, '')}": images[:SHOWN] for name, images in sets.items()},
-        title=f"{folder.name}{': behind the comma the Frechet distance from test images' * bool(distances)}",
+        title=f"{path.parent.name}{': behind the comma the Frechet distance from test images' * bool(distances)}",
     )
     return numbers
 
@@ -301,6 +303,8 @@ def table(numbers: dict[str, Any]) -> str:
         row("active units", f"{found['active_units']} of {found['latent_dim']}")
         if found["seconds"] is not None:
             row("weighing took", f"{found['seconds']:.0f} seconds")
+    if numbers["checkpoint"] == "best":
+        row("note", "the checkpoint was chosen by these images, so their numbers are a little too good")
     if numbers["note"]:
         row("note", numbers["note"])
     if "prior" in numbers["samples"]:
@@ -316,21 +320,29 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 # --- main -------------------------------------------------------------------------------------------------------------
-def unfinished(folder: Path, samples: int) -> Path:
+def named(folder: Path, name: str, kind: str) -> Path:
+    """A file of an evaluation: of a run's best checkpoint (the kind "best") it has a name of its own."""
+    stem, dot, suffix = name.partition(".")
+    return folder / f"{stem}{'_best' * (kind == 'best')}{dot}{suffix}"
+
+
+def unfinished(folder: Path, samples: int, kind: str = "step") -> Path:
     """The folder for what is finished of an evaluation, of its own for each code, checkpoint and number of samples."""
-    texts = [(folder / "params.json").read_text(), str(runs.saved_steps(folder)[-1]), str(samples)]
-    return folder / f".evaluation-{fingerprint([*texts, code_of('experiments.evaluate')])}"
+    texts = [(folder / "params.json").read_text(), str(runs.newest_step(folder, kind)), str(samples)]
+    name = fingerprint([*texts, kind * (kind == "best"), code_of("experiments.evaluate")])
+    return folder / f".evaluation-{name}"
 
 
-def evaluate(folder: Path, samples: int, components: int) -> dict[str, Any]:
+def evaluate(folder: Path, samples: int, components: int, kind: str = "step") -> dict[str, Any]:
     """Evaluate a run: write evaluation.json and the pictures into its folder, and return the numbers.
 
-    If this code has done so before, they are read. Raises SettingsError, runs.RunError, DataError and OSError.
+    `kind` is that of its checkpoint (load.read_run). If this code has done so before, they are read. Raises
+    SettingsError, runs.RunError, DataError and OSError.
     """
-    vae, s, dataset = load_run(folder, print)
-    place = unfinished(folder, samples)
+    vae, s, dataset = load_run(folder, print, kind)
+    place = unfinished(folder, samples, kind)
     identity = f"{place.name.removeprefix('.evaluation-')}-{components}"
-    path = folder / "evaluation.json"
+    path = named(folder, "evaluation.json", kind)
     before = json.loads(path.read_text()) if path.exists() else {}
     if before.get("identity") == identity:
         print(f"run        {folder}, step {before['step']:,}, evaluated before")
@@ -339,7 +351,8 @@ def evaluate(folder: Path, samples: int, components: int) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "run": folder.name,
         "identity": identity,
-        "step": runs.saved_steps(folder)[-1],
+        "step": runs.newest_step(folder, kind),
+        "checkpoint": "best" if kind == "best" else "last",
         "kind": meaning,
         "of": report.pixels_of(s) if meaning == "likelihood" else None,
         "images": test_set(s, len(dataset.test_images)),
@@ -359,9 +372,9 @@ def evaluate(folder: Path, samples: int, components: int) -> dict[str, Any]:
         numbers["likelihood"] = evaluate_likelihood(vae, s, dataset.test_images, samples, place)
         if meaning == "likelihood":
             numbers["published_nll"] = report.published_nll(s)
-        figures.save_bounds(folder, numbers)
+        figures.save_bounds(named(folder, "bound.png", kind), numbers)
     grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
-    numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, folder)
+    numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, named(folder, "samples_mixture.png", kind))
     write_json(path, numbers)
     shutil.rmtree(place, ignore_errors=True)
     return numbers
@@ -372,9 +385,9 @@ def main(asked: argparse.Namespace) -> int:
 
     def work():
         folder = asked.run
-        print(table(evaluate(folder, asked.samples, asked.components)))
-        pictures = [name for name in ("bound.png", "samples_mixture.png") if (folder / name).exists()]
-        print(f"\nlook at    {folder.absolute()}: {', '.join(pictures)}, evaluation.json")
+        print(table(evaluate(folder, asked.samples, asked.components, asked.kind)))
+        files = (named(folder, name, asked.kind) for name in ("bound.png", "samples_mixture.png", "evaluation.json"))
+        print(f"\nlook at    {folder.absolute()}: {', '.join(path.name for path in files if path.exists())}")
 
     return console.run("evaluate", work, "the same command goes on from here")
 

@@ -161,12 +161,14 @@ def save_networks(folder: Path, vae: Any, functions: dict[str, Callable]) -> Non
 
 
 def description(
-    folder: Path, about: dict[str, Any], image_shape: tuple[int, ...], load: list[str], functions: dict[str, Callable]
+    folder: Path, kind: str, about: dict[str, Any], image_shape: tuple[int, ...], load: list[str],
+    functions: dict[str, Callable],
 ) -> dict[str, Any]:  # fmt: skip
     """What export.json says; `about` is from the run's params.json, `load` the lines that load the SavedModel."""
     return {
         "run": folder.name,
-        "step": runs.saved_steps(folder)[-1],
+        "step": runs.newest_step(folder, kind),
+        "checkpoint": "best" if kind == "best" else "last",
         "image_shape": list(image_shape),
         "files": {
             "encoder.keras": "x -> z_mean, z_log_std",
@@ -181,8 +183,9 @@ def description(
     }
 
 
-def export(folder: Path, to: str | None = None, say: Say = print) -> Path:
-    """Export a run's newest checkpoint to the folder `to`, or else into its own; return where it is.
+def export(folder: Path, to: str | None = None, kind: str = "step", say: Say = print) -> Path:
+    """Export a run's newest checkpoint of a `kind` (load.read_run) to the folder `to`, or else into its own; return
+    where it is.
 
     Raises SettingsError, runs.RunError and OSError.
     """
@@ -194,11 +197,11 @@ def export(folder: Path, to: str | None = None, say: Say = print) -> Path:
     target = place.resolve()  # where a link leads; the link is left as it is
     check_replaceable(target, f"--to {to}" if to else str(place), folder.name if to else None)
     image_shape = tuple(about["image_shape"])
-    vae = load_vae(folder, settings, image_shape)
+    vae = load_vae(folder, settings, image_shape, kind)
     functions = exported_functions(vae, settings, image_shape)
     lines = snippet("saved_model", settings, image_shape)
-    described = description(folder, about, image_shape, lines, functions)
-    say(f"run        {folder}, step {described['step']:,}")
+    described = description(folder, kind, about, image_shape, lines, functions)
+    say(f"run        {folder}, step {described['step']:,}{', the best one' * (kind == 'best')}")
 
     def write(new: Path) -> None:
         save_networks(new, vae, functions)
@@ -236,7 +239,7 @@ def main(asked: argparse.Namespace) -> int:
     """Export as the command line says; return the exit code."""
 
     def work():
-        export(asked.run, asked.to)
+        export(asked.run, asked.to, asked.kind)
 
     return console.run("export", work, "nothing was exported")
 

@@ -25,8 +25,8 @@ def draw_images(axes: Axes, images: np.ndarray, columns: int, title: str) -> Non
     axes.set_axis_off()
 
 
-def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
-    """Write bound.png: the bound on log p(x) by the number of draws, of the numbers of experiments/evaluate.py.
+def save_bounds(path: Path, numbers: dict[str, Any]) -> None:
+    """Draw as `path` the bound on log p(x) by the number of draws, of the numbers of experiments/evaluate.py.
 
     It is in nats, labelled at its end, with a published log-likelihood beside it, if there is one. Raises OSError.
     """
@@ -47,10 +47,10 @@ def save_bounds(folder: Path, numbers: dict[str, Any]) -> None:
     axes.set(xscale="log", xlabel="K", ylabel="bound on the log-likelihood (nats per image)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(y=0.15)
-    axes.set_title(f"{folder.name}\n{numbers['images']}", fontsize=10)
+    axes.set_title(f"{path.parent.name}\n{numbers['images']}", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9, loc="lower right")
-    save_figure(folder / "bound.png", figure)
+    save_figure(path, figure)
 
 
 def save_image_sets(path: Path, sets: dict[str, np.ndarray], title: str) -> None:

@@ -1,6 +1,7 @@
 """utils/verdict.py: for each verdict a history that earns it, and one near it that does not."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 import main
 from tests.reference_runs import CONVOLUTIONS, SHORT, command_line, draw_folder
-from utils import verdict
+from utils import report, verdict
 from utils.settings import from_params, read_command_line
 
 CONSTANT = {"kl_schedule": "constant"}  # so that all lines compare
@@ -239,16 +240,48 @@ def test_a_run_that_still_learns_is_remarked(train, test, words):
 
 
 OBJECTIVES = st.lists(st.floats(-500, 500), min_size=4, max_size=4)
+CHANGED = (  # for a run's health
+    "(More|Fewer) EPOCHS", "lower LEARNING_RATE", "lower KL_WEIGHT_END", "fewer KL_STEPS", "smaller LOG_EVERY",
+    "RECONSTRUCTION_REDUCTION = sum", "--best",
+)  # fmt: skip
 
 
-@given(st.lists(st.tuples(OBJECTIVES, st.floats(-500, 500)), min_size=1, max_size=6), st.integers(0, 2))
-def test_no_verdict_contradicts_itself(epochs, active):
-    found = judged(history([train for train, _ in epochs], [test for _, test in epochs]), active)
-    advice = str([*found["problems"], *found["unfinished"], *found["remarks"]])
-    assert not ("Fewer EPOCHS" in advice and "More EPOCHS" in advice)
-    assert not ("LEARNING_RATE" in advice and "EPOCHS" in advice)
+@given(
+    st.lists(st.tuples(OBJECTIVES, st.floats(-500, 500)), min_size=1, max_size=6),
+    st.integers(0, 2),
+    st.fixed_dictionaries(
+        {
+            "loss": st.sampled_from(["ce", "mse", "logistic"]),
+            "decoder_scale": st.sampled_from(["fixed", "learned"]),
+            "binarize": st.sampled_from(["dynamic", "none"]),
+            "kl_schedule": st.sampled_from(["constant", "linear"]),
+            "kl_steps": st.sampled_from([100, 1_000]),
+            "kl_weight_end": st.sampled_from([0.0, 1.0, 20.0]),
+            "reconstruction_reduction": st.sampled_from(["sum", "mean"]),
+            "held_out": st.sampled_from([0, 100]),
+        }
+    ),
+    st.sampled_from([1, 3]),
+)
+def test_no_report_contradicts_itself_and_what_to_change_for_its_health_is_said_once(epochs, active, changes, channels):
+    learned = {"ce": "fixed", "logistic": "learned"}.get(changes["loss"], changes["decoder_scale"])
+    s = from_params(latent_dim=3, **changes | {"decoder_scale": learned})
+    lines = history([train for train, _ in epochs], [test for _, test in epochs])
+    numbers = {"active_units": active, "test_kl": 20.0, "effective_beta": report.effective_beta(s, 784)}
+    numbers["best"] = {"epoch": 1} if s.held_out else None
+    found = verdict.judge(s, numbers, lines)
+    sentences = [*found["problems"], *found["unfinished"], *found["remarks"]]
+    for_its_health = [sentence for sentence in sentences if re.search("|".join(CHANGED), sentence)]
+    assert len(for_its_health) <= 1
+    reasons = found["problems"] + found["unfinished"]
+    assert not reasons or for_its_health or reasons[0].startswith("Posterior collapse")
     assert (found["verdict"] == "unhealthy") == bool(found["problems"])
     assert (found["verdict"] == "healthy") == (not found["problems"] and not found["unfinished"])
+
+    everything = " ".join([*report.doubts(s, len(epochs) * 100, channels), *sentences])
+    assert not ("More EPOCHS" in everything and "Fewer EPOCHS" in everything)
+    for name in ("BINARIZE", "LOSS", "DECODER_SCALE"):  # the same advice before a run and after it
+        assert len(set(re.findall(rf"{name} = (\w+) (?:makes|keeps|with|has)", everything))) <= 1
 
 
 # --- real runs --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import tempfile
@@ -24,25 +25,57 @@ def checkpoint(vae: Any, **others: Any) -> tf.train.Checkpoint:
 
 
 def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
-    """Write the checkpoint of `step` and drop all but the newest. Raises OSError (a full disk, no permission).
+    """Write the checkpoint of `step` and drop all but the newest. Raises OSError (a full disk, no permission)."""
+    write(checkpoint, folder, f"step-{step}")
+    keep_newest(folder, KEPT_CHECKPOINTS)
+
+
+def save_best(vae: Any, folder: Path, step: int) -> None:
+    """Write the weights of the best test so far. Raises OSError.
+
+    Those of the best test before are kept until a checkpoint of a later step is there: a run may go on from before.
+    """
+    write(checkpoint(vae), folder, f"best-{step}")
+
+
+def write(checkpoint: tf.train.Checkpoint, folder: Path, name: str) -> None:
+    """Write a checkpoint as `name`. Raises OSError.
 
     It is written in a folder of its own and moved into place, the index last: without it a checkpoint does not count.
     """
     place = folder / "checkpoints"
     place.mkdir(exist_ok=True)
     with os_errors(place), tempfile.TemporaryDirectory(dir=place, prefix=".") as beside:
-        checkpoint.write(f"{beside}/step-{step}")
-        for path in sorted(Path(beside).glob("step-*"), key=lambda path: path.suffix == ".index"):
+        checkpoint.write(f"{beside}/{name}")
+        for path in sorted(Path(beside).glob(f"{name}.*"), key=lambda path: path.suffix == ".index"):
             os.replace(path, place / path.name)
-    keep_newest(folder, KEPT_CHECKPOINTS)
 
 
 def keep_newest(folder: Path, count: int = 1) -> None:
-    """Drop all checkpoints of a run but the newest: of a finished run one is enough. Raises OSError."""
-    for old in runs.saved_steps(folder)[:-count]:
-        files = (folder / "checkpoints").glob(f"step-{old}.*")
-        for path in sorted(files, key=lambda path: path.suffix != ".index"):
-            path.unlink()
+    """Drop all checkpoints of a run but the newest: of a finished run one is enough. Raises OSError.
+
+    The best ones stay that were the best when a checkpoint was saved that stays, and the newest.
+    """
+    steps, best = runs.saved_steps(folder), runs.saved_steps(folder, "best")
+    for old in steps[:-count]:
+        drop(folder, f"step-{old}")
+    for old, better in itertools.pairwise(best):
+        if not any(old <= step < better for step in steps[-count:]):
+            drop(folder, f"best-{old}")
+
+
+def drop_best_after(folder: Path, step: int) -> None:
+    """Drop the best checkpoints of after `step`, from which a run goes on: it will write them again. Raises OSError."""
+    for later in runs.saved_steps(folder, "best"):
+        if later > step:
+            drop(folder, f"best-{later}")
+
+
+def drop(folder: Path, name: str) -> None:
+    """Delete a checkpoint, its index first: without it a checkpoint does not count. Raises OSError."""
+    files = (folder / "checkpoints").glob(f"{name}.*")
+    for path in sorted(files, key=lambda path: path.suffix != ".index"):
+        path.unlink()
 
 
 def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Say) -> None:
@@ -64,11 +97,14 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Say) -> None:
         raise runs.RunError(f"{folder}: all its checkpoints are damaged or of another main.py; start a new run")
 
 
-def load_weights(vae: Any, folder: Path) -> None:
-    """Load the newest weights of a run into a VAE of the same shape. Raises runs.RunError if there are none."""
-    newest = str(folder / "checkpoints" / f"step-{runs.newest_step(folder)}")
+def load_weights(vae: Any, folder: Path, kind: str = "step") -> None:
+    """Load the newest weights of a run, or with the kind "best" the best, into a VAE of the same shape.
+
+    Raises runs.RunError if there are none.
+    """
+    newest = folder / "checkpoints" / f"{kind}-{runs.newest_step(folder, kind)}"
     try:
-        status = checkpoint(vae).read(newest)
+        status = checkpoint(vae).read(str(newest))
         status.expect_partial().assert_existing_objects_matched()  # the optimizer's part is not wanted
     except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
         raise runs.RunError(f"{folder} has no weights for these networks ({one_line(str(error))})") from None

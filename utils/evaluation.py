@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import curves, likelihood, pictures, report, runs, verdict
+from utils import best, curves, likelihood, pictures, report, runs, verdict
 from utils.batches import brightness
 from utils.bounds import ReconstructionLoss
 from utils.chance import IMPORTANCE_NOISE, TEST_NOISE, random_key, standard_normal
@@ -121,6 +121,7 @@ def judge(
     history = runs.read_history(folder)
     pixels = math.prod(dataset.test_images.shape[1:])
     judged = report.make_report(s, reconstruction, kl, z_mean, estimates, pixels)
+    judged["best"] = best.kept(folder, history)
     judged |= verdict.judge(s, judged, history)
     judged["skipped_images"] = report.skipped_images(dataset)
     write_json(folder / "report.json", judged)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import batches, checkpoints, evaluation, history, pictures, report, runs, workers
+from utils import batches, best, checkpoints, evaluation, history, pictures, report, runs, workers
 from utils.console import Problem, Say, Stopped, raise_stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.files import write_json
@@ -151,6 +151,7 @@ class Recorder:
         self.step = self.line_due = self.save_due = 0
         self.terms = tf.zeros(3)  # of the last step
         self.tested: dict[str, Any] | None = None  # the newest test line
+        self.best: dict[str, Any] | None = None  # the best one, with HELD_OUT
         self.stopped: BaseException | None = None  # Ctrl-C or SIGTERM, while the log-likelihood was estimated
         # Of the history's next line: the sum of its terms, after which step it begins, when, and the wait for data.
         self.sums_so_far, self.start = tf.Variable(tf.zeros(3)), tf.Variable(0)
@@ -169,6 +170,8 @@ class Recorder:
         workers.broadcast(crew, [*self.vae.weights, *optimizer.variables, self.sums_so_far, self.start])
         self.step = int(optimizer.iterations.numpy())
         history.cut_back(folder, self.step)
+        checkpoints.drop_best_after(folder, self.step)
+        self.best = best.best_of(s, runs.read_history(folder))
         runs.note_changes(folder, s)
         if self.last_step > self.horizon and s.lr_schedule == "cosine":
             ends = self.horizon // self.steps_per_epoch
@@ -272,6 +275,7 @@ class Recorder:
         active = None if self.s.autoencoder else report.active_units(z_mean)
         self.tested = self._line("test", terms, weight) | {"active_units": active}
         history.write_line(self.folder, self.events, self.tested)
+        self.best = best.best_of(self.s, [self.best, self.tested] if self.best else [self.tested])
 
     def write_pictures(self, draw: Callable[[str], np.ndarray]) -> None:
         """Write the pictures that are due; draw(name) returns a grid.
@@ -296,12 +300,16 @@ class Recorder:
 
     # --- what is saved ------------------------------------------------------------------------------------------------
     def save(self) -> None:
-        """Call `watch` if this step is watched, and save a checkpoint if one is due or the run is to stop.
+        """Call `watch` if this step is watched, and save the best weights so far, and a checkpoint if one is due or the
+        run is to stop.
 
         Raises Stopped, once all is saved, and Diverged.
         """
         self.call_watch()
         stopped = workers.agree(self.crew, bool(self.signals))
+        if self.best and self.best["step"] == self.step:
+            check_weights(self.vae.weights, self.step, self.folder, self.s)
+            checkpoints.save_best(self.vae, self.folder, self.step)
         if stopped or self.step in (self.save_due, self.last_step):
             check_weights(self.vae.weights, self.step, self.folder, self.s)
             if self.crew.is_chief:

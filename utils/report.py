@@ -18,7 +18,7 @@ NO_ELBO = "-(loss + KL)"  # what it is called where the loss is neither a likeli
 REPORTED = (  # the numbers of a report, in order; one that a run does not have is null in report.json
     "kind", "test_reconstruction", "of", "test_elbo", NO_ELBO, "test_kl", "kl_per_latent", "active_units",
     "effective_beta", "latent_dim", "test_nll", "test_log_density", "standard_error_images", "standard_error_sampling",
-    "nll_samples", "published_nll", "bits_per_dimension",
+    "nll_samples", "published_nll", "bits_per_dimension", "best",
 )  # fmt: skip
 
 
@@ -239,11 +239,11 @@ def no_likelihood(s: Settings) -> str:
     if meaning == "likelihood":
         return ""
     if s.loss == "ce":
-        return "Not a likelihood: cross-entropy on grey pixels. BINARIZE = dynamic makes it one."
+        way_out = "BINARIZE = dynamic makes it one; of colours LOSS = logistic has one."
+        return f"Not a likelihood: cross-entropy on grey pixels. {way_out}"
     if s.loss in LEARNED_WIDTH:
-        return (
-            f"Not a likelihood: {s.loss} without its constants. DECODER_SCALE = learned makes it a density of pixels."
-        )
+        way_out = "BINARIZE = none with " * (s.binarize == "dynamic") + "DECODER_SCALE = learned makes it a density"
+        return f"Not a likelihood: {s.loss} without its constants. {way_out} of pixels."
     return f"Not known to be a likelihood: {s.loss} is a loss of your own (utils/report.py, kind, knows which are)."
 
 
@@ -274,6 +274,9 @@ def table(report: dict[str, Any]) -> str:
         rows.append(("active units", f"{report['active_units']} of {report['latent_dim']}"))
     if kl := report["kl_per_latent"]:
         rows.append(("KL per latent", f"{min(kl):.2f} to {max(kl):.2f} nats, mean {np.mean(kl):.2f}"))
+    if best := report["best"]:
+        chosen = f"epoch {best['epoch']:,}, step {best['step']:,}: objective {best['objective']:.2f}"
+        rows.append(("best test", f"{chosen}; evaluate and export take it with --best"))
     rows += [("note", sentence) for sentence in report["remarks"]]
     early = [f"Not finished: {sentence}" for sentence in report["unfinished"]]
     answer = {"healthy": "Yes.", "unhealthy": "No.", "not finished": "".join(early)}[report["verdict"]]

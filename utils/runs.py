@@ -2,7 +2,8 @@
 
 params.json     every setting, those that nothing read, the git commit, versions and device
 history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test): utils/history.py
-checkpoints/    the last three, each whole or not there, of a finished run the last one: utils/checkpoints.py
+checkpoints/    the last three, each whole or not there, of a finished run the last one, and with HELD_OUT the best:
+                utils/checkpoints.py, utils/best.py
 film/           frames of the first epoch: utils/pictures.py
 tensorboard/    event files of training (train/) and of tests (test/), with them grids and the projector's data
 """
@@ -286,15 +287,15 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def saved_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a run's folder, oldest first."""
-    return sorted(int(path.stem.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*.index"))
+def saved_steps(folder: Path, kind: str = "step") -> list[int]:
+    """The steps of the checkpoints in a run's folder, oldest first; of the kind "best" those of the best tests."""
+    return sorted(int(path.stem.removeprefix(f"{kind}-")) for path in (folder / "checkpoints").glob(f"{kind}-*.index"))
 
 
 # --- weights to start from --------------------------------------------------------------------------------------------
-def newest_step(folder: Path) -> int:
-    """The step of a run's newest checkpoint. Raises RunError if it has none."""
-    if not (steps := saved_steps(folder)):
+def newest_step(folder: Path, kind: str = "step") -> int:
+    """The step of a run's newest checkpoint of a kind, as in saved_steps. Raises RunError if it has none."""
+    if not (steps := saved_steps(folder, kind)):
         raise RunError(f"{folder} has no checkpoint to start from")
     return steps[-1]
 

@@ -14,18 +14,30 @@ UNUSED = 0.1  # nats of KL of all latents together, below which no picture shows
 def judge(s: Settings, report: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
     """The verdict on a run, "healthy", "unhealthy" or "not finished", with its reasons, and what else to know.
 
-    A run that is not finished is neither healthy nor unhealthy: `healthy` is None.
+    A run that is not finished is neither healthy nor unhealthy: `healthy` is None. What to change is said once, by the
+    first reason that has advice, because two pieces of advice may contradict each other.
     """
     progress = progress_of(s, history)
-    trouble = trouble_with_objective(progress)
+    trouble = trouble_with_objective(s, report, progress)
     missing = too_short(s, progress) or ([] if trouble or grows_for_ever(s) else still_falling(progress))
     found = trouble_with_kl(s, report, missing) + trouble
     verdict = "unhealthy" if found else "not finished" if missing else "healthy"
     healthy = None if verdict == "not finished" else not found
-    known = remarks(s, report)
-    if verdict == "healthy" and not grows_for_ever(s):
-        known += still_learning(progress)
-    return {"verdict": verdict, "healthy": healthy, "problems": found, "unfinished": missing, "remarks": known}
+    learning = still_learning(progress) if verdict == "healthy" and not grows_for_ever(s) else []
+    advised = next((reason for reason in [*found, *missing, *learning] if reason.advice), None)
+
+    def said(reasons: list[Reason]) -> list[str]:
+        return [f"{what} {advice}" if reason is advised else what for reason in reasons for what, advice in [reason]]
+
+    known = {"problems": said(found), "unfinished": said(missing), "remarks": remarks(s, report) + said(learning)}
+    return {"verdict": verdict, "healthy": healthy} | known
+
+
+class Reason(NamedTuple):
+    """A reason for a verdict, and what to change, a sentence each; "" if nothing is advised."""
+
+    what: str
+    advice: str
 
 
 # --- what compares ----------------------------------------------------------------------------------------------------
@@ -75,32 +87,35 @@ def lines_of(history: list[dict[str, Any]], split: str) -> Lines:
 
 
 # --- unhealthy --------------------------------------------------------------------------------------------------------
-def trouble_with_kl(s: Settings, report: dict[str, Any], missing: list[str]) -> list[str]:
+def trouble_with_kl(s: Settings, report: dict[str, Any], missing: list[Reason]) -> list[Reason]:
     """Whether the latents are unused, which is normal while a run has just begun (`missing`), or surely will be."""
     found, beta = [], report["effective_beta"]
+    outweighs = beta is not None and beta >= 10 and s.reconstruction_reduction == "mean"
     inactive = s.prior == "standard" and report["active_units"] == 0  # the count is made for N(0, I)
     if beta is not None and not missing and (inactive or report["test_kl"] < UNUSED):
-        mended = " A lower KL_WEIGHT_END may mend that." if s.kl_weight_end > 1 else ""
-        found.append(
+        what = (
             "Posterior collapse: the latents say nothing about the image, so every reconstruction is the same picture."
-            f"{mended}"
         )
-    if beta is not None and beta >= 10 and s.reconstruction_reduction == "mean":
-        mended = "RECONSTRUCTION_REDUCTION = sum mends it."
-        found.append(f"The KL outweighs the reconstruction: an effective beta of {beta:,.4g}; the ELBO has 1. {mended}")
+        lower = s.kl_weight_end > 1 and not outweighs
+        found.append(Reason(what, "A lower KL_WEIGHT_END may mend that." if lower else ""))
+    if outweighs:
+        what = f"The KL outweighs the reconstruction: an effective beta of {beta:,.4g}; the ELBO has 1."
+        found.append(Reason(what, "RECONSTRUCTION_REDUCTION = sum mends it."))
     return found
 
 
-def trouble_with_objective(progress: Progress) -> list[str]:
+def trouble_with_objective(s: Settings, report: dict[str, Any], progress: Progress) -> list[Reason]:
     """Whether the objective rose again at the end. Tests have the same images and noise each time, so they rise for a
     reason; a rise of the training objective has to be larger than its noise, or stand beside one of the tests."""
     train, test = progress.train.objective, progress.test.objective
     if rose_again(train) and (rose_again(test) or is_no_noise(train)):
-        return ["Diverging: the training objective rose again at the end. A lower LEARNING_RATE may mend that."]
+        what = "Diverging: the training objective rose again at the end."
+        return [Reason(what, "A lower LEARNING_RATE may mend that.")]
     if rose_again(test):
-        return [
-            "Overfitting: the test objective rose while that of training did not. Fewer EPOCHS or a smaller network."
-        ]
+        what = f"Overfitting: the {'held-out' if s.held_out else 'test'} objective rose while that of training did not."
+        best = report.get("best")
+        kept = best and f"--best takes the weights of epoch {best['epoch']:,}, which are kept."
+        return [Reason(what, kept or "Fewer EPOCHS or a smaller network.")]
     return []
 
 
@@ -133,32 +148,33 @@ def noise_of(values: np.ndarray) -> float:
 
 
 # --- not finished -----------------------------------------------------------------------------------------------------
-def too_short(s: Settings, progress: Progress) -> list[str]:
+def too_short(s: Settings, progress: Progress) -> list[Reason]:
     """Whether a run ended before it can be judged."""
     ramp, steps = ramp_end(s), progress.steps
     if steps < ramp:
         ended = f"it ended at step {steps:,} of the {ramp:,} in which the KL weight comes to KL_WEIGHT_END"
-        return [f"{ended}. More EPOCHS, or a new run with fewer KL_STEPS."]
+        return [Reason(f"{ended}.", "More EPOCHS, or a new run with fewer KL_STEPS.")]
     if max(len(progress.train.end), len(progress.test.end)) < 2:
         lines, there = len(progress.train.end), " at the final KL weight" if ramp else ""
         made = f"{steps - ramp:,} steps{there}, with {lines or 'no'} line{'s' * (lines != 1)} of the history"
-        return [f"{made}, are too few to judge. More EPOCHS, or a new run with a smaller LOG_EVERY."]
+        return [Reason(f"{made}, are too few to judge.", "More EPOCHS, or a new run with a smaller LOG_EVERY.")]
     return []
 
 
-def still_falling(progress: Progress) -> list[str]:
+def still_falling(progress: Progress) -> list[Reason]:
     """Whether a run ended while its objective fell by more than 5 percent."""
     what, _, share, when = latest_fall(progress)
-    return [f"the {what} objective still fell by {share:.0%} within {when}. More EPOCHS."] if share > 0.05 else []
+    fell = f"the {what} objective still fell by {share:.0%} within {when}."
+    return [Reason(fell, "More EPOCHS.")] if share > 0.05 else []
 
 
-def still_learning(progress: Progress) -> list[str]:
-    """A sentence if the objective fell by more than half a percent in the end, to its best so far."""
+def still_learning(progress: Progress) -> list[Reason]:
+    """A remark if the objective fell by more than half a percent in the end, to its best so far."""
     what, fall, share, when = latest_fall(progress)
     values = (progress.test if what == "test" else progress.train).objective
     if share <= 0.005 or values[-1] > values.min():
         return []
-    return [f"Still learning: the {what} objective fell by {fall:.2g} within {when}. More EPOCHS help."]
+    return [Reason(f"Still learning: the {what} objective fell by {fall:.2g} within {when}.", "More EPOCHS help.")]
 
 
 def latest_fall(progress: Progress) -> tuple[str, float, float, str]:

@@ -1,0 +1,43 @@
+"""The best checkpoint of a run: that of the best test on the images of HELD_OUT, among those at the final KL weight.
+
+Without HELD_OUT it would be chosen by the test images, which must choose nothing: then none is kept.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from utils import runs
+from utils.settings import Settings, ramp_end
+
+Line = dict[str, Any]  # of the history
+
+
+def best_of(s: Settings, lines: Iterable[Line]) -> Line | None:
+    """The test with the lowest objective, the first of equal ones, or None; `s` has KL_STEPS as a number."""
+    tests = (line for line in lines if line["split"] == "test" and line["step"] > ramp_end(s))
+    return min(tests, key=lambda line: line["objective"], default=None) if s.held_out else None
+
+
+def kept(folder: Path, history: Iterable[Line]) -> Line | None:
+    """The step, epoch and held-out objective of the best checkpoint that a run has kept, or None."""
+    steps = runs.saved_steps(folder, "best")
+    tests = {line["step"]: line for line in history if line["split"] == "test"}
+    if not steps or steps[-1] not in tests:
+        return None
+    line = tests[steps[-1]]
+    return {"step": line["step"], "epoch": round(line["epoch"]), "objective": line["objective"]}
+
+
+def check_kept(folder: Path) -> None:
+    """Raise RunError, saying why, if a run has no best checkpoint, and SettingsError for settings that are not read."""
+    if runs.saved_steps(folder, "best"):
+        return
+    s, history = runs.saved_settings(folder, lambda line: None), runs.read_history(folder)
+    weights = [line["kl_weight"] for line in history if line["split"] == "test"]
+    at_the_end = any(weight is None or math.isclose(weight, s.kl_weight_end, rel_tol=1e-6) for weight in weights)
+    why = "none was kept when it was trained" if at_the_end else "no test of it had the final KL weight yet"
+    if not s.held_out:
+        why = "it has HELD_OUT = 0, and the test images must not choose it"
+    raise runs.RunError(f"--best: {folder.name} has no best checkpoint: {why}; without --best the last one is taken")
