@@ -21,16 +21,18 @@ _Name = Annotated[
     "a name of letters, digits, '_', '-' and '.' that starts with neither '-' nor '.'",
 ]
 _Path = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$"), "the name or path of a folder"]
+_Place = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$"), "the name or path of a folder or file"]
 _Label = Annotated[int, Ge(0), Le(10**6)] | Annotated[str, StringConstraints(min_length=1), "names"]
 _Width = Annotated[int, Ge(1), Le(65_536)]  # of a layer or a prior
 
 # --- data -------------------------------------------------------------------------------------------------------------
-DATASET: Literal["mnist", "fashion_mnist", "celeba", "folder"] | _Tfds = "mnist"  # 60,000 + 10,000 grey images of 28 x
-# 28: digits or clothes; faces; your own images; or e.g. "tfds:cifar10", with TensorFlow Datasets installed
-DATA_DIR: _Path = "~/.cache/vae"  # folder where a downloaded data set is kept, so that it is fetched once; of celeba
-# and folder, where the images are
+DATASET: Literal["mnist", "fashion_mnist", "celeba", "folder", "arrays"] | _Tfds = "mnist"  # 60,000 + 10,000 grey
+# images of 28 x 28: digits or clothes; faces; your own images, in files or in arrays; or e.g. "tfds:cifar10", with
+# TensorFlow Datasets installed
+DATA_DIR: _Place = "~/.cache/vae"  # folder where a downloaded data set is kept, so that it is fetched once; of celeba
+# and folder, where the images are; of arrays, a file (.npz, .npy, .csv, IDX; plain or .gz) or the folder of such files
 IMAGE_SIZE: Annotated[int, Ge(4), Le(1_024)] = 64  # pixels a side to which the images of celeba, folder and tfds: are
-# resized; those of MNIST have 28
+# resized; those of MNIST have 28, and arrays keep their own size
 IMAGE_CROP: Annotated[int, Ge(0), Le(65_536)] = 0  # pixels a side of the square that is cut from the middle of an
 # image before that; 0: 148 of celeba, as is usual, and the largest there is of others
 SKIP_BAD_IMAGES: bool = False  # True takes the next image in place of one that cannot be read, and counts them; else

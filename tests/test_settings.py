@@ -40,7 +40,9 @@ from utils.settings import (
 
 SOURCE = PARAMS.read_text(encoding="utf-8")
 NAMES = re.findall(r"^([A-Z][A-Z0-9_]*):", SOURCE, re.MULTILINE)
-DATASETS = "'mnist', 'fashion_mnist', 'celeba' or 'folder', or a name of TensorFlow Datasets as in 'tfds:cifar10'"
+DATASETS = (
+    "'mnist', 'fashion_mnist', 'celeba', 'folder' or 'arrays', or a name of TensorFlow Datasets as in 'tfds:cifar10'"
+)
 LOSSES = " or ".join(
     ", ".join(map(repr, get_args(settings_module.settings_model().model_fields["loss"].annotation))).rsplit(", ", 1)
 )
@@ -461,7 +463,7 @@ def test_resume_is_an_option_of_its_own():
         ("--latent-dim two", "--latent-dim: 'two' is not allowed; an integer from 1 to 4,096 is"),
         ("--latent-dim 2.5", "--latent-dim: '2.5' is not allowed; an integer from 1 to 4,096 is"),
         ("--latent-dim", f"--latent-dim lacks its value: {LATENTS}"),
-        ("--data-dir", "--data-dir lacks its value: the name or path of a folder"),
+        ("--data-dir", "--data-dir lacks its value: the name or path of a folder or file"),
         ("--learning-rate -1e-3", "--learning-rate: -0.001 is not allowed; a finite number from 1e-35 to 1e+38 is"),
         ("--learning-rate nan", "--learning-rate: nan is not allowed; a finite number from 1e-35 to 1e+38 is"),
         ("--learning-rate -inf", "--learning-rate: -inf is not allowed; a finite number from 1e-35 to 1e+38 is"),

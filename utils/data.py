@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import folders, mnist
+from utils import arrays, folders, mnist
 from utils.console import Say
 from utils.dataset import TEST_BINARIZATION_KEY, DataError, Dataset, binarized, label_name, rows_of
 from utils.files import why_no_folder
@@ -23,7 +23,7 @@ def prepare(s: Settings, say: Say) -> Dataset:
     Raises SettingsError and DataError.
     """
     dataset = read(s, say)
-    check(s, dataset.title, dataset.train_labels, dataset.test_labels, dataset.label_names)
+    check_whole(s, dataset)
     if s.labels:
         dataset = with_labels(dataset, chosen_labels(s.labels, dataset.label_names, say))
     if s.held_out:  # the last training images take the place of the test images
@@ -96,6 +96,17 @@ def counts_by_name(dataset: Dataset) -> dict[str, list[int]]:
     return {label_name(label, dataset.label_names): counts[label] for label in sorted(counts)}
 
 
+def check_whole(s: Settings, dataset: Dataset) -> None:
+    """check, and whether the network can take the size of the images. Raises SettingsError and DataError."""
+    height, width, _ = dataset.train_images.shape[1:]
+    if s.dataset == "arrays" and s.architecture in ("conv", "resnet") and (height % 4 or width % 4):
+        rule = "which it halves; sides that are multiples of 4, or architecture 'mlp', are"
+        raise SettingsError(
+            f"architecture: {s.architecture!r} is not allowed with images of {width} x {height} pixels, {rule}"
+        )
+    check(s, dataset.title, dataset.train_labels, dataset.test_labels, dataset.label_names)
+
+
 def check_early(s: Settings) -> None:
     """What `prepare` would refuse, as far as that is seen at once: no image is read, nothing is fetched or written.
 
@@ -112,11 +123,13 @@ def check_early(s: Settings) -> None:
         check(s, "CelebA", *folders.celeba_labels(s.data_dir))
     elif s.dataset == "folder":
         check(s, *folders.folder_labels(s.data_dir))
+    elif s.dataset == "arrays":
+        check_whole(s, arrays.load(s.data_dir, lambda note: None))
 
 
 def check_place(s: Settings) -> None:
-    """Raise SettingsError if DATA_DIR is no folder and cannot become one."""
-    if why := why_no_folder(Path(os.path.expanduser(s.data_dir))):
+    """Raise SettingsError if DATA_DIR is no folder and cannot become one; of arrays it may be a file."""
+    if s.dataset != "arrays" and (why := why_no_folder(Path(os.path.expanduser(s.data_dir)))):
         raise SettingsError(f"data_dir: {s.data_dir!r} is not allowed; {why}")
 
 
@@ -125,6 +138,8 @@ def read(s: Settings, say: Say) -> Dataset:
     check_place(s)
     if s.dataset in mnist.TITLES:
         return mnist.load(s.dataset, s.data_dir, say)
+    if s.dataset == "arrays":
+        return arrays.load(s.data_dir, say)
     how = s.data_dir, s.image_size, s.image_crop, s.skip_bad_images, say
     if s.dataset.startswith("tfds:"):
         return folders.tfds(s.dataset.removeprefix("tfds:"), *how)

@@ -16,6 +16,8 @@ from utils.console import Problem, waiting_bar
 
 READERS = 2 + (os.cpu_count() or 1)  # threads that read and decode; two more than cores, as some wait for the disk
 SHOWN_OF_A_LABEL = 3  # test images that each grid of reconstructions shows
+SPLIT_KEY = (20131220,)  # of the order of training images; any number would do
+MOST_TESTED = 10_000  # images, where a tenth would be more
 TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as neither it nor binarize() changes
 
 
@@ -143,6 +145,25 @@ def binarized(images: Images, key: Sequence[int]) -> Images:
     if isinstance(images, np.ndarray):
         return binarize(images, key)
     return replace(images, read=lambda number: binarize(images.read(number), (*key, number)))
+
+
+# --- the split --------------------------------------------------------------------------------------------------------
+def draw_split(labels: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of images to train on, shuffled, and of a tenth to test on, sorted, from their labels and ids (N,).
+
+    It is a tenth of each label as far as that goes, at least one image and at most MOST_TESTED; copies (equal ids) stay
+    together. Which ones follows from the ids and labels, not from the order. Raises DataError if all are copies of one.
+    """
+    _, first, group = np.unique(ids, return_index=True, return_inverse=True)  # groups of copies, in the order of ids
+    by_label = np.argsort(labels[first], kind="stable")  # and within each label in the order of ids, which is chance
+    count = len(by_label)
+    if count < 2:
+        raise DataError(f"{len(labels):,} images, and all show the same; one to train on and one to test on are needed")
+    tested = min(max(1, round(count / 10)), MOST_TESTED)
+    is_test = np.zeros(count, bool)
+    is_test[by_label[(np.arange(tested) * 2 + 1) * count // (2 * tested)]] = True  # evenly along all labels
+    is_test = is_test[group]
+    return np.random.default_rng(SPLIT_KEY).permutation(np.flatnonzero(~is_test)), np.flatnonzero(is_test)
 
 
 # --- orders and batches -----------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.arrays import idx_array, opened
 from utils.console import Say
 from utils.dataset import DataError, Dataset, ids_of
 
@@ -190,13 +191,9 @@ def read_idx_folder(folder: Path) -> Arrays:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read one IDX file, called `path` or `path`.gz, into a uint8 array of its shape."""
-    data = path.read_bytes() if path.exists() else gzip.decompress(path.with_name(f"{path.name}.gz").read_bytes())
-    if data[:3] != b"\x00\x00\x08":
-        raise DataError(f"{path.name} is not an IDX file of uint8")
-    rank = data[3]
-    shape = struct.unpack_from(f">{rank}I", data, offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    """Read one IDX file, called `path` or `path`.gz, into an array of its shape. Raises OSError and DataError."""
+    with opened(path if path.exists() else path.with_name(f"{path.name}.gz")) as file:
+        return idx_array(file.read())
 
 
 def from_keras(name: str) -> Arrays:

@@ -105,7 +105,7 @@ def differences(settings: Settings, folder: Path) -> dict[str, Any]:
         saved = read_params(folder)["settings"]
     except RunError:
         return {}
-    without = NOT_IN_NAMES.union(unread(), () if settings.dataset in ("celeba", "folder") else ("data_dir",))
+    without = NOT_IN_NAMES.union(unread(), () if settings.dataset in ("celeba", "folder", "arrays") else ("data_dir",))
     before = {name: constant.value for name, constant in read_constants().items()} | BEFORE | saved
     before = {name: tuple(value) if isinstance(value, list) else value for name, value in before.items()}
     changed = {name: now for name, now in settings if name not in without and now != before.get(name)}

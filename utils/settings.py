@@ -69,7 +69,7 @@ class Settings(BaseModel):
         widths = f"which has no width to learn; loss {_either(LEARNED_WIDTH)} is"
         learned, plain, convolves = s.decoder_scale == "learned", s.autoencoder, s.architecture in ("conv", "resnet")
         other_prior, other_bound = s.prior != "standard", s.bound != "elbo"
-        odd = s.dataset not in ("mnist", "fashion_mnist") and s.image_size % 4
+        odd = s.dataset not in ("mnist", "fashion_mnist", "arrays") and s.image_size % 4
         means, cyclical = s.reconstruction_reduction == "mean", s.kl_schedule == "cyclical"
         rules = (  # what is not allowed, the constant that is to change, the one that it clashes with, and why
             (learned and s.loss not in LEARNED_WIDTH, "decoder_scale", "loss", widths),
