@@ -257,7 +257,7 @@ NOT_A_NUMBER = np.where(np.arange(20)[:, None, None] == 7, np.nan, GREY)
         ({"x": GREY, "y": LABELS[:19]}, "a.npz: y has 19 labels of 20 images in a.npz: x; one each is needed"),
         ({"x_train": GREY, "x_test": SQUARE}, "images of different shapes: "),
         ({"x": GREY, "images": GREY}, "several arrays may be the images, a.npz: x, a.npz: images; call them x_train"),
-        ({"x": np.array([[1], [1, 2]], object)}, "no array of images; there is a.npz: x: Python objects, which are not"),
+        ({"x": np.array([[1], [1, 2]], object)}, "no array of images; there is a.npz: x: Python objects, which are"),
         ({"x": GREY[:0]}, "a.npz: x: no images, its shape is (0, 6, 8)"),
         ({"x": np.zeros((20, 37), np.uint8)}, "an array of shape (20, 37); (N, H, W),"),
         ({"x": np.zeros((20, 6, 6, 2), np.uint8)}, "an array of shape (20, 6, 6, 2)"),

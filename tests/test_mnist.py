@@ -108,19 +108,32 @@ def test_home_folder_is_understood(tiny, tmp_path, monkeypatch):
 def test_one_wrong_bit_is_refused(tiny, tmp_path, key):
     tiny[key].flat[1] ^= 1
     write_idx(tmp_path / "mnist", tiny)
-    said = []
-    with pytest.raises(DataError, match=f"{key} is not the published array"):
-        mnist.load("mnist", str(tmp_path), said.append)
-    assert len(said) == 1
-    assert key in said[0]
+    with pytest.raises(
+        DataError, match=rf"{mnist.IDX_NAMES[key]}(\.gz)?: an IDX file that is not one of MNIST's; DATASET"
+    ):
+        mnist.load("mnist", str(tmp_path), pytest.fail)
     assert not (tmp_path / "mnist.npz").exists()
+
+
+@pytest.mark.parametrize("name", ["t10k-images-idx3-ubyte", "mnist/emnist-letters-test-images-idx3-ubyte"])
+def test_idx_files_of_another_set_are_never_ignored(tiny, tmp_path, name):
+    np.savez(tmp_path / "mnist.npz", **tiny)
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / name).write_bytes(mnist.idx_bytes(np.ones((2, 28, 28), np.uint8)))
+    for look in (mnist.refuse_others, mnist.load):
+        with pytest.raises(
+            DataError, match=f"^{tmp_path / name}: an IDX file that is not .* 'arrays' trains on it, with"
+        ):
+            look("mnist", str(tmp_path))
+    (tmp_path / name).write_bytes(mnist.idx_bytes(tiny["x_test"]))
+    assert_is(mnist.load("mnist", str(tmp_path), pytest.fail), tiny)
 
 
 @pytest.mark.parametrize(("content", "why"), [
     (gzip.compress(b"<html>Quota exceeded</html>"), "not an IDX file"),
-    (b"<html>Quota exceeded</html>", "Not a gzipped file"),
+    (b"<html>Quota exceeded</html>", "not an IDX file"),
     (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 7]))[:-9], "ended before"),
-    (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7])), "cannot reshape"),
+    (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7])), "1 bytes of elements, but its first bytes announce 2"),
 ])  # fmt: skip
 def test_broken_file_put_by_hand_is_told(tiny, tmp_path, content, why):
     write_idx(tmp_path / "mnist", tiny)
@@ -162,20 +175,23 @@ def damage(kind, path, arrays):
 
 @pytest.mark.parametrize("kind", ["cut short", "empty", "a web page", "a flipped byte", "other images",
                                   "an array missing", "a pickle", "pickled arrays"])  # fmt: skip
-def test_broken_cache_is_told_once_and_replaced(tiny, tmp_path, monkeypatch, kind):
+def test_a_cache_that_is_not_the_published_one_is_kept_and_another_is_used(tiny, tmp_path, monkeypatch, kind):
     serve(monkeypatch, ("server", lambda: tiny))
     mnist.load("mnist", str(tmp_path), lambda line: None)
     damage(kind, tmp_path / "mnist.npz", tiny)
+    before = (tmp_path / "mnist.npz").read_bytes()
     said = []
     assert_is(mnist.load("mnist", str(tmp_path), said.append), tiny)
     refusal, announcement = said
-    assert refusal.startswith("MNIST: cache refused")
+    assert refusal.startswith(f"MNIST: {tmp_path / 'mnist.npz'} is left as it is, ")
     assert "\n" not in refusal
     assert "unsafely" not in refusal  # NumPy's advice for what is not an npz
     assert announcement.startswith("fetching MNIST (11 MB) from server")
     assert mnist.load("mnist", str(tmp_path), said.append).source == "cache"
-    assert len(said) == 2
-    assert files_in(tmp_path) == ["mnist.npz"]  # above all, no folder that a pickle made
+    assert said[2:] == [refusal]
+    assert files_in(tmp_path) == ["mnist-published.npz", "mnist.npz"]  # above all, no folder that a pickle made
+    assert (tmp_path / "mnist.npz").read_bytes() == before
+    assert mnist.labels("mnist", str(tmp_path))[1].tolist() == tiny["y_test"].tolist()
 
 
 def test_a_download_is_announced_and_a_silent_source_is_passed_over(tiny, tmp_path, monkeypatch):
@@ -234,6 +250,15 @@ def test_folder_that_cannot_be_written_costs_a_line_only(tiny, tmp_path, monkeyp
     assert len(said) == 2
     assert "mnist.npz cannot be kept" in said[1]
     assert files_in(tmp_path) == ["file"]
+
+
+def test_without_a_home_nothing_is_kept_and_no_folder_is_called_tilde(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", str)  # which knows no home
+    serve(monkeypatch, ("server", lambda: tiny))
+    assert_is(mnist.load("mnist", "~/cache", (said := []).append), tiny)
+    assert said[1] == "mnist.npz cannot be kept for the next run, no home folder is known"
+    assert files_in(tmp_path) == []
 
 
 def test_runs_side_by_side_do_not_disturb_each_other(tiny, tmp_path, monkeypatch):

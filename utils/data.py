@@ -114,6 +114,7 @@ def check_early(s: Settings) -> None:
     """
     check_place(s)
     if s.dataset in mnist.TITLES:
+        mnist.refuse_others(s.dataset, s.data_dir)
         labels = mnist.labels(s.dataset, s.data_dir)
         if not labels:  # to be fetched: how many there are is known, but not which are the last ones
             labels = (np.repeat(np.arange(10), counts) for counts in mnist.COUNTS[s.dataset])

