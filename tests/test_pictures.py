@@ -143,6 +143,31 @@ def test_reconstructions_are_of_the_first_three_of_each_label_below_their_origin
     assert shown(tmp_path / "reconstructions_012.png", sheet)
 
 
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([4], [[0]]),
+        ([0, 0, 1, 0, 0], [[0, 2, 1, 3, 4]]),  # the first of each label, then the second of each
+        (range(40), [range(10), range(10, 20), range(20, 30)]),
+        (
+            np.repeat(range(31), 3),
+            [range(0, 30, 3), range(30, 60, 3), range(60, 90, 3)],
+        ),  # too many to stand side by side
+        (np.repeat(range(30), 3), [range(0, 90, 3), range(1, 90, 3), range(2, 90, 3)]),
+        ([7] * 20, [range(6), range(6, 12), range(12, 18)]),
+    ],
+)
+def test_reconstructions_show_what_there_is_of_few_or_many_labels(labels, expected):
+    labels = np.array(labels)
+    assert [row.tolist() for row in pictures.shown_of(labels)] == [[*row] for row in expected]
+    images = np.arange(len(labels), dtype=np.uint8)[:, None, None, None]
+    dataset = Dataset("Toy", images, labels, images, labels, "memory")
+    sheet = pictures.reconstructions(lambda originals: originals / 255, dataset)
+    assert pictures.captioned(sheet, "a caption of several words").width == 2 * sheet.shape[1]
+    places = [np.argwhere(sheet[..., 0] == row[0]).tolist() for row in expected]
+    assert all(len(place) == 2 for place in places)  # the image and, below it, its reconstruction
+
+
 LINE = {"split": "test", "epoch": 3.0, "step": 30, "objective": 99.0, "reconstruction": 80.0, "elbo": -99.0}
 
 

@@ -14,12 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.dataset import SHOWN_OF_A_LABEL, Dataset
+from utils.dataset import Dataset
 from utils.files import write_whole
 from utils.report import NO_ELBO
 from utils.settings import Settings
 
 PAPER = 255  # the brightness between and around images
+SHOWN_OF_A_LABEL = 3  # test images in the grid of reconstructions, where there are as many
+MOST_COLUMNS = 30  # of that grid
 SPRITE_SIDE = 2_800  # pixels
 PROJECTED = 2_000_000  # numbers in the codes that TensorBoard's projector has to read
 SCATTERED = 5_000  # test images whose codes stand beside the manifold
@@ -117,16 +119,31 @@ def samples(decode: Decode, latents: np.ndarray) -> np.ndarray:
 def reconstructions(reconstruct: Reconstruct, dataset: Dataset) -> np.ndarray:
     """The first three test images of each label, each over its reconstruction: a grid, uint8 (H', W', C).
 
-    If there are fewer than ten labels it has more of each, to fill a row of ten.
+    If there are fewer than ten labels it has more of each, to fill a row of ten. If a label has fewer than three, or
+    there are too many labels for the width, it shows the first of each, then the second of each: 30 in all.
     """
-    labels, counts = np.unique(dataset.test_labels, return_counts=True)
-    rows = SHOWN_OF_A_LABEL
-    each = max(1, min(-(-10 // len(labels)), counts.min() // rows))  # in a row
-    of_label = [np.flatnonzero(dataset.test_labels == label)[: rows * each].reshape(rows, each) for label in labels]
-    chosen = np.concatenate(of_label, axis=1)  # (rows, columns)
-    originals = [dataset.test_images[row] for row in chosen]
-    rows = [images for original in originals for images in (original, to_uint8(reconstruct(original)))]
-    return grid(np.concatenate(rows), columns=chosen.shape[1], pair_rows=True)
+    rows = shown_of(dataset.test_labels)
+    columns, sheet = len(rows[0]), []
+    for row in rows:
+        original = dataset.test_images[row]
+        rest = np.full((columns - len(row), *original.shape[1:]), PAPER, np.uint8)
+        for images in (original, to_uint8(reconstruct(original))):
+            sheet += [images, rest]
+    return grid(np.concatenate(sheet), columns, pair_rows=True)
+
+
+def shown_of(test_labels: np.ndarray) -> list[np.ndarray]:
+    """The positions of the test images to show, row by row."""
+    labels, inverse, counts = np.unique(test_labels, return_inverse=True, return_counts=True)
+    if counts.min() < SHOWN_OF_A_LABEL or len(labels) > MOST_COLUMNS:
+        by_label = np.argsort(inverse, kind="stable")
+        rank = np.empty(len(inverse), int)  # 0, 1, ... within each label
+        rank[by_label] = np.arange(len(inverse)) - np.repeat(np.cumsum(counts) - counts, counts)
+        chosen = np.lexsort((inverse, rank))[: 10 * SHOWN_OF_A_LABEL]
+        return [chosen[start : start + 10] for start in range(0, len(chosen), 10)]
+    each = max(1, min(-(-10 // len(labels)), counts.min() // SHOWN_OF_A_LABEL))  # in a row
+    of_label = [np.flatnonzero(inverse == label)[: SHOWN_OF_A_LABEL * each] for label in range(len(labels))]
+    return [*np.concatenate([found.reshape(SHOWN_OF_A_LABEL, each) for found in of_label], axis=1)]
 
 
 def write_grids(folder: Path, s: Settings, grids: dict[str, np.ndarray], epoch: int, line: Line | None) -> None:
