@@ -513,12 +513,22 @@ def test_a_tenth_of_train_is_tested_on_where_there_is_no_other_split(monkeypatch
     stand_in(monkeypatch, FEATURES, {"train": examples(0, 50)})
     dataset = load_tfds()
     assert sorted(numbers_of(dataset.train_images) + numbers_of(dataset.test_images)) == list(range(50))
-    assert np.bincount(dataset.test_labels).tolist() == [3, 3]
+    assert sorted(np.bincount(dataset.test_labels)) == [2, 3]
+    assert dataset.details["split"] == "a tenth of its split train, drawn by a fixed key"
     stand_in(monkeypatch, {"image": FEATURES["image"]}, {"train": examples(0, 50)})
     assert np.bincount(load_tfds().test_labels).tolist() == [5]
-    stand_in(monkeypatch, FEATURES, {"train": examples(0, 7)})
-    with pytest.raises(DataError, match=r"^tfds:toys, label 1: too few images, 3; at least 4 are needed, as"):
-        load_tfds()
+    stand_in(monkeypatch, FEATURES, {"train": examples(0, 2)})
+    assert (len(load_tfds().train_images), len(load_tfds().test_images)) == (1, 1)
+
+
+def test_tensorflow_datasets_have_names_of_labels_and_ids_by_split_and_number(monkeypatch):
+    label = types.SimpleNamespace(shape=(), np_dtype=np.int64, names=["ant", "bee"])
+    stand_in(monkeypatch, FEATURES | {"label": label}, {"train": examples(0, 10), "test": examples(0, 10)})
+    dataset, again = load_tfds(), load_tfds()
+    assert dataset.label_names == ("ant", "bee")
+    assert len({*dataset.train_ids, *dataset.test_ids}) == 20
+    assert dataset.train_ids.tolist() == again.train_ids.tolist()
+    assert dataset.details == {"pixels": "grey", "split": "its splits train and test"}
 
 
 def test_bad_images_of_tensorflow_datasets_are_told_or_replaced(monkeypatch):
@@ -590,10 +600,3 @@ def test_celeba_is_prepared_with_its_attributes(faces):
     np.testing.assert_array_equal(dataset.test_attributes, HAS[train[-4:]])
     with pytest.raises(SettingsError, match=r"^labels: 1 is not allowed; CelebA has 0 to 0$"):
         data.prepare(from_params(**chosen, labels=(1,)), say)
-
-
-def test_a_label_with_too_few_test_images_is_told(monkeypatch):
-    stand_in(monkeypatch, FEATURES, {"train": examples(0, 10), "test": examples(0, 5)})
-    few = "the test images are only 2 of label 1, and 3 are shown; choose others with LABELS, or use HELD_OUT"
-    with pytest.raises(DataError, match=f"^tfds:toys: {few}$"):
-        data.prepare(from_params(dataset="tfds:toys", image_size=SIZE, batch_size=4), say)

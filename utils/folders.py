@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from utils import dataset
 from utils.console import Say
 from utils.dataset import SHOWN_OF_A_LABEL, BadImage, DataError, Dataset, LazyImages
 
@@ -395,7 +396,8 @@ def is_grey(root: Path, names: np.ndarray, skip: bool) -> bool:
 def tfds(name: str, data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset:
     """A set of TensorFlow Datasets, as in "cifar10", downloaded into `data_dir` unless it is there.
 
-    Tested on is its split `test`, else `validation`, else a tenth of `train`, drawn as in `folder`. Raises DataError.
+    Tested on is its split `test`, else `validation`, else a tenth of `train`. An image's id follows from the set, the
+    split and its number there. Raises DataError.
     """
     title, skipped = f"tfds:{name}", set()
     sources, features = open_tfds(name, title, os.path.expanduser(data_dir))
@@ -412,14 +414,26 @@ def tfds(name: str, data_dir: str, size: int, crop: int, skip: bool, say: Say) -
 
         return LazyImages(read, np.arange(len(sources[split])), (size, size, channels), skip, skipped)
 
+    names = getattr(features["label"], "names", None) if "label" in features else None
+    about = {"source": data_dir, "label_names": tuple(map(str, names or ()))}
+    details = {"pixels": "grey" if channels == 1 else "colour"}
     images, labels = lazy_split("train"), read_labels(sources["train"], features)
+    ids = numbered_ids(f"{title} train", len(labels))
     for split in ("test", "validation"):
         if split in sources:
-            tested = read_labels(sources[split], features)
-            return Dataset(title, images, labels, lazy_split(split), tested, source=data_dir)
-    check_counts(labels, SHOWN_OF_A_LABEL + 1, lambda label: f"{title}, label {label}")
-    train, test = draw_split(labels)
-    return Dataset(title, images.rows(train), labels[train], images.rows(test), labels[test], source=data_dir)
+            tested, details["split"] = read_labels(sources[split], features), f"its splits train and {split}"
+            about |= {"train_ids": ids, "test_ids": numbered_ids(f"{title} {split}", len(tested)), "details": details}
+            return Dataset(title, images, labels, lazy_split(split), tested, **about)
+    train, test = dataset.draw_split(labels, ids)
+    about |= {"train_ids": ids[train], "test_ids": ids[test]}
+    about["details"] = details | {"split": "a tenth of its split train, drawn by a fixed key"}
+    return Dataset(title, images.rows(train), labels[train], images.rows(test), labels[test], **about)
+
+
+def numbered_ids(name: str, count: int) -> np.ndarray:
+    """The ids of images that are known by their number in a split of this name, uint64 (N,)."""
+    texts = (f"{name} {number}".encode() for number in range(count))
+    return np.array([int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) for text in texts], np.uint64)
 
 
 def open_tfds(name: str, title: str, folder: str) -> tuple[dict[str, Sequence], Mapping]:
