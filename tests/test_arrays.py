@@ -65,7 +65,9 @@ def test_parts_and_labels_of_an_npz_are_known_by_their_names(names, tmp_path):
     np.testing.assert_array_equal(dataset.test_images[..., 0], GREY[15:])
     np.testing.assert_array_equal(dataset.test_labels, LABELS[15:])
     assert dataset.train_labels.tolist() != LABELS[:15].tolist()  # shuffled
-    assert dataset.details["split"] == f"my set.npz: {keys[0]} and my set.npz: {keys[2]}"
+    assert dataset.details["split"] == (
+        f"my set.npz: {keys[0]} and my set.npz: {keys[2]}; labels from my set.npz: {keys[1]} and my set.npz: {keys[3]}"
+    )
     assert (dataset.title, dataset.details["sizes"]) == ("my set", "8 x 6")
 
 
@@ -75,7 +77,9 @@ def test_without_test_images_a_tenth_is_drawn(names, tmp_path):
     dataset = loaded(tmp_path)
     assert_holds(dataset, GREY, LABELS)
     assert len(dataset.test_images) == 2
-    assert dataset.details["split"] == f"a tenth of mine.npz: {names.split()[0]}, drawn by a fixed key"
+    assert dataset.details["split"] == (
+        "a tenth, drawn by a fixed key, of mine.npz: {}; labels from mine.npz: {}".format(*names.split())
+    )
 
 
 def test_the_tenth_keeps_copies_together_and_follows_from_the_images_and_not_their_order():
@@ -91,7 +95,7 @@ def test_the_tenth_keeps_copies_together_and_follows_from_the_images_and_not_the
     assert set(ids[order][draw_split(labels[order], ids[order])[1]]) == set(ids[test])
     assert [len(part) for part in draw_split(np.arange(6500), np.arange(6500, dtype=np.uint64))] == [5850, 650]
     assert [len(part) for part in draw_split(np.zeros(2), np.arange(2, dtype=np.uint64))] == [1, 1]
-    with pytest.raises(DataError, match=r"^3 images, and all show the same; "):
+    with pytest.raises(DataError, match=r"^images: 3, of which no two differ; "):
         draw_split(np.zeros(3), np.ones(3, np.uint64))
 
 
@@ -135,7 +139,7 @@ def test_labels_in_files_of_their_own_belong_to_the_images(tmp_path):
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", " "])
-@pytest.mark.parametrize("header", ["", "label,pixel0", "id,label,pixel0", "text"])
+@pytest.mark.parametrize("header", ["", "label,pixel0", "id,label,pixel0", "text", "0"])
 def test_a_csv_has_labels_and_a_header_or_not(delimiter, header, tmp_path):
     names, labels = ("ant", "bee", "fly"), LABELS
     rows = [
@@ -144,11 +148,16 @@ def test_a_csv_has_labels_and_a_header_or_not(delimiter, header, tmp_path):
     ]
     if header.startswith("id"):
         rows = [[number, *row] for number, row in enumerate(rows)]
+    if header == "0":  # of a table without names
+        rows.insert(0, range(37))
     if "pixel0" in header:
         rows.insert(0, header.split(",") + [f"pixel{n}" for n in range(1, 36)])
     (tmp_path / "a.csv").write_text("\n".join(delimiter.join(map(str, row)) for row in rows) + "\n")
     assert_holds(dataset := loaded(tmp_path / "a.csv"), SQUARE, labels)
     assert dataset.label_names == (names if header == "text" else ())
+    assert dataset.details["split"].endswith(
+        f"of a.csv; labels from a.csv: column {2 if header.startswith('id') else 1}"
+    )
 
 
 def test_kaggles_digits_train_though_their_test_images_have_no_labels(tmp_path):
@@ -186,7 +195,7 @@ def test_images_may_have_any_layout(given, expected, tmp_path):
     given[0, 0] |= 0  # the arrays are not changed by another test
     np.save(tmp_path / "a.npy", given)
     if expected is None:  # transparent: white, and both are then the same
-        assert "all show the same" in refused(tmp_path)
+        assert "no two differ" in refused(tmp_path)
     else:
         assert_holds(loaded(tmp_path), expected)
 
@@ -235,6 +244,11 @@ def test_labels_may_be_numbers_texts_or_one_hot_and_others_are_left_out_with_a_l
     assert len(dataset.details.get("left_out", [])) == (expected is None)
 
 
+def test_images_that_are_there_flat_and_as_pictures_are_taken_as_pictures(tmp_path):
+    np.savez(tmp_path / "digits.npz", data=GREY.reshape(20, -1), images=GREY, target=LABELS)
+    assert_holds(loaded(tmp_path), GREY, LABELS)
+
+
 def test_names_of_labels_and_what_is_of_no_use(tmp_path):
     names = np.array(["ant", "bee", "cow"])
     np.savez(tmp_path / "a.npz", imgs=GREY, y=LABELS, class_names=names, boxes=np.zeros((20, 4)), weights=np.ones(20))
@@ -262,7 +276,7 @@ NOT_A_NUMBER = np.where(np.arange(20)[:, None, None] == 7, np.nan, GREY)
         ({"x": np.zeros((20, 37), np.uint8)}, "an array of shape (20, 37); (N, H, W),"),
         ({"x": np.zeros((20, 6, 6, 2), np.uint8)}, "an array of shape (20, 6, 6, 2)"),
         ({"y": LABELS}, "no array of images; there is a.npz: y (20,)"),
-        ({"x": np.zeros((20, 6, 6), np.uint8)}, "20 images, and all show the same"),
+        ({"x": np.zeros((20, 6, 6), np.uint8)}, "images: 20, of which no two differ"),
         ({}, "no array of images; there is nothing"),
     ],
 )  # fmt: skip
@@ -278,6 +292,7 @@ def test_an_npz_that_cannot_be_used_is_one_line(content, told, tmp_path):
         ("a.csv", b"1,2,3,4\n1,2,3,4,5\n", "line 2 has 5 columns, where 4 are needed"),
         ("a.csv", b"1,2,3,4\n1,2,x,4\n", "could not convert string 'x' to float32 at row 1, column 3."),
         ("a.csv", b"1,2,3,4\n1,,3,4\n", "could not convert string '' to float32 at row 1, column 2."),
+        ("a.csv", b"\xff\xfe1\x00,\x00", "not a text in UTF-8; save it as one"),
         ("a.csv", b"1,2,3\n", "3 columns of pixels make no square image, grey or of three colours"),
         ("a.csv", b"", "an empty file"),
         ("train-images-idx3-ubyte", idx(GREY)[:-1], "959 bytes of elements, but its first bytes announce 960"),

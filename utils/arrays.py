@@ -38,6 +38,7 @@ COMPOUND = re.compile(rf"({'|'.join(LONGEST_FIRST)})({'|'.join(LONGEST_FIRST)})"
 ROW_NUMBERS = ("", "id", "index", "unnamed: 0", "imageid", "image_id")  # columns of a CSV that number its rows
 IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 DEPTH = 2  # of sub-folders that are searched
+LONG_ROW = 16  # columns, of which the numbers in a row are no image but a header
 SMALLEST_SIDE = 2  # pixels, of an image
 AT_A_TIME = 4_096  # images that are converted at once
 LARGEST_LABEL = 10**6  # of numbers that stay what they are
@@ -65,14 +66,19 @@ def load(data_dir: str, say: Say) -> Dataset:
     parts, labels, names, more = chosen(found, path)
     left_out += more
     details = {"split": " and ".join(found.where for found in parts.values())}
+    if labels:
+        details["split"] += f"; labels from {' and '.join(found.where for found in labels.values())}"
     images, about = as_uint8(parts, any("emnist" in words(file.name) for file in files))
     labels, names, more = as_labels(labels, names)
     left_out += more
     numbers = [labels.get(part, np.zeros(len(images[part]), np.int32)) for part in images]
     if len(parts) == 1:
         ids = ids_of(images["train"])
-        train, test = draw_split(numbers[0], ids)
-        details["split"] = f"a tenth of {parts['train'].where}, drawn by a fixed key"
+        try:
+            train, test = draw_split(numbers[0], ids)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        details["split"] = f"a tenth, drawn by a fixed key, of {details['split']}"
         x, y, keys = ([each[index] for index in (train, test)] for each in (images["train"], numbers[0], ids))
     else:
         order = np.random.default_rng(SPLIT_KEY).permutation(len(numbers[0]))
@@ -186,8 +192,10 @@ def type_of(path: Path) -> str:
 
 def why(error: Exception) -> str:
     """What went wrong, in one short line."""
-    if "allow_pickle" in str(error) or "pickled" in str(error):
+    if any(word in str(error) for word in ("allow_pickle", "pickled", "Python objects")):
         return "Python objects, which are not read because they can run any code; save numbers or texts of one length"
+    if isinstance(error, UnicodeDecodeError):
+        return "not a text in UTF-8; save it as one"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0][:120]
 
@@ -209,9 +217,13 @@ def arrays_of(path: Path, root: Path) -> list[Found]:
                 case "idx":
                     return [Found(name, *about, idx_array(file.read()))]
                 case _:
-                    labels, images = csv_arrays(file.read())
+                    labels, column, images = csv_arrays(file.read())
                     both = [Found(name, about[0], "images", images)]
-                    return both if labels is None else [*both, Found(f"{name}: labels", about[0], "labels", labels)]
+                    return (
+                        both
+                        if labels is None
+                        else [*both, Found(f"{name}: column {column}", about[0], "labels", labels)]
+                    )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # NumPy and zipfile fail in every way there is
@@ -259,7 +271,9 @@ def csv_columns(start: str) -> Columns:
     texts = [column for column, field in enumerate(first) if not is_number(field)]
     by_name = [column for column in texts if words(first[column]) and meaning(first[column], KINDS) == "labels"]
     numbers_below = any(is_number(second[column]) for column in texts if column < len(second))
-    header = int(len(texts) > 1 or bool(by_name) or numbers_below)
+    counted = [field.rpartition(".")[2] for field in first]  # 0, 1, 2 or, of names that pandas told apart, 0, 0.1, 0.2
+    is_count = any(counted == [*map(str, range(start, start + len(first)))] for start in (0, 1))
+    header = int(len(texts) > 1 or bool(by_name) or numbers_below or (is_count and len(first) > LONG_ROW))
     drop = [column for column in texts if first[column].lower() in ROW_NUMBERS] if header else []
     rest = [column for column in range(len(first)) if column not in drop]
     label = by_name[0] if header and by_name else texts[0] if not header and texts else None
@@ -292,8 +306,8 @@ def may_have_images(path: Path) -> bool:
         return False
 
 
-def csv_arrays(data: bytes) -> tuple[np.ndarray | None, np.ndarray]:
-    """The labels (N,), if there are any, and the images (N, D) of a CSV with a row for each image. Raises DataError."""
+def csv_arrays(data: bytes) -> tuple[np.ndarray | None, int, np.ndarray]:
+    """The labels (N,), if there are any, the column they are in (from 1) and the images (N, D) of a CSV with a row for each image. Raises DataError."""
     text = data.decode("utf-8-sig")
     columns = csv_columns(text)
     how = {"delimiter": columns.delimiter, "skiprows": columns.header, "quotechar": '"', "comments": None}
@@ -303,10 +317,10 @@ def csv_arrays(data: bytes) -> tuple[np.ndarray | None, np.ndarray]:
             raise DataError(f"line {number} has {marks + 1:,} columns, where {columns.width:,} are needed")
     images = np.loadtxt(io.StringIO(text), np.float32, usecols=columns.pixels, ndmin=2, **how)
     if columns.label is None:
-        return None, images
+        return None, 0, images
     labels = np.loadtxt(io.StringIO(text), str, usecols=columns.label, ndmin=1, **how)
     numbers = all(map(is_number, labels))
-    return labels.astype(float) if numbers else labels, images
+    return labels.astype(float) if numbers else labels, columns.label + 1, images
 
 
 def is_number(text: str) -> bool:
@@ -338,6 +352,8 @@ def chosen(found: list[Found], path: Path) -> tuple[dict[str, Found], dict[str, 
     parts = {}
     for part, candidates in images.items():
         named = [each for each in candidates if each.kind] or candidates
+        most = max(each.array.ndim for each in named)  # of flat images and the same ones as pictures, these
+        named = [each for each in named if each.array.ndim == most]
         if len(named) > 1:  # of several types, say
             which = ", ".join(each.where for each in named)
             raise DataError(f"{path}: several arrays may be the images, {which}; call them x_train and x_test")
@@ -363,7 +379,7 @@ def chosen(found: list[Found], path: Path) -> tuple[dict[str, Found], dict[str, 
     for part, each in taken.items():
         if len(each.array) != len(parts[part].array):
             counts = f"{len(each.array):,} labels of {len(parts[part].array):,} images"
-            raise DataError(f"{path}: {each.where} has {counts} in {parts[part].where}; one each is needed")
+            raise DataError(f"{each.where} has {counts} in {parts[part].where}; one each is needed")
     return {part: parts[part] for part in ("train", "test") if part in parts}, taken, names, left_out
 
 
