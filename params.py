@@ -35,6 +35,9 @@ IMAGE_SIZE: Annotated[int, Ge(4), Le(1_024)] = 64  # pixels a side to which the 
 # resized; those of MNIST have 28, and arrays keep their own size
 IMAGE_CROP: Annotated[int, Ge(0), Le(65_536)] = 0  # pixels a side of the square that is cut from the middle of an
 # image before that; 0: 148 of celeba, as is usual, and the largest there is of others
+IMAGE_FIT: Literal["crop", "pad", "keep"] = "crop"  # of celeba, folder and tfds: what becomes of a picture that is not
+# square: its middle square is taken; all of it, on black; or (folder) a rectangle of the usual shape, whose longer side
+# is IMAGE_SIZE
 SKIP_BAD_IMAGES: bool = False  # True takes the next image in place of one that cannot be read, and counts them; else
 # the first one ends the run
 BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel black or white, anew every epoch,

@@ -32,7 +32,8 @@ IN_REPORT = (  # what is kept of a report
 
 # The default run. Every constant is named, because params.py is the user's to edit.
 DEFAULT = {
-    "dataset": "mnist", "image-size": "64", "image-crop": "0", "skip-bad-images": False, "binarize": "dynamic",
+    "dataset": "mnist", "image-size": "64", "image-crop": "0", "image-fit": "crop",
+    "skip-bad-images": False, "binarize": "dynamic",
     "labels": "none", "held-out": "0", "architecture": "mlp", "encoder-layers": "512 512", "decoder-layers": "512 512",
     "channels": "32 64 128", "residual-blocks": "1", "activation": "silu", "latent-dim": "20", "noise-dim": "0",
     "autoencoder": False, "prior": "standard", "prior-components": "500", "prior-layers": "6", "prior-units": "128",
@@ -53,6 +54,7 @@ RUNS = {
     "conv, cyclical": SHORT | CONVOLUTIONS | {"kl-schedule": "cyclical", "kl-cycles": "3", "activation": "relu"},
     "resnet, 8-bit stream": SHORT | CONVOLUTIONS | {
         "dataset": "folder", "labels": "none", "held-out": "200", "image-size": "16", "image-crop": "24",
+        "image-fit": "pad",
         "skip-bad-images": True, "binarize": "none", "architecture": "resnet", "residual-blocks": "2",
         "loss": "logistic", "decoder-scale": "learned", "batch-size": "50", "epochs": "3", "nll-samples": "4",
     },

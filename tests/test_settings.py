@@ -631,7 +631,8 @@ def test_a_run_that_was_saved_without_constants_has_their_values_from_before_or_
     found = load_saved(old, notes.append, params=params)
     assert found.model_dump() == made.model_dump() | BEFORE | {"zebra": 0.5}
     values = (
-        "IMAGE_SIZE = 64, IMAGE_CROP = 0, SKIP_BAD_IMAGES = False, ARCHITECTURE = 'mlp', CHANNELS = (32, 64, 128), "
+        "IMAGE_SIZE = 64, IMAGE_CROP = 0, IMAGE_FIT = 'crop', SKIP_BAD_IMAGES = False, ARCHITECTURE = 'mlp', "
+        "CHANNELS = (32, 64, 128), "
     )
     values += "RESIDUAL_BLOCKS = 1, ZEBRA = 0.5, MIXED_PRECISION = False"
     assert notes == [f"note       not saved with the run, and so taken as: {values}"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import arrays, folders, mnist
+from utils import arrays, celeba, folders, mnist, tfds
 from utils.console import Say
 from utils.dataset import TEST_BINARIZATION_KEY, DataError, Dataset, binarized, label_name, rows_of
 from utils.files import why_no_folder
@@ -121,7 +121,7 @@ def check_early(s: Settings) -> None:
             s = s.model_copy(update={"held_out": 0})
         check(s, mnist.TITLES[s.dataset], *labels)
     elif s.dataset == "celeba":
-        check(s, "CelebA", *folders.celeba_labels(s.data_dir))
+        check(s, "CelebA", *celeba.celeba_labels(s.data_dir))
     elif s.dataset == "folder":
         check(s, *folders.folder_labels(s.data_dir))
     elif s.dataset == "arrays":
@@ -141,10 +141,9 @@ def read(s: Settings, say: Say) -> Dataset:
         return mnist.load(s.dataset, s.data_dir, say)
     if s.dataset == "arrays":
         return arrays.load(s.data_dir, say)
-    how = s.data_dir, s.image_size, s.image_crop, s.skip_bad_images, say
     if s.dataset.startswith("tfds:"):
-        return folders.tfds(s.dataset.removeprefix("tfds:"), *how)
-    return {"celeba": folders.celeba, "folder": folders.folder}[s.dataset](*how)
+        return tfds.tfds(s, say)
+    return {"celeba": celeba.celeba, "folder": folders.folder}[s.dataset](s, say)
 
 
 def moved(dataset: Dataset, index: slice | np.ndarray, source: str, target: str) -> dict[str, Any]:

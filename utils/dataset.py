@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -15,7 +15,6 @@ import numpy as np
 from utils.console import Problem, waiting_bar
 
 READERS = 2 + (os.cpu_count() or 1)  # threads that read and decode; two more than cores, as some wait for the disk
-SHOWN_OF_A_LABEL = 3  # test images that each grid of reconstructions shows
 SPLIT_KEY = (20131220,)  # of the order of training images; any number would do
 MOST_TESTED = 10_000  # images, where a tenth would be more
 TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as neither it nor binarize() changes
@@ -108,6 +107,18 @@ class Dataset(NamedTuple):
     details: Mapping[str, Any] = MappingProxyType({})
 
 
+class Known(NamedTuple):
+    """The images of a folder that a run has had, in its order, and how they are prepared."""
+
+    train_names: np.ndarray  # bytes (N,), from the folder on
+    test_names: np.ndarray
+    train_labels: np.ndarray
+    test_labels: np.ndarray
+    label_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    white: int  # images.Prepared.white
+
+
 def rows_of(images: Images, index: slice | np.ndarray) -> Images:
     """Some of the images; those that have not been read stay so."""
     return images[index] if isinstance(images, np.ndarray) else images.rows(index)
@@ -120,7 +131,12 @@ def label_name(label: int, names: Sequence[str]) -> str:
 
 def ids_of(images: np.ndarray) -> np.ndarray:
     """A hash of each image, uint64 (N,): two images (N, H, W, C) have the same one if they are copies."""
-    hashes = (hashlib.blake2b(image, digest_size=8).digest() for image in np.ascontiguousarray(images))
+    return hashed(np.ascontiguousarray(images))
+
+
+def hashed(items: Iterable[Any]) -> np.ndarray:
+    """A hash of each of N items, bytes or arrays, uint64 (N,)."""
+    hashes = (hashlib.blake2b(item, digest_size=8).digest() for item in items)
     return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
 
 

@@ -1,466 +1,195 @@
-"""Image files on disk as data sets: CelebA as published, a folder of any images, and TensorFlow Datasets.
+"""A folder of images as a data set: which files are images, what their labels are, and which of them are tested on.
 
-Nothing but names and labels is kept in memory; images are read when they are asked for (LazyImages).
+Nothing but names, labels and ids is kept in memory; images are read when they are asked for (LazyImages).
 """
 
-import contextlib
-import hashlib
-import io
 import os
-import shutil
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
 
-from utils import dataset
+from utils import images
 from utils.console import Say
-from utils.dataset import SHOWN_OF_A_LABEL, BadImage, DataError, Dataset, LazyImages
+from utils.dataset import SPLIT_KEY, DataError, Dataset, Known, draw_split
+from utils.images import shown
+from utils.settings import Settings
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # and not, say, EPS, for which Pillow starts Ghostscript
-GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
-SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
-BAR = {"ncols": 79, "ascii": " #", "disable": None, "leave": False}
-
-CELEBA_CROP = 148  # of 178 x 218 pixels; with a bilinear resize to 64 what VAEs on CelebA are mostly trained on
-CELEBA_MD5 = {
-    "img_align_celeba.zip": "00d2c5bc6d35e252742224ab0c1e8fcb",
-    "list_attr_celeba.txt": "75e246fa4810816ffd6ee81facbd244c",
-    "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
-}
-PARTS = (b"0", b"1", b"2")  # in list_eval_partition.txt
-TRAIN, TEST = 0, 2  # 1 is validation
-QUOTA = "a download over quota leaves one; fetch it again"
-
-SPLIT_KEY = (20131220,)  # of the images held back as test images, and of the order of the others; any number would do
-MOST_TESTED = 10_000
-TFDS_MODULES = ("tensorflow_datasets", "array_record")
+PARTS = {  # what a folder's name, in lower case, says of the images in it
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+}  # fmt: skip
+NOT_SEEN = (b".", b"__macosx", b"thumbs.db", b"desktop.ini")  # starts of names that systems leave behind
 
 
-# --- one image --------------------------------------------------------------------------------------------------------
-def read_image(path: str | bytes | Path, size: int, crop: int, channels: int) -> np.ndarray:
-    """The middle of an image file, `crop` pixels a side, resized: uint8 (size, size, channels), grey if channels is 1.
+class Found(NamedTuple):
+    """What a folder has, before an image is decoded: of N images names from `root` on, labels, ids and parts."""
 
-    Crop 0, or one that is larger than the image, is the largest square. What kind of file it is, its content tells and
-    not its name. Raises BadImage.
+    root: Path
+    names: np.ndarray  # bytes (N,)
+    labels: np.ndarray  # int32 (N,)
+    label_names: tuple[str, ...]
+    ids: np.ndarray  # uint64 (N,)
+    train: np.ndarray  # positions among the N
+    test: np.ndarray
+    split: str  # how these were found
+    left_out: list[str]
+
+
+def folder(s: Settings, say: Say, known: Known | None = None) -> Dataset:
+    """Every image below the folder DATA_DIR, with the names of sub-folders as labels.
+
+    Folders called train, val and test, or much the same, are the split; test, or else val, is tested on. Without them
+    a tenth of all images is, drawn by a fixed key. The training images are in an order drawn by that key, so that
+    the last ones, which HELD_OUT takes, are of all labels. `known` are the images that a run has had: these are taken,
+    whatever else is there by now. Raises DataError.
     """
-    with bad_images(shown(path)), open(path, "rb") as file:
-        return decode(file, size, crop, channels)
+    found = look(s.data_dir)
+    details = {"split": found.split, "left_out": found.left_out}
+    if known is None:
+        seen = images.survey(found.root, found.names)
+        how = images.prepared(seen, s.image_size, s.image_crop, s.image_fit)
+        details |= images.describe(seen, how, len(found.names)) if seen.count else {}
+    else:
+        how = images.Prepared(known.image_shape, s.image_crop, s.image_fit, known.white)
+        found = only_known(found, known)
+    details["white"] = how.white
+    lazy = images.lazy_files(found.root, found.names, how, s.skip_bad_images)
+    train, test = found.train, found.test
+    return Dataset(
+        found.root.resolve().name, lazy.rows(train), found.labels[train], lazy.rows(test), found.labels[test],
+        source=shown(found.root), label_names=found.label_names, train_ids=found.ids[train], test_ids=found.ids[test],
+        train_names=found.names[train], test_names=found.names[test], details=details,
+    )  # fmt: skip
 
 
-@contextlib.contextmanager
-def bad_images(name: str) -> Iterator[None]:
-    """Within the block any error is raised as BadImage, because decoders fail in every way there is."""
-    try:
-        yield
-    except Exception as error:
-        raise BadImage(f"{name}: {why_bad(error)}") from None
+def only_known(found: Found, known: Known) -> Found:
+    """The images of a folder that a run has had, in its order; they are there (utils/known.py has checked it)."""
+    names = np.concatenate((known.train_names, known.test_names))
+    order = np.argsort(found.names)
+    places = order[np.searchsorted(found.names, names, sorter=order)]
+    train, test = np.split(np.arange(len(names)), [len(known.train_names)])
+    labels = np.concatenate((known.train_labels, known.test_labels))
+    return found._replace(
+        names=names, labels=labels, label_names=known.label_names, ids=found.ids[places], train=train, test=test
+    )
 
 
-def decode(file: BinaryIO, size: int, crop: int, channels: int) -> np.ndarray:
-    """read_image of an open file; raises whatever Pillow raises."""
-    image = open_image(file)
-    # The pixels that published figures are of: a whole decoding, though Image.draft at half the size is a fifth faster,
-    # then torchvision's CenterCrop and Resize, which is bilinear and, of Pillow's images, averages what it shrinks.
-    ImageOps.exif_transpose(image, in_place=True)
-    side = min(image.size) if crop == 0 else min(crop, *image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = as_8_bit(image.crop((left, top, left + side, top + side)), "L" if channels == 1 else "RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, channels)
-
-
-def open_image(file: BinaryIO) -> Image.Image:
-    """Image.open for the formats that are read, which says of any other file what it is instead."""
-    try:
-        return Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
-        file.seek(0)
-        start = file.read(512)
-        kind = "an HTML page" if is_html(start) else "not an image" if start else "an empty file"
-        raise DataError(kind) from None
-
-
-def as_8_bit(image: Image.Image, mode: str) -> Image.Image:
-    """An image of any mode as "L" or "RGB", 8 bits a channel; what is transparent turns white."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise DataError("pixels of 32 bits, of which nothing says what is white")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
-
-
-def why_bad(error: Exception) -> str:
-    """Say in a few words why an image could not be read."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0][:120]
-
-
-def is_html(start: bytes) -> bool:
-    """Whether a file that starts like this is a web page, such as a server sends in place of what was asked for."""
-    return start.lstrip().lower().startswith((b"<!doctype", b"<html"))
-
-
-def shown(path: str | bytes | Path) -> str:
-    """A path as text that can be printed, whatever bytes are in it."""
-    return os.fsencode(path).decode(errors="replace")
-
-
-def lazy_files(folder: Path, names: np.ndarray, size: int, crop: int, channels: int, skip: bool) -> LazyImages:
-    """The image files of a folder by their names, bytes (N,): 200,000 names take a few megabytes so."""
-    within = os.fsencode(folder)
-
-    def read(number: int) -> np.ndarray:
-        return read_image(os.path.join(within, names[number]), size, crop, channels)
-
-    return LazyImages(read, np.arange(len(names)), (size, size, channels), skip)
-
-
-# --- CelebA -----------------------------------------------------------------------------------------------------------
-def celeba(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset:
-    """CelebA (Liu et al. 2015), aligned and cropped, from DATA_DIR/celeba or DATA_DIR: RGB, its 40 attributes as bool.
-
-    The official splits: 0 trains, 2 tests, and 1, validation, is left alone. All labels are 0. The folder holds
-    list_eval_partition.txt, list_attr_celeba.txt, and img_align_celeba/ or img_align_celeba.zip, which is unpacked
-    once. Raises DataError.
-    """
-    folder, partition_list, attribute_list = celeba_places(data_dir)
-    names, parts, attributes, values = read_lists(partition_list, attribute_list)
-    others = [path.name for path in (partition_list, attribute_list) if not is_published(path)]
-    for name in others:  # a set made in CelebA's layout is welcome
-        say(f"note       {name} is not CelebA's own (MD5)")
-    train, test = np.flatnonzero(parts == TRAIN), np.flatnonzero(parts == TEST)
-    check_parts(partition_list, len(train), len(test))
-    pictures = celeba_images(folder)
-    check_present(pictures, names[np.sort(np.concatenate((train, test)))], partition_list)
-    images = lazy_files(pictures, names, size, crop or CELEBA_CROP, 3, skip)
-    labels = [np.zeros(len(part), np.uint8) for part in (train, test)]
-    verified = "" if others else "lists verified by MD5"
-    about = str(folder), verified, attributes, values[train], values[test]
-    return Dataset("CelebA", images.rows(train), labels[0], images.rows(test), labels[1], *about)
-
-
-def celeba_places(data_dir: str) -> tuple[Path, Path, Path]:
-    """The folder of CelebA, and its lists of parts and of attributes in it, there or not."""
-    folder = Path(os.path.expanduser(data_dir))
-    folder = folder / "celeba" if (folder / "celeba").is_dir() else folder
-    return folder, folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
-
-
-def check_parts(partition: Path, train: int, test: int) -> None:
-    """Raise DataError if CelebA has too few images to train on or to test on."""
-    if not train or test < SHOWN_OF_A_LABEL:
-        few = f"{train:,} images to train on (0) and {test:,} to test on (2)"
-        raise DataError(f"{partition}: {few}; at least 1 and {SHOWN_OF_A_LABEL} are needed")
-
-
-def celeba_labels(data_dir: str) -> tuple[np.ndarray, np.ndarray]:
-    """The labels of CelebA's images to train on and to test on, all 0; the lists are not checked line by line yet.
+def folder_labels(data_dir: str) -> tuple[str, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The title of a folder of images, the labels of those to train on and to test on, and their names.
 
     Raises DataError.
     """
-    _, partition, attributes = celeba_places(data_dir)
-    check_lists(partition, attributes)
-    counts = Counter(partition.read_bytes().split()[1::2])
-    if not counts or counts.keys() - set(PARTS):
-        read_table(partition, 0, 1, PARTS)  # which raises
-    train, test = (counts[PARTS[part]] for part in (TRAIN, TEST))
-    check_parts(partition, train, test)
-    return np.zeros(train, np.uint8), np.zeros(test, np.uint8)
+    found = look(data_dir)
+    labels = found.labels[found.train], found.labels[found.test]
+    return found.root.resolve().name, *labels, found.label_names
 
 
-def celeba_images(folder: Path) -> Path:
-    """The folder of the images, unpacked from the zip beside it if need be. Raises DataError."""
-    pictures, archive = folder / "img_align_celeba", folder / "img_align_celeba.zip"
-    if not pictures.is_dir():
-        if not archive.is_file():
-            missing = "neither img_align_celeba nor img_align_celeba.zip is there"
-            raise DataError(f"{folder}: {missing}; set DATA_DIR to the folder that holds CelebA")
-        if not is_published(archive):
-            with open(archive, "rb") as file:
-                page = is_html(file.read(512))
-            size = f"incomplete ({archive.stat().st_size:,} bytes)"
-            other = f"not the published file (MD5), but {size} or another; fetch it again"
-            raise DataError(f"{archive}: {f'an HTML page and no zip; {QUOTA}' if page else other}")
-        unpack(archive, pictures)
-    nested = pictures / "img_align_celeba"  # as some repackaged zips have it
-    return nested if nested.is_dir() else pictures
-
-
-def is_published(path: Path) -> bool:
-    """Whether one of CelebA's files is the published one."""
-    digest, size = hashlib.md5(usedforsecurity=False), path.stat().st_size
-    with open(path, "rb") as file, tqdm.wrapattr(file, "read", total=size, desc="checking", **BAR) as watched:
-        while block := watched.read(2**20):
-            digest.update(block)
-    return digest.hexdigest() == CELEBA_MD5[path.name]
-
-
-def unpack(archive: Path, target: Path) -> None:
-    """Unpack the JPEGs of a zip into the folder `target`, which appears whole or not at all. Raises DataError."""
-    try:
-        with zipfile.ZipFile(archive) as members, TemporaryDirectory(prefix=".", dir=target.parent) as beside:
-            whole = Path(beside, target.name)
-            whole.mkdir()
-            for member in tqdm(members.infolist(), desc="unpacking", unit=" images", **BAR):
-                name = member.filename.replace("\\", "/").rpartition("/")[2]  # no folder, so none above this one
-                if name.lower().endswith(".jpg") and not name.startswith("."):
-                    with members.open(member) as packed, open(whole / name, "xb") as file:
-                        shutil.copyfileobj(packed, file)
-            if not target.is_dir():  # another run may have been faster
-                os.rename(whole, target)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{archive}: cannot be unpacked, {why_bad(error)}") from None
-
-
-def read_lists(partition: Path, path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]:
-    """CelebA's lists of parts and (`path`) of attributes: names of N images, bytes, their parts (N,), A attributes, and
-    whether each image has them, bool (N, A).
-
-    Raises DataError for a list that is missing, a web page, wrong in a line, or of other images than the other one.
-    """
-    check_lists(partition, path)
-    names, parts = read_table(partition, 0, 1, PARTS)
-
-    with open(path, "rb") as file:
-        count, attributes = file.readline().strip(), file.readline().split()
-    if not count.isdigit():
-        raise DataError(f"{path}, line 1: {count.decode(errors='replace')[:60]!r} is not the number of images")
-    listed, values = read_table(path, 2, len(attributes), (b"-1", b"1"))
-    if len(listed) != int(count):
-        raise DataError(f"{path}, line 1: {int(count):,} images are announced, but {len(listed):,} are listed")
-    if len(listed) != len(names):
-        raise DataError(f"{path}: {len(listed):,} images, but {partition.name} has {len(names):,}")
-    if len(different := np.flatnonzero(listed != names)):
-        here, there = (shown(bytes(each[different[0]])) for each in (listed, names))
-        raise DataError(f"{path}, line {different[0] + 3}: {here}, where {partition.name} has {there}")
-    return names, parts[:, 0], tuple(name.decode(errors="replace") for name in attributes), values.astype(bool)
-
-
-def check_lists(*paths: Path) -> None:
-    """Raise DataError for a list that is missing or a web page."""
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                start = file.read(512)
-        except OSError as error:
-            raise DataError(f"{path}: {why_bad(error)}; set DATA_DIR to the folder that holds CelebA") from None
-        if is_html(start):
-            raise DataError(f"{path}: an HTML page and no list; {QUOTA}")
-
-
-def read_table(path: Path, header: int, columns: int, allowed: tuple[bytes, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The lines of a list below its `header` lines, each a name and `columns` values.
-
-    Returns the names, bytes (N,), and for each value which of the allowed ones it is, uint8 (N, columns). Raises
-    DataError, which names the first line that is wrong.
-    """
-    names, rows, codes = [], [], {value: code for code, value in enumerate(allowed)}
-    with open(path, "rb") as file:
-        for line, text in enumerate(islice(file, header, None), header + 1):
-            name, *values = text.split() or [b""]
-            if len(values) != columns or not codes.keys() >= set(values):
-                expected = f"a name and {columns} of {', '.join(value.decode() for value in allowed)}"
-                wrong = text.decode(errors="replace").strip()[:60]
-                raise DataError(f"{path}, line {line}: {wrong!r} is not {expected}")
-            names.append(name)
-            rows.append(bytes(map(codes.get, values)))
-    if not names:
-        raise DataError(f"{path}: it lists no images")
-    return np.array(names), np.frombuffer(b"".join(rows), np.uint8).reshape(-1, columns)
-
-
-def check_present(folder: Path, names: np.ndarray, listed_in: Path) -> None:
-    """Raise DataError unless the folder has files of all these names."""
-    missing = names[~np.isin(names, np.array(os.listdir(os.fsencode(folder)), bytes))]
-    if len(missing):
-        which = f"{len(missing):,} of the images that {listed_in.name} lists are missing"
-        raise DataError(f"{folder}: {which}; the first is {shown(bytes(missing[0]))}")
-
-
-# --- a folder of images -----------------------------------------------------------------------------------------------
-def folder(data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset:
-    """Every image file below a folder, grey if the first one is, else RGB; its first-level sub-folders are the labels.
-
-    Labels are numbered in the order of their names; images that lie in no sub-folder have one of their own, the first.
-    Two sub-folders `train` and `test` are the split, and the labels are below them. Else a tenth of each label, drawn
-    by a fixed key and at most 10,000 together, are the test images. The training images are in an order drawn by that
-    key, so that the last ones, which HELD_OUT takes, are of all labels. Hidden files and folders are left out, and
-    links to folders are not followed. Raises DataError.
-    """
-    root, names, labels, train, test = list_folder(data_dir)
-    channels = 1 if is_grey(root, names, skip) else 3
-    images = lazy_files(root, names, size, crop, channels, skip)
-    title = root.resolve().name
-    return Dataset(title, images.rows(train), labels[train], images.rows(test), labels[test], source=str(root))
-
-
-def list_folder(data_dir: str) -> tuple[Path, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What `folder` finds without opening an image: the folder, the names from there on of N images, bytes (N,), their
-    labels (N,), and the positions among these of the images to train on and to test on. Raises DataError.
-    """
+def look(data_dir: str) -> Found:
+    """What the folder `data_dir` has. Raises DataError."""
     root = Path(os.path.expanduser(data_dir))
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; set DATA_DIR to the folder of images")
-    tops = [root / "train", root / "test"]
-    is_split = all(map(Path.is_dir, tops))
-    tops = tops if is_split else [root]
-    groups = [find_images(root, top) for top in tops]
-    for top, found in zip(tops, groups, strict=True):
-        if not found:
-            raise DataError(f"{top}: no images ({', '.join(map(shown, SUFFIXES))}); set DATA_DIR to their folder")
-    known, labels = np.unique([label for label, _ in chain(*groups)], return_inverse=True)
-    names, labels = np.array([name for _, name in chain(*groups)]), labels.astype(np.int32)
-    if is_split:
-        train = np.random.default_rng(SPLIT_KEY).permutation(len(groups[0]))
-        test = np.arange(len(groups[0]), len(names))
-        check_counts(labels[test], SHOWN_OF_A_LABEL, lambda label: root / "test" / shown(known[label]))
+        raise DataError(f"{shown(root)}: no such folder; set DATA_DIR to the folder of images")
+    changed, strange = find_files(root)
+    files = sorted(changed)
+    paths = tuple(os.path.join(os.fsencode(root), name) for name in files)
+    kinds, ids = images.look_at_files(paths, tuple(changed[name] for name in files))
+    left_out = strange + [(kind, name) for kind, name in zip(kinds, files, strict=True) if kind]
+    is_image = np.array([not kind for kind in kinds], bool)
+    names, ids = np.array(files)[is_image], ids[is_image]
+    if not len(names):
+        others = f"; there is {'; '.join(images.counted(left_out))}" if left_out else ""
+        raise DataError(f"{shown(root)}: no images{others}; set DATA_DIR to their folder")
+    parts, labels, split = by_folders([bytes(name).split(b"/")[:-1] for name in names])
+    used = np.isin(parts, ("train", "test"))
+    left_out += [(part, bytes(name)) for part, name in zip(parts[~used], names[~used], strict=True)]
+    names, ids, parts = names[used], ids[used], parts[used]
+    label_names, labels = np.unique(labels[used], return_inverse=True)
+    labels = labels.astype(np.int32)
+    if split:
+        train, test = (np.flatnonzero(parts == part) for part in ("train", "test"))
+        train = np.random.default_rng(SPLIT_KEY).permutation(train)
+        copies = int(np.isin(ids[test], ids[train]).sum())
+        split += f"; {copies:,} of the test images are copies of training images" if copies else ""
     else:
-        check_counts(labels, SHOWN_OF_A_LABEL + 1, lambda label: root / shown(known[label]))
-        train, test = draw_split(labels)
-    return root, names, labels, train, test
+        try:
+            train, test = draw_split(labels, ids)
+        except DataError as error:
+            raise DataError(f"{shown(root)}: {error}") from None
+        split = f"no folders train and test, so {len(test):,} of {len(names):,} are tested on, drawn by a fixed key"
+    names_of = tuple(shown(bytes(name)) if name else "(no folder)" for name in label_names)
+    return Found(root, names, labels, names_of, ids, train, test, split, images.counted(left_out))
 
 
-def folder_labels(data_dir: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """The title of a folder of images, and the labels of those to train on and to test on. Raises DataError."""
-    root, _, labels, train, test = list_folder(data_dir)
-    return root.resolve().name, labels[train], labels[test]
+def find_files(root: Path) -> tuple[dict[bytes, int], list[tuple[str, bytes]]]:
+    """The names of all files below a folder, from there on, each with the time of its last change in nanoseconds; and
+    what is no file, as (why, name).
 
-
-def find_images(root: Path, top: Path) -> list[tuple[bytes, bytes]]:
-    """The image files below a folder `top`: the sub-folder that each is somewhere in, b"" if in none, and its name from
-    `root` on. They are sorted by both.
+    Links are followed, but no folder is looked at twice, so a link to a folder above is no trap. What systems leave
+    behind is not seen. Raises DataError for a folder that cannot be listed.
     """
+    files, strange, seen = {}, [], set()
 
-    def refuse(error: OSError):  # os.walk would pass over a folder that it cannot list
-        raise DataError(f"{shown(error.filename)}: {why_bad(error)}") from None
+    def search(folder: bytes, within: bytes) -> None:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            strange.append(("a link to a folder that was looked at already", within))
+            return
+        seen.add((status.st_dev, status.st_ino))
+        entries = [entry for entry in os.scandir(folder) if not entry.name.lower().startswith(NOT_SEEN)]
+        for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
+            name = os.path.join(within, entry.name)
+            if entry.is_dir():
+                search(entry.path, name)
+            elif entry.is_file():
+                files[name] = entry.stat().st_mtime_ns
+            else:
+                strange.append(("a broken link" if entry.is_symlink() else "not a file", name))
 
-    start, top = os.fsencode(root), os.fsencode(top)
-    found = []
-    for folder, folders, files in os.walk(top, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(b".")]
-        label = b"" if folder == top else os.path.relpath(folder, top).split(os.sep.encode())[0]
-        within = b"" if folder == start else os.path.join(os.path.relpath(folder, start), b"")
-        images = [name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(b".")]
-        found += [(label, within + name) for name in images]
-    return sorted(found)
-
-
-def check_counts(labels: np.ndarray, least: int, place: Callable[[int], object]) -> None:
-    """Raise DataError for the first label that has fewer images than `least`; place(label) is what it is called."""
-    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-        if count < least:
-            shown_ones = f"{SHOWN_OF_A_LABEL} of each label are test images that are shown"
-            raise DataError(f"{place(label)}: too few images, {count}; at least {least} are needed, as {shown_ones}")
-
-
-def draw_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The positions of training and test images, drawn by SPLIT_KEY: of each label a tenth is tested on, or 3 if more.
-
-    Less than a tenth where that would be more than 10,000 images. Training positions are shuffled, test ones sorted.
-    """
-    rng = np.random.default_rng(SPLIT_KEY)
-    order = rng.permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]  # by label, shuffled within each
-    share = min(0.1, MOST_TESTED / len(labels))
-    _, counts = np.unique(labels, return_counts=True)
-    tested = np.maximum(SHOWN_OF_A_LABEL, (counts * share).astype(int))
-    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, ... within each label
-    is_test = rank < np.repeat(tested, counts)
-    return rng.permutation(order[~is_test]), np.sort(order[is_test])
-
-
-def is_grey(root: Path, names: np.ndarray, skip: bool) -> bool:
-    """Whether the first image is grey; with `skip`, the first that can be opened. Raises BadImage and DataError."""
-
-    def read(number: int) -> bool:
-        path = os.path.join(os.fsencode(root), names[number])
-        with bad_images(shown(path)), open(path, "rb") as file:
-            return open_image(file).mode in GREY_MODES
-
-    return LazyImages(read, np.arange(len(names)), (), skip).read_at(0)  # which passes bad ones over
-
-
-# --- TensorFlow Datasets ----------------------------------------------------------------------------------------------
-def tfds(name: str, data_dir: str, size: int, crop: int, skip: bool, say: Say) -> Dataset:
-    """A set of TensorFlow Datasets, as in "cifar10", downloaded into `data_dir` unless it is there.
-
-    Tested on is its split `test`, else `validation`, else a tenth of `train`. An image's id follows from the set, the
-    split and its number there. Raises DataError.
-    """
-    title, skipped = f"tfds:{name}", set()
-    sources, features = open_tfds(name, title, os.path.expanduser(data_dir))
-    if "train" not in sources:
-        raise DataError(f"{title}: it has no split called train, but {', '.join(sources)}")
-    if "image" not in features or len(features["image"].shape) != 3 or features["image"].np_dtype != np.uint8:
-        raise DataError(f"{title}: it has no feature called image that is an image of 8 bits; choose another set")
-    channels = 1 if features["image"].shape[-1] == 1 else 3
-
-    def lazy_split(split: str) -> LazyImages:
-        def read(number: int) -> np.ndarray:
-            with bad_images(f"{title}, image {number} of {split}"):
-                return decode(io.BytesIO(sources[split][number]["image"]), size, crop, channels)
-
-        return LazyImages(read, np.arange(len(sources[split])), (size, size, channels), skip, skipped)
-
-    names = getattr(features["label"], "names", None) if "label" in features else None
-    about = {"source": data_dir, "label_names": tuple(map(str, names or ()))}
-    details = {"pixels": "grey" if channels == 1 else "colour"}
-    images, labels = lazy_split("train"), read_labels(sources["train"], features)
-    ids = numbered_ids(f"{title} train", len(labels))
-    for split in ("test", "validation"):
-        if split in sources:
-            tested, details["split"] = read_labels(sources[split], features), f"its splits train and {split}"
-            about |= {"train_ids": ids, "test_ids": numbered_ids(f"{title} {split}", len(tested)), "details": details}
-            return Dataset(title, images, labels, lazy_split(split), tested, **about)
-    train, test = dataset.draw_split(labels, ids)
-    about |= {"train_ids": ids[train], "test_ids": ids[test]}
-    about["details"] = details | {"split": "a tenth of its split train, drawn by a fixed key"}
-    return Dataset(title, images.rows(train), labels[train], images.rows(test), labels[test], **about)
-
-
-def numbered_ids(name: str, count: int) -> np.ndarray:
-    """The ids of images that are known by their number in a split of this name, uint64 (N,)."""
-    texts = (f"{name} {number}".encode() for number in range(count))
-    return np.array([int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) for text in texts], np.uint64)
-
-
-def open_tfds(name: str, title: str, folder: str) -> tuple[dict[str, Sequence], Mapping]:
-    """The splits of a set, whose images are not decoded, by their names, and its features. Raises DataError."""
     try:
-        import tensorflow_datasets as library  # here, as it is optional
-
-        builder = library.builder(name, data_dir=folder, file_format="array_record")  # other formats know no order
-        builder.download_and_prepare()
-        features = builder.info.features
-        decoders = {"image": library.decode.SkipDecoding()} if "image" in features else None
-        return {split: builder.as_data_source(split, decoders=decoders) for split in builder.info.splits}, features
-    except ImportError as error:
-        missing = (error.name or "tensorflow_datasets").partition(".")[0]
-        packages = "tensorflow-datasets array-record" if missing in TFDS_MODULES else missing
-        raise DataError(f"{title} needs {missing}: pip install {packages}") from None
-    except Exception as error:  # of its own, of the network, of the disk
-        said = str(error).partition('builder_kwargs "')[2].partition('}": ')[2]  # what follows its list of arguments
-        why = why_bad(DataError(said) if said else error)
-        if why.startswith("File format is already set"):
-            why = f"{folder} has it in a format without random access; set DATA_DIR to another folder"
-        raise DataError(f"{title}: {why}") from None
+        search(os.fsencode(root), b"")
+    except OSError as error:
+        raise DataError(f"{shown(error.filename)}: {images.why_bad(error)}") from None
+    return files, strange
 
 
-def read_labels(source: Sequence, features: Mapping) -> np.ndarray:
-    """The labels of a split, int32 (N,), all 0 where it has none: a pass over it, 60 microseconds an image."""
-    if "label" not in features or features["label"].shape or not np.issubdtype(features["label"].np_dtype, np.integer):
-        return np.zeros(len(source), np.int32)
-    numbers = tqdm(range(len(source)), desc="labels", unit=" images", **BAR)
-    return np.fromiter((source[number]["label"] for number in numbers), np.int32, len(source))
+def by_folders(folders: Sequence[list[bytes]]) -> tuple[np.ndarray, np.ndarray, str]:
+    """What the folders that each of N images is in, outer ones first, say of it.
+
+    Returns parts (N,), "train", "test", or why an image is neither; labels, bytes (N,); and how the split was found, ""
+    if it was not, where all are "train". A folder that holds all others is no label, nor is the name of a part.
+    """
+    depth = wrappers(folders)
+    for at in (depth, depth + 1):  # animals/train/cat or animals/cat/train
+        names = [path[at] if len(path) > at else b"" for path in folders]
+        roles = np.array([PARTS.get(name.decode(errors="replace").lower(), "") for name in names])
+        if {"train"} < {*roles} - {""} and (at == depth or all(roles)):
+            break
+    else:
+        return np.full(len(folders), "train"), np.array([label(path, depth) for path in folders]), ""
+    tested = "test" if "test" in roles else "val"
+    parts = roles.astype("U60")
+    parts[roles == tested] = "test"
+    parts[(roles == "val") & (tested == "test")] = "validation image, as there are test images"
+    parts[roles == ""] = "image beside the folders of the split"
+    rest = [path[depth:at] + path[at + 1 :] for path in folders]
+    level = wrappers([path for path, role in zip(rest, roles, strict=True) if role])
+    called = {
+        part: sorted({shown(name) for name, role in zip(names, roles, strict=True) if role == part}) for part in PARTS
+    }
+    split = f"the folders {', '.join(called['train'])} and {', '.join(called[tested])}"
+    return parts, np.array([label(path, level) for path in rest]), split
+
+
+def wrappers(folders: Sequence[list[bytes]]) -> int:
+    """How many folders are around all others, as zips have them."""
+    depth = 0
+    while all(len(path) > depth + 1 for path in folders) and len({path[depth] for path in folders}) == 1:
+        depth += 1
+    return depth
+
+
+def label(folders: list[bytes], level: int) -> bytes:
+    """The folder of this level that an image is in; b"" if it is in none."""
+    return folders[level] if len(folders) > level else b""

@@ -1,6 +1,8 @@
 """What a user is shown: doubts before a run, progress during it, and its numbers after it."""
 
 import math
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over the test set (Burda 
 PUBLISHED_NLL = {  # by data set, for a single stochastic layer trained on the ELBO, dynamic binarisation
     "mnist": {"nll": 86.76, "source": "Burda et al. 2015", "model": "50 latents, 2 x 200 tanh, 5,000 samples"},
 }
+LISTED_LABELS = 10  # of which the header shows the counts
 NO_ELBO = "-(loss + KL)"  # what it is called where the loss is neither a likelihood nor a density
 REPORTED = (  # the numbers of a report, in order; one that a run does not have is null in report.json
     "kind", "test_reconstruction", "of", "test_elbo", NO_ELBO, "test_kl", "kl_per_latent", "active_units",
@@ -71,12 +74,29 @@ def header(settings: Settings, dataset: Dataset, device: str, folder: Path) -> s
     sizes = f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images"
     sizes += " (held out of the training images)" if s.held_out else ""
     sizes += f", {dataset.verified}" if dataset.verified else ""
-    return (
-        f"data       {dataset.title}: {sizes}, from {dataset.source}\n"
-        f"model      {shape}, {device}\n"
-        f"schedule   {schedule(s, len(dataset.train_images) // s.batch_size)}\n"
-        f"run        {folder}"
-    )
+    lines = [
+        f"data       {dataset.title}: {sizes}, from {dataset.source}",
+        *data_lines(dataset.details),
+        f"model      {shape}, {device}",
+        f"schedule   {schedule(s, len(dataset.train_images) // s.batch_size)}",
+        f"run        {folder}",
+    ]
+    return "\n".join(lines)
+
+
+def data_lines(details: Mapping[str, Any]) -> list[str]:
+    """What else is to be known of the data, a line each: split, labels with their counts, pixels, what is left out."""
+    lines, labels = [], details.get("labels", {})
+    if details.get("split"):
+        lines.append(f"split      {details['split']}")
+    if len(labels) > 1 and details.get("split"):
+        shown = [f"{name} {train:,} + {test:,}" for name, (train, test) in islice(labels.items(), LISTED_LABELS)]
+        more = [f"and {len(labels) - LISTED_LABELS:,} more"] if len(labels) > LISTED_LABELS else []
+        lines.append(f"labels     {len(labels):,}: {', '.join(shown + more)}")
+    found = [details[name] for name in ("pixels", "sizes") if name in details]
+    lines += [f"pictures   {', '.join(found)}"] if found else []
+    lines += [f"           {details[name]}" for name in ("range", "fit") if name in details]
+    return lines + [f"left out   {text}" for text in details.get("left_out", ())]
 
 
 def schedule(s: Settings, steps_per_epoch: int) -> str:

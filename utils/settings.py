@@ -33,7 +33,7 @@ ROOT = PARAMS.parent  # where the code is that reads the constants
 # The constants that were added since commit 803fe99, each with the value that does what the code did without it. A run
 # that was saved without one is a run with this value. Whoever adds a constant adds it here too.
 BEFORE: dict[str, Any] = {
-    "image_size": 64, "image_crop": 0, "skip_bad_images": False,
+    "image_size": 64, "image_crop": 0, "image_fit": "crop", "skip_bad_images": False,
     "architecture": "mlp", "channels": (32, 64, 128), "residual_blocks": 1, "mixed_precision": False,
 }  # fmt: skip
 MOST_KL_STEPS = 2_000  # that KL_STEPS = 0 can mean
@@ -76,6 +76,7 @@ class Settings(BaseModel):
             (not learned and s.loss == "logistic", "decoder_scale", "loss", fits),
             (convolves and not s.channels, "channels", "architecture", "which has at least one stage"),
             (convolves and odd, "image_size", "architecture", "which halves images; multiples of 4 are"),
+            (s.image_fit == "keep" and s.dataset != "folder", "image_fit", "dataset", "whose images are made square"),
             (plain and s.noise_dim, "noise_dim", "autoencoder", "which is trained without any noise"),
             (plain and other_prior, "prior", "autoencoder", "which has no prior"),
             (plain and other_bound, "bound", "autoencoder", "which has none"),

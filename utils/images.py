@@ -1,0 +1,286 @@
+"""One image file: what kind it is, its pixels in the size that is trained on; and what many of them have in common."""
+
+import contextlib
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from utils.dataset import READERS, BadImage, DataError, LazyImages, hashed
+
+NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # for which Pillow starts other programs, or has no reader
+GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
+BAR = {"ncols": 79, "ascii": " #", "disable": None, "leave": False}
+ENDS = 65_536  # bytes of a file, at its start and at its end, from which its id follows
+SURVEYED = 2_000  # images that are opened to see what a folder has
+WHITES = (1_023, 4_095, 16_383)  # of cameras and scanners that write 10, 12 or 14 bits into 16
+KINDS = {  # of files that are taken for images and are none that Pillow reads: how they start
+    "a HEIC picture, to be converted to JPEG or PNG": (
+        b"heic",
+        b"heix",
+        b"heif",
+        b"mif1",
+        b"msf1",
+    ),
+    "a movie": (b"mp41", b"mp42", b"isom", b"qt  ", b"M4V "),
+    "a Git LFS pointer; git lfs pull fetches the picture": (b"version https://git-lfs",),
+    "a zip archive; unpack it": (b"PK\x03\x04",),
+    "a PDF": (b"%PDF",),
+    "NumPy's data; DATASET = arrays reads it": (b"\x93NUMPY",),
+}
+
+
+class Prepared(NamedTuple):
+    """How images are brought to the pixels that are trained on."""
+
+    shape: tuple[int, int, int]  # (H, W, C), grey if C is 1
+    crop: int = 0  # IMAGE_CROP
+    fit: str = "crop"  # IMAGE_FIT
+    white: int = 65_535  # the value of a 16-bit pixel that is white
+
+
+# --- one image --------------------------------------------------------------------------------------------------------
+def read_image(path: str | bytes | Path, how: Prepared) -> np.ndarray:
+    """An image file in the shape that is trained on, uint8 (H, W, C).
+
+    The type of a file is detected from its content, not its extension. Raises BadImage.
+    """
+    with bad_images(shown(path)), open(path, "rb") as file:
+        return decode(file, how)
+
+
+@contextlib.contextmanager
+def bad_images(name: str) -> Iterator[None]:
+    """Within the block any error is raised as BadImage, because decoders fail in every way there is."""
+    try:
+        yield
+    except Exception as error:
+        raise BadImage(f"{name}: {why_bad(error)}") from None
+
+
+def decode(file: BinaryIO, how: Prepared) -> np.ndarray:
+    """read_image of an open file; raises whatever Pillow raises."""
+    image = open_image(file)
+    (height, width, channels), mode = how.shape, "L" if how.shape[2] == 1 else "RGB"
+    # The pixels that published figures are of: a whole decoding, though Image.draft at half the size is a fifth faster,
+    # then torchvision's CenterCrop and Resize, which is bilinear and, of Pillow's images, averages what it shrinks.
+    ImageOps.exif_transpose(image, in_place=True)
+    if how.fit == "crop" or how.crop:
+        side = min(how.crop or min(image.size), *image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    image = as_8_bit(image, mode, how.white)
+    if how.fit == "pad":
+        image = ImageOps.pad(image, (width, height), Image.Resampling.BILINEAR, color=0)
+    elif how.fit == "keep":
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    else:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(height, width, channels)
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that are read: all that Pillow reads without another program."""
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - NOT_READ))
+
+
+@cache
+def suffixes() -> frozenset[bytes]:
+    """The endings of the names of such files, in lower case."""
+    Image.init()
+    return frozenset(ending.encode() for ending, kind in Image.EXTENSION.items() if kind in formats())
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Image.open for the formats that are read, which says of any other file what it is instead."""
+    try:
+        return Image.open(file, formats=formats())
+    except UnidentifiedImageError:
+        file.seek(0)
+        raise DataError(kind_of(file.read(512))) from None
+
+
+def kind_of(start: bytes) -> str:
+    """What a file is that starts like this and is no image that can be read, in words."""
+    if not start:
+        return "an empty file"
+    if is_html(start):
+        return "an HTML page"
+    brands = start[8:12] if start[4:8] == b"ftyp" else start
+    return next((kind for kind, starts in KINDS.items() if brands.startswith(starts)), "not an image")
+
+
+def as_8_bit(image: Image.Image, mode: str, white: int = 65_535) -> Image.Image:
+    """An image of any mode as "L" or "RGB", 8 bits a channel; what is transparent turns white."""
+    if image.mode.startswith("I;16"):
+        pixels = np.asarray(image)
+        pixels = pixels >> 8 if white == 65_535 else np.minimum(np.rint(pixels * (255 / white)), 255)
+        image = Image.fromarray(pixels.astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError("pixels of 32 bits, of which nothing says what is white")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def why_bad(error: Exception) -> str:
+    """Say in a few words why an image could not be read."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0][:120]
+
+
+def is_html(start: bytes) -> bool:
+    """Whether a file that starts like this is a web page, such as a server sends in place of what was asked for."""
+    return start.lstrip().lower().startswith((b"<!doctype", b"<html"))
+
+
+def shown(path: str | bytes | Path) -> str:
+    """A path as text that can be printed in one line, whatever bytes are in it."""
+    text = os.fsencode(path).decode(errors="replace")
+    return text if text.isprintable() else repr(text)
+
+
+def lazy_files(folder: Path, names: np.ndarray, how: Prepared, skip: bool) -> LazyImages:
+    """The image files of a folder by their names, bytes (N,): 200,000 names take a few megabytes so."""
+    within = os.fsencode(folder)
+
+    def read(number: int) -> np.ndarray:
+        return read_image(os.path.join(within, names[number]), how)
+
+    return LazyImages(read, np.arange(len(names)), how.shape, skip)
+
+
+# --- many images ------------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=1)  # because a folder is looked at before TensorFlow loads, and again when the run begins
+def look_at_files(paths: tuple[bytes, ...], changed: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
+    """Of each file why it is no image, "" for one, and its id, uint64 (N,): a hash of its size, its start and its end.
+
+    `changed` says when each was, in nanoseconds. A file with the name of an image is taken for one, whatever is in it,
+    so that a broken one is not passed over.
+    """
+
+    def look(path: bytes) -> tuple[str, np.uint64]:
+        try:
+            size = os.stat(path).st_size
+            with open(path, "rb") as file:
+                ends = file.read(ENDS)
+                if size > ENDS:
+                    file.seek(max(ENDS, size - ENDS))
+                    ends += file.read(ENDS)
+        except OSError as error:
+            return why_bad(error), np.uint64(0)
+        kind = "" if os.path.splitext(path)[1].lower() in suffixes() or opens(path) else kind_of(ends[:512])
+        return kind, hashed([ends + str(size).encode()])[0]
+
+    with ThreadPoolExecutor(READERS) as pool:
+        bar = {**BAR, "desc": "looking", "unit": " files", "delay": 2, "total": len(paths)}
+        found = list(tqdm(pool.map(look, paths, chunksize=64), **bar))
+    return [kind for kind, _ in found], np.array([known for _, known in found], np.uint64)
+
+
+def opens(path: bytes) -> bool:
+    """Whether Pillow takes a file for an image, as far as its start tells."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()):
+            return True
+    except Exception:  # whatever a decoder makes of bytes that are no image
+        return False
+
+
+class Survey(NamedTuple):
+    """What the images that were looked at have in common."""
+
+    grey: int  # how many of `count` are grey
+    count: int
+    sizes: np.ndarray  # width and height (count, 2), as they are seen
+    names: list[bytes]  # (count,)
+    deepest: int  # the largest value of a 16-bit pixel; 0 without such images
+
+
+def survey(folder: Path, names: np.ndarray) -> Survey:
+    """Look at all images (N,) or, of more than 2,000, at these many; those that cannot be opened are left out."""
+    some = names[np.unique(np.linspace(0, len(names) - 1, min(len(names), SURVEYED)).astype(int))]
+
+    def look(name: bytes) -> tuple[bytes, bool, tuple[int, int], int] | None:
+        try:
+            with warnings.catch_warnings(action="ignore"), Image.open(os.path.join(os.fsencode(folder), name)) as image:
+                size = image.size[::-1] if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else image.size
+                deepest = int(np.asarray(image).max()) if image.mode.startswith("I;16") else 0
+                return name, image.mode in GREY_MODES, size, deepest
+        except Exception:  # it is reported when it is read
+            return None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        seen = [each for each in pool.map(look, some) if each]
+    sizes = np.array([size for _, _, size, _ in seen]).reshape(-1, 2)
+    grey, deepest = sum(is_grey for _, is_grey, _, _ in seen), max((deep for *_, deep in seen), default=0)
+    return Survey(grey, len(seen), sizes, [name for name, *_ in seen], deepest)
+
+
+def prepared(found: Survey, size: int, crop: int, fit: str) -> Prepared:
+    """How to prepare images: in colour unless all are grey; a rectangle of their median shape if IMAGE_FIT is keep."""
+    width = height = size
+    if fit == "keep" and found.count:
+        aspect = float(np.median(found.sizes[:, 0] / found.sizes[:, 1]))
+        other = max(4, round(size * min(aspect, 1 / aspect) / 4) * 4)
+        width, height = (size, other) if aspect >= 1 else (other, size)
+    white = next((white for white in WHITES if found.deepest <= white), 65_535) if found.deepest else 65_535
+    return Prepared((height, width, 1 if found.grey == found.count else 3), crop, fit, white)
+
+
+def describe(found: Survey, how: Prepared, total: int) -> dict[str, str]:
+    """What was found, and what is done to it, in words."""
+    height, width, channels = how.shape
+    looked = f" (of {found.count:,} that were looked at)" if found.count < total else ""
+    other = found.grey if channels == 3 else 0
+    words = {"pixels": "colour" if channels == 3 else "grey"}
+    if other:
+        words["pixels"] += f"; {other:,} of {found.count:,} are grey and are converted"
+    elif looked:
+        words["pixels"] += looked
+    smallest, largest = (found.sizes[pick(found.sizes.prod(axis=1))] for pick in (np.argmin, np.argmax))
+    one = f"{smallest[0]} x {smallest[1]}"
+    words["sizes"] = one if (found.sizes == smallest).all() else f"{one} to {largest[0]} x {largest[1]}"
+    kept = np.minimum(1, kept_of(found.sizes, how))
+    worst = int(kept.argmin())
+    names = {"crop": "the middle square", "pad": "the whole picture on black", "keep": "the middle of the same shape"}
+    cut = f"{how.crop} x {how.crop} pixels of the middle" if how.crop else names[how.fit]
+    lost = 100 * (1 - kept[worst])
+    if lost >= 0.5:
+        cut += f", which cuts off {100 * (1 - np.median(kept)):.0f} percent of a picture"
+        cut += f", {lost:.0f} of {shown(found.names[worst])}" if (kept < kept.max()).any() else ""
+        cut += "" if how.fit != "crop" or how.crop else "; IMAGE_FIT pad or keep lose less"
+    words["fit"] = f"{cut}; resized to {width} x {height}"
+    if found.deepest:
+        words["range"] = f"16-bit pixels, of which {how.white:,} is white (the largest found is {found.deepest:,})"
+    return words
+
+
+def kept_of(sizes: np.ndarray, how: Prepared) -> np.ndarray:
+    """What part of each image, of width and height (N, 2), is left when it is prepared."""
+    across, up = sizes[:, 0].astype(float), sizes[:, 1].astype(float)
+    if how.crop or how.fit == "crop":
+        return np.minimum(how.crop or np.inf, np.minimum(across, up)) ** 2 / (across * up)
+    if how.fit == "pad":
+        return np.ones(len(sizes))
+    aspect = how.shape[1] / how.shape[0]
+    return np.minimum(across, up * aspect) * np.minimum(up, across / aspect) / (across * up)
+
+
+def counted(left_out: Sequence[tuple[str, bytes]]) -> list[str]:
+    """Why files were left out, each with its name, as texts like "3 x not an image (e.g. notes.txt)"."""
+    counts, first = Counter(why for why, _ in left_out), dict(reversed(left_out))
+    return [f"{count:,} x {why} (e.g. {shown(first[why])})" for why, count in counts.most_common()]
