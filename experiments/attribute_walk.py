@@ -58,7 +58,7 @@ import main as vae_main
 from experiments import classifier, evaluate, figures, latent
 from utils import console, data, runs
 from utils.batches import brightness
-from utils.dataset import Dataset, binarize, in_batches
+from utils.dataset import Dataset, binarize, in_batches, label_name
 from utils.files import write_json
 from utils.pictures import save_figure
 
@@ -94,7 +94,7 @@ def find_attributes(dataset: Dataset) -> Attributes:
     if len(labels) < 2:
         raise SettingsError(f"attribute: {dataset.title} has none, and only one label, {labels[0]}: nothing to tell")
     is_it = (np.equal.outer(of_images, labels) for of_images in (dataset.train_labels, dataset.test_labels))
-    return Attributes(tuple(map(str, labels)), *is_it)
+    return Attributes(tuple(label_name(label, dataset.label_names) for label in labels), *is_it)
 
 
 def places(asked: Sequence[str], names: Sequence[str]) -> list[int]:

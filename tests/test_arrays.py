@@ -73,12 +73,12 @@ def test_parts_and_labels_of_an_npz_are_known_by_their_names(names, tmp_path):
 
 @pytest.mark.parametrize("names", ["images labels", "X y", "arr_0 arr_1", "data target", "faces label"])
 def test_without_test_images_a_tenth_is_drawn(names, tmp_path):
-    np.savez(tmp_path / "mine.npz", **dict(zip(names.split(), (GREY, LABELS), strict=True)))
+    np.savez(tmp_path / "data.npz", **dict(zip(names.split(), (GREY, LABELS), strict=True)))
     dataset = loaded(tmp_path)
     assert_holds(dataset, GREY, LABELS)
     assert len(dataset.test_images) == 2
     assert dataset.details["split"] == (
-        "a tenth, drawn by a fixed key, of mine.npz: {}; labels from mine.npz: {}".format(*names.split())
+        "a tenth, drawn by a fixed key, of data.npz: {}; labels from data.npz: {}".format(*names.split())
     )
 
 
@@ -233,7 +233,7 @@ def test_zeros_and_ones_become_black_and_white(kind, tmp_path):
         (np.eye(3)[LABELS], LABELS, ()), (LABELS + 5, LABELS + 5, ()), (LABELS - 1, LABELS, ("-1", "0", "1")),
         (np.array(["bee", "cow", "dog"])[LABELS], LABELS, ("bee", "cow", "dog")),
         (np.array([b"bee", b"cow", b"dog"])[LABELS], LABELS, ("bee", "cow", "dog")),
-        (np.tile(LABELS[:, None], 4), None, ()), (LABELS + 0.5, None, ()),
+        (np.tile(LABELS[:, None], 4), None, ()), (np.ones((20, 2)), None, ()), (LABELS + 0.5, None, ()),
         (np.array([{}] * 20), None, ()),
     ],
 )  # fmt: skip

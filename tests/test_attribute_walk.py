@@ -59,6 +59,7 @@ class Attributed(NamedTuple):
     attributes: tuple[str, ...] = ()
     train_attributes: np.ndarray | None = None
     test_attributes: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
 
 
 def with_bright_corners(count, shape, seed):

@@ -220,3 +220,9 @@ def test_the_progress_of_an_autoencoder_shows_its_only_loss(capsys):
     bar.close()
     assert capsys.readouterr().err.rstrip().endswith("| 10,000 images/s  reconstruction 76.1")
     assert bar.n == 60
+
+
+def test_a_single_value_has_no_standard_error():
+    assert report.standard_error(np.array([3.0])) is None
+    assert report.standard_error(np.array([1.0, 3.0])) == pytest.approx(1.0)
+    assert [report.error_in_words(error, ".2f") for error in (None, 0.126)] == ["?", "0.13"]

@@ -307,7 +307,10 @@ def may_have_images(path: Path) -> bool:
 
 
 def csv_arrays(data: bytes) -> tuple[np.ndarray | None, int, np.ndarray]:
-    """The labels (N,), if there are any, the column they are in (from 1) and the images (N, D) of a CSV with a row for each image. Raises DataError."""
+    """The labels (N,) of a CSV with a row for each image, if there are any, their column from 1, and images (N, D).
+
+    Raises DataError.
+    """
     text = data.decode("utf-8-sig")
     columns = csv_columns(text)
     how = {"delimiter": columns.delimiter, "skiprows": columns.header, "quotechar": '"', "comments": None}
