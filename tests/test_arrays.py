@@ -335,10 +335,13 @@ def test_copies_among_the_test_images_are_counted(tmp_path):
     assert said == ["note       2 of 2 test images are copies of training images"]
 
 
-def test_arrays_are_prepared_and_refused_as_other_data_sets_are(tmp_path):
+def test_arrays_are_prepared_and_refused_as_other_data_sets_are(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", x=SQUARE, y=np.array(["ant", "bee"])[LABELS % 2])
     chosen = {"dataset": "arrays", "data_dir": str(tmp_path / "a.npz"), "binarize": "none", "batch_size": 2}
     data.check_early(from_params(**chosen))
+    monkeypatch.setattr(arrays, "FAST_BYTES", 0)  # so that all files are too large to be read twice
+    data.check_early(from_params(**chosen | {"batch_size": 10**6}))
+    monkeypatch.undo()
     dataset = data.prepare(from_params(**chosen, labels=("bee",), held_out=1), [].append)
     assert dataset.title == "a (bee only)"
     assert sum(map(sum, dataset.details["labels"].values())) == len(dataset.train_images) + 1

@@ -41,6 +41,7 @@ DEPTH = 2  # of sub-folders that are searched
 LONG_ROW = 16  # columns, of which the numbers in a row are no image but a header
 SMALLEST_SIDE = 2  # pixels, of an image
 AT_A_TIME = 4_096  # images that are converted at once
+FAST_BYTES = 2**25  # of files; as a CSV they take two seconds
 LARGEST_LABEL = 10**6  # of numbers that stay what they are
 SLACK = 1e-3  # by which floats may overshoot their range, as after a resize
 
@@ -93,6 +94,14 @@ def load(data_dir: str, say: Say) -> Dataset:
         title, x[0], y[0], x[1], y[1], str(path), label_names=names, train_ids=keys[0], test_ids=keys[1],
         details=details,
     )  # fmt: skip
+
+
+def is_read_fast(data_dir: str) -> bool:
+    """Whether the files take no more than a second or two, so that they can be read to see what is wrong with them.
+
+    Raises DataError.
+    """
+    return sum(file.stat().st_size for file in files_of(Path(os.path.expanduser(data_dir)))[0]) < FAST_BYTES
 
 
 # --- files and names --------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def check_early(s: Settings) -> None:
         check(s, "CelebA", *celeba.celeba_labels(s.data_dir))
     elif s.dataset == "folder":
         check(s, *folders.folder_labels(s.data_dir))
-    elif s.dataset == "arrays":
+    elif s.dataset == "arrays" and arrays.is_read_fast(s.data_dir):
         check_whole(s, arrays.load(s.data_dir, lambda note: None))
 
 
