@@ -397,8 +397,8 @@ def train(
     which changes nothing in what is learned. `crew` is who trains together. Raises console.Problem with the line for
     the user, OSError and, when interrupted, console.Stopped or KeyboardInterrupt.
     """
-    dataset = data.prepare(s, say)
-    workers.check_same(crew, "training images", len(dataset.train_images))
+    dataset = data.prepare(s, say, folder)
+    workers.check_same(crew, dataset)
     size.check_fits(build_vae, s, dataset.train_images.shape[1:], say)
     vae = build_vae(s, dataset.train_images.shape[1:])
     evaluate = evaluation.compile_evaluation(vae, s, loss_terms)

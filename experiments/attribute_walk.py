@@ -271,11 +271,13 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 # --- main -------------------------------------------------------------------------------------------------------------
-def encode_data(vae: Any, s: Settings, dataset: Dataset, attributes: Attributes) -> tuple[Encoded, Encoded]:
-    """Training and test images, at most MOST_TRAINING and MOST_TEST of them. Raises DataError."""
+def encode_data(
+    vae: Any, s: Settings, dataset: Dataset, attributes: Attributes, folder: Path
+) -> tuple[Encoded, Encoded]:
+    """Training and test images of a run, at most MOST_TRAINING and MOST_TEST of them. Raises DataError."""
     grey, key = dataset, None
     if s.binarize == "dynamic":
-        grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
+        grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None, folder)
         key = s.seed, TRAINING_PIXELS
     train = latent.evenly(len(dataset.train_images), MOST_TRAINING)
     test = latent.evenly(len(dataset.test_images), MOST_TEST)
@@ -338,7 +340,7 @@ def attribute_walk(folder: Path, asked: Sequence[str], kind: str = "step") -> di
     names = attributes.names
     numbers_asked = places(asked, names)  # a typo is told before anything is encoded
     print(f"run        {folder}, step {step:,}")
-    train, test = encode_data(vae, s, dataset, attributes)
+    train, test = encode_data(vae, s, dataset, attributes, folder)
     print(f"encoded    {len(train.rows):,} training and {len(test.rows):,} test images")
     told = tell_attributes(train, test)
     walks = []

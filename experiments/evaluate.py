@@ -373,7 +373,7 @@ def evaluate(folder: Path, samples: int, components: int, kind: str = "step") ->
         if meaning == "likelihood":
             numbers["published_nll"] = report.published_nll(s)
         figures.save_bounds(named(folder, "bound.png", kind), numbers)
-    grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None)
+    grey = data.prepare(s.model_copy(update={"binarize": "none"}), lambda line: None, folder)
     numbers["samples"] = evaluate_samples(vae, s, dataset, grey, components, named(folder, "samples_mixture.png", kind))
     write_json(path, numbers)
     shutil.rmtree(place, ignore_errors=True)

@@ -50,5 +50,5 @@ def load_run(folder: Path, say: Say, kind: str = "step") -> tuple[Any, Settings,
     Raises SettingsError, runs.RunError and DataError.
     """
     settings = runs.saved_settings(folder, say)
-    dataset = data.prepare(settings, say)
+    dataset = data.prepare(settings, say, folder)
     return load_vae(folder, settings, dataset.train_images.shape[1:], kind), settings, dataset

@@ -94,7 +94,7 @@ def make_run(tmp_path, monkeypatch):
         kernel = np.vstack([8 * np.eye(pixels), of_noise])
         vae.decoder.get_layer("pixels").set_weights([kernel, np.full(pixels, -4)])
 
-        def prepare(settings, say):
+        def prepare(settings, say, folder):
             if settings.binarize == "none":
                 return dataset
             binary = binarize(dataset.test_images.images, TEST_BINARIZATION_KEY)

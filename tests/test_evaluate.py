@@ -50,7 +50,7 @@ def make_run(tmp_path, monkeypatch):
         for weight in vae.encoder.trainable_variables + vae.decoder.trainable_variables:
             weight.assign(rng.normal(0, 0.4, weight.shape))
 
-        def prepare(settings, say):
+        def prepare(settings, say, folder):
             dataset = grey_data(shape, train, test)
             if settings.binarize == "none":
                 return dataset

@@ -18,7 +18,8 @@ from utils.settings import BEFORE, SettingsError, from_params, resumed
 
 GONE = {"zebra": 3}
 FROM_BEFORE = (
-    "note       not saved with older, and so taken as: IMAGE_SIZE = 64, IMAGE_CROP = 0, SKIP_BAD_IMAGES = False, "
+    "note       not saved with older, and so taken as: IMAGE_SIZE = 64, IMAGE_CROP = 0, IMAGE_FIT = 'crop', "
+    "SKIP_BAD_IMAGES = False, "
     "ARCHITECTURE = 'mlp', CHANNELS = (32, 64, 128), RESIDUAL_BLOCKS = 1, MIXED_PRECISION = False"
 )
 DROPPED = "note       saved with older, without effect and not in params.py, so dropped: ZEBRA = 3"
@@ -62,7 +63,7 @@ def test_an_older_run_is_evaluated_exported_and_started_from_with_a_note(make_ol
     make_older(folder)
     notes = []
     dataset = data.Dataset("nothing", *[np.zeros((2, *SHAPE), np.uint8)] * 4, "a test")
-    monkeypatch.setattr(data, "prepare", lambda settings, say: dataset)
+    monkeypatch.setattr(data, "prepare", lambda settings, say, folder: dataset)
     assert evaluate.load_run(folder, notes.append)[1] == settings
     assert notes == [note]
     export.export(folder, say=notes.append)

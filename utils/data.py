@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils import arrays, celeba, folders, mnist, tfds
-from utils.console import Say
+from utils import arrays, celeba, folders, known, mnist, runs, tfds
+from utils.console import Problem, Say
 from utils.dataset import TEST_BINARIZATION_KEY, DataError, Dataset, binarized, label_name, rows_of
 from utils.files import why_no_folder
 from utils.settings import Settings, SettingsError, with_kl_steps
@@ -16,25 +17,77 @@ from utils.settings import Settings, SettingsError, with_kl_steps
 OF_EACH_IMAGE = ("images", "labels", "attributes", "ids", "names")  # what a Dataset has of the images of each part
 
 
-def prepare(s: Settings, say: Say) -> Dataset:
-    """The images that the settings name. The test images are binarised here, once and for all.
+def prepare(s: Settings, say: Say, folder: Path | None = None) -> Dataset:
+    """The images that the settings name, of the run in `folder`, if that is given, those that it has had.
 
-    Its `details` also get "labels", which has for the name of each label how many images are trained and tested on.
-    Raises SettingsError and DataError.
+    The test images are binarised here, once and for all. Its `details` also get "labels", which has for the name of
+    each label how many images are trained and tested on. Raises SettingsError, DataError and runs.RunError.
     """
-    dataset = read(s, say)
-    check_whole(s, dataset)
+    saved = known.load(folder)
+    whole = read(s, say, folder, saved)
+    seen = forbidden = np.zeros(0, np.uint64)
+    if s.start_from and folder is None:
+        seen, forbidden = seen_by(runs.find(s.start_from, s.output_dir, "--start-from"), s, say)
+        whole = with_seen_in_training(whole, forbidden, say)
+    check_whole(s, whole)
+    dataset = chosen(s, whole, say)
+    if len(forbidden) and (count := int(np.isin(dataset.test_ids, forbidden).sum())):
+        which = f"whose weights were trained on {count:,} of the {len(dataset.test_ids):,} images to test on"
+        raise SettingsError(f"start_from: {s.start_from!r} is not allowed, {which}; choose its HELD_OUT and LABELS")
+    if s.binarize == "dynamic":
+        dataset = dataset._replace(test_images=binarized(dataset.test_images, TEST_BINARIZATION_KEY))
+    details = {**dataset.details, "labels": counts_by_name(dataset)}
+    return dataset._replace(details=details, record=saved or known.record(whole, dataset, seen))
+
+
+def chosen(s: Settings, whole: Dataset, say: Say) -> Dataset:
+    """The images that LABELS and HELD_OUT leave."""
+    dataset = whole
     if s.labels:
         dataset = with_labels(dataset, chosen_labels(s.labels, dataset.label_names, say))
     if s.held_out:  # the last training images take the place of the test images
-        known = len(np.unique(dataset.train_labels))
+        there = len(np.unique(dataset.train_labels))
         held_out = moved(dataset, slice(-s.held_out, None), "train", "test")
         dataset = dataset._replace(**moved(dataset, slice(-s.held_out), "train", "train"), **held_out)
-        if (found := len(np.unique(dataset.test_labels))) < known:
-            say(f"note       the {s.held_out:,} images held out, the last ones, have {found:,} of {known:,} labels")
-    if s.binarize == "dynamic":
-        dataset = dataset._replace(test_images=binarized(dataset.test_images, TEST_BINARIZATION_KEY))
-    return dataset._replace(details={**dataset.details, "labels": counts_by_name(dataset)})
+        if (found := len(np.unique(dataset.test_labels))) < there:
+            say(f"note       the {s.held_out:,} images held out, the last ones, have {found:,} of {there:,} labels")
+    return dataset
+
+
+def seen_by(folder: Path, s: Settings, say: Say) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that the weights of a run were trained on, and those of them that may not be tested on.
+
+    A copy of an image that the run itself tested on may. Of a run that was saved without them they follow from its
+    settings, if its data are still there; else `say` is given a line.
+    """
+    if saved := known.load(folder):
+        return saved["seen"], np.setdiff1d(saved["seen"], saved["tested"])
+    none = np.zeros(0, np.uint64)
+    try:
+        other = runs.saved_settings(folder, lambda note: None)
+        dataset = chosen(other, read(other, lambda note: None, folder), lambda note: None)
+    except Problem:
+        say(f"note       what {folder.name} was trained on is not known, so it may be among the test images")
+        return none, none
+    return dataset.train_ids, np.setdiff1d(dataset.train_ids, dataset.test_ids)
+
+
+def with_seen_in_training(whole: Dataset, seen: np.ndarray, say: Say) -> Dataset:
+    """Where the split was drawn here, test images that were trained on before become training images."""
+    was_seen = np.isin(whole.test_ids, seen)
+    if not was_seen.any() or was_seen.all() or "drawn by" not in whole.details.get("split", ""):
+        return whole
+    say(f"note       {was_seen.sum():,} images drawn to test on were trained on before, and so are trained on again")
+    more, kept = moved(whole, was_seen, "test", "train"), moved(whole, ~was_seen, "test", "test")
+    both = {name: joined(getattr(whole, name), part) for name, part in more.items()}
+    return whole._replace(**both, **kept)
+
+
+def joined(first: Any, second: Any) -> Any:
+    """Two arrays, or two views of the same LazyImages, one behind the other; None for None."""
+    if first is None or isinstance(first, np.ndarray):
+        return None if first is None else np.concatenate((first, second))
+    return replace(first, numbers=np.concatenate((first.numbers, second.numbers)))
 
 
 def check(
@@ -107,8 +160,10 @@ def check_whole(s: Settings, dataset: Dataset) -> None:
     check(s, dataset.title, dataset.train_labels, dataset.test_labels, dataset.label_names)
 
 
-def check_early(s: Settings) -> None:
-    """What `prepare` would refuse, as far as that is seen at once: no image is read, nothing is fetched or written.
+def check_early(s: Settings, folder: Path | None = None) -> None:
+    """What `prepare` of the run in `folder`, if any, would refuse, as far as that is seen at once.
+
+    No image is decoded, nothing is fetched or written.
 
     Raises SettingsError and DataError.
     """
@@ -123,9 +178,12 @@ def check_early(s: Settings) -> None:
     elif s.dataset == "celeba":
         check(s, "CelebA", *celeba.celeba_labels(s.data_dir))
     elif s.dataset == "folder":
-        check(s, *folders.folder_labels(s.data_dir))
+        if folder is None:
+            check(s, *folders.folder_labels(s.data_dir))
+        else:
+            check_whole(s, read(s, lambda note: None, folder, known.load(folder)))
     elif s.dataset == "arrays" and arrays.is_read_fast(s.data_dir):
-        check_whole(s, arrays.load(s.data_dir, lambda note: None))
+        check_whole(s, read(s, lambda note: None, folder, known.load(folder)))
 
 
 def check_place(s: Settings) -> None:
@@ -134,16 +192,28 @@ def check_place(s: Settings) -> None:
         raise SettingsError(f"data_dir: {s.data_dir!r} is not allowed; {why}")
 
 
-def read(s: Settings, say: Say) -> Dataset:
-    """The whole data set that DATASET names. Raises SettingsError and DataError."""
+def read(s: Settings, say: Say, folder: Path | None = None, saved: known.Record | None = None) -> Dataset:
+    """The whole data set that DATASET names; of the run in `folder`, whose record is `saved`, as it has had it.
+
+    Raises SettingsError and DataError.
+    """
     check_place(s)
+    if s.dataset == "folder":
+        the_same = known.of_folder(s, saved, say) if saved else None
+        if folder is not None and not saved and known.is_old(folder):
+            the_same = known.of_old_folder(s, folder)
+        return folders.folder(s, say, the_same)
     if s.dataset in mnist.TITLES:
-        return mnist.load(s.dataset, s.data_dir, say)
-    if s.dataset == "arrays":
-        return arrays.load(s.data_dir, say)
-    if s.dataset.startswith("tfds:"):
-        return tfds.tfds(s, say)
-    return {"celeba": celeba.celeba, "folder": folders.folder}[s.dataset](s, say)
+        whole = mnist.load(s.dataset, s.data_dir, say)
+    elif s.dataset == "arrays":
+        whole = arrays.load(s.data_dir, say)
+    elif s.dataset == "celeba":
+        whole = celeba.celeba(s, say)
+    else:
+        whole = tfds.tfds(s, say)
+    if saved:
+        known.check(saved, whole)
+    return whole
 
 
 def moved(dataset: Dataset, index: slice | np.ndarray, source: str, target: str) -> dict[str, Any]:

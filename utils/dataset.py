@@ -87,6 +87,7 @@ class Dataset(NamedTuple):
     Label k is called label_names[k]; without names it is called by its number. The `ids`, uint64 (N,), follow from what
     an image shows: two images have the same if they are copies. The `names`, bytes (N,), are those of files. `details`
     say what else is to be known of the data, as JSON: how the split was found, what was converted, left out, cut off.
+    The `record` is what a run saves of them (utils/known.py).
     """
 
     title: str
@@ -105,6 +106,7 @@ class Dataset(NamedTuple):
     train_names: np.ndarray | None = None
     test_names: np.ndarray | None = None
     details: Mapping[str, Any] = MappingProxyType({})
+    record: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Known(NamedTuple):

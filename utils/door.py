@@ -34,4 +34,4 @@ def check(command: Command) -> None:
             pass
     if runs.starts_from_another(settings, folder):
         runs.to_start_from(settings, later)
-    data.check_early(settings)
+    data.check_early(settings, folder)

@@ -53,7 +53,7 @@ def folder(s: Settings, say: Say, known: Known | None = None) -> Dataset:
         details |= images.describe(seen, how, len(found.names)) if seen.count else {}
     else:
         how = images.Prepared(known.image_shape, s.image_crop, s.image_fit, known.white)
-        found = only_known(found, known)
+        found, details["split"] = only_known(found, known), "the images that the run has had since it began"
     details["white"] = how.white
     lazy = images.lazy_files(found.root, found.names, how, s.skip_bad_images)
     train, test = found.train, found.test

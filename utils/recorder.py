@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import batches, best, checkpoints, evaluation, history, pictures, report, runs, workers
+from utils import batches, best, checkpoints, evaluation, history, known, pictures, report, runs, workers
 from utils.console import Problem, Say, Stopped, raise_stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.files import write_json
@@ -61,6 +61,7 @@ def agree_on_run(command: Command, crew: workers.Workers, scratch: Path) -> tupl
     except (SettingsError, runs.RunError) as error:
         failed = error
     about = {"settings": settings.model_dump(mode="json"), "schedule_epochs": horizon, "failed": failed and str(failed)}
+    about |= known.for_others(folder) if crew.count > 1 else {}
     told = json.loads(workers.broadcast_text(crew, json.dumps(about)))
     if failed:
         raise failed
@@ -73,6 +74,7 @@ def agree_on_run(command: Command, crew: workers.Workers, scratch: Path) -> tupl
         there = getattr(chiefs, name)
         if command.resume is None and name not in PLACES and here != there:
             raise SettingsError(f"{name}: {here!r} here, but {there!r} on the chief; all workers train with the same")
+    known.from_chief(scratch, told)
     write_json(scratch / "params.json", told)
     return chiefs.model_copy(update={"data_dir": settings.data_dir, "output_dir": settings.output_dir}), scratch
 
@@ -99,6 +101,7 @@ def recording(
     device = f"{crew.replicas} x " * (crew.replicas > 1) + ("GPU" if HAS_GPU else "CPU")
     device += " with XLA" if xla_pays(vae.encoder, vae.decoder) else " without XLA"
     folder = folder or runs.create(s, device, dataset.train_images.shape[1:], dataset.details)
+    known.save(folder, dataset.record)
     run = Recorder(vae, s, dataset, folder, say, watch, watch_at, crew)
     say(report.header(run.s, dataset, device, folder))
     for doubt in report.doubts(run.s, run.last_step, dataset.train_images.shape[-1]):

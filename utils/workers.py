@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.console import Problem, Say
+from utils.dataset import Dataset
 from utils.quiet import quiet_start
 from utils.settings import SettingsError
 from utils.start import keras, tf
@@ -248,11 +250,17 @@ def broadcast_text(workers: Workers, text: str) -> str:
     return received.numpy().astype(np.uint8).tobytes().decode()
 
 
-def check_same(workers: Workers, what: str, count: int) -> None:
-    """Raise SettingsError unless this worker has as many of something as the chief."""
-    chiefs = int(broadcast_text(workers, str(count)))
-    if count != chiefs:
-        raise SettingsError(f"{count:,} {what} here, but {chiefs:,} on the chief; all workers need the same data")
+def check_same(workers: Workers, dataset: Dataset) -> None:
+    """Raise SettingsError unless this worker has the images of the chief."""
+    ids = [ids for ids in (dataset.train_ids, dataset.test_ids) if ids is not None]
+    here = [len(dataset.train_images), zlib.crc32(b"".join(part.tobytes() for part in ids))]
+    chiefs = json.loads(broadcast_text(workers, json.dumps(here)))
+    if here[0] != chiefs[0]:
+        raise SettingsError(
+            f"{here[0]:,} training images here, but {chiefs[0]:,} on the chief; all workers need the same data"
+        )
+    if here != chiefs:
+        raise SettingsError("other images here than on the chief; all workers need the same data")
 
 
 def agree(workers: Workers, flag: bool) -> bool:

@@ -1,0 +1,140 @@
+"""Which images a run has had: they are saved with it, so that nothing it was trained on is ever tested on.
+
+data.npz holds of the whole data set the `train_ids` and `test_ids`, and of files their names and labels; of the images
+that LABELS and HELD_OUT leave, `tested`, and `seen`, all that the weights were ever trained on, also by START_FROM.
+"""
+
+import base64
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from utils import folders, old_split, runs
+from utils.console import Say
+from utils.dataset import DataError, Dataset, Known
+from utils.files import write_whole
+from utils.images import shown
+from utils.settings import Settings
+
+FILE = "data.npz"
+Record = Mapping[str, np.ndarray]
+WAY_OUT = "put them back as they were, or start a new run"
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+def record(whole: Dataset, chosen: Dataset, seen: np.ndarray) -> dict[str, np.ndarray]:
+    """What is saved: of the whole data set, of the images chosen of it, and the ids that were `seen` before."""
+    if whole.train_ids is None:
+        return {}
+    found = {"train_ids": whole.train_ids, "test_ids": whole.test_ids, "tested": chosen.test_ids}
+    found["seen"] = np.union1d(seen, chosen.train_ids).astype(np.uint64)
+    if whole.train_names is not None:
+        found |= {"train_names": whole.train_names, "test_names": whole.test_names}
+        found |= {"train_labels": whole.train_labels, "test_labels": whole.test_labels}
+        found["label_names"] = np.array(whole.label_names, str)
+        found["image_shape"] = np.array(whole.train_images.shape[1:])
+        found["white"] = np.array(whole.details.get("white", 65_535))
+    return found
+
+
+def save(folder: Path, found: Record) -> None:
+    """Write the record of a run that has none yet, whole or not at all. Raises OSError."""
+    if found and not (folder / FILE).exists():
+        np.savez_compressed(content := io.BytesIO(), **found)
+        write_whole(folder / FILE, content.getvalue())
+
+
+def load(folder: Path | None) -> Record | None:
+    """The record of a run; None of one that was made before there were any. Raises runs.RunError if it is lost."""
+    if folder is None:
+        return None
+    try:
+        with np.load(folder / FILE, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        if runs.read_history(folder) and not is_old(folder):
+            raise runs.RunError(f"{folder / FILE} is missing: which images the run has had is not known") from None
+        return None
+    except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        raise runs.RunError(f"{folder / FILE} is damaged ({error}); start a new run") from None
+
+
+def is_old(folder: Path) -> bool:
+    """Whether a run was made before the images of a run were saved with it."""
+    return "data" not in runs.read_params(folder)
+
+
+def for_others(folder: Path | None) -> dict[str, str]:
+    """What other workers are told of the images of the chief's run, if it has one, as JSON."""
+    if folder is None or not (folder / FILE).is_file():
+        return {} if folder is not None and is_old(folder) else {"data": ""}
+    return {"data": base64.b64encode((folder / FILE).read_bytes()).decode()}
+
+
+def from_chief(folder: Path, told: dict[str, str]) -> None:
+    """Write what for_others returned into a worker's own folder."""
+    if told.get("data"):
+        write_whole(folder / FILE, base64.b64decode(told["data"]))
+
+
+# --- the same data again ----------------------------------------------------------------------------------------------
+def of_folder(s: Settings, saved: Record, say: Say) -> Known:
+    """The images of a run, in DATA_DIR as it is now; new ones are left out, and `say` is given a line.
+
+    Raises DataError if one is missing or changed.
+    """
+    parts = ("train", "test")
+    found, root = folders.look(s.data_dir), shown(s.data_dir)
+    names, ids = (np.concatenate([saved[f"{part}_{what}"] for part in parts]) for what in ("names", "ids"))
+    missing = names[~np.isin(names, found.names)]
+    if len(missing):
+        first = shown(bytes(missing[0]))
+        raise DataError(f"{root}: {len(missing):,} of the run's {len(names):,} are missing, e.g. {first}; {WAY_OUT}")
+    order = np.argsort(found.names)
+    now = found.ids[order[np.searchsorted(found.names, names, sorter=order)]]
+    changed = names[now != ids]
+    if len(changed):
+        first = shown(bytes(changed[0]))
+        raise DataError(f"{root}: {len(changed):,} of the run's {len(names):,} are changed, e.g. {first}; {WAY_OUT}")
+    new = found.names[~np.isin(found.names, names)]
+    if len(new):
+        first = shown(bytes(new[0]))
+        say(f"note       {len(new):,} images are new since the run began, e.g. {first}; they are left out")
+    names_of = tuple(map(str, saved["label_names"]))
+    arrays = (saved[f"{part}_{what}"] for what in ("names", "labels") for part in parts)
+    return Known(*arrays, names_of, tuple(map(int, saved["image_shape"])), int(saved["white"]))
+
+
+def of_old_folder(s: Settings, folder: Path) -> Known:
+    """The images of a run that was saved without its split, drawn as it was then, if their number is still the same.
+
+    Raises DataError if it is not.
+    """
+    known = old_split.old_folder(s.data_dir, s.image_size)
+    train, test = (
+        sum(not s.labels or label in s.labels for label in labels) for labels in (known.train_labels, known.test_labels)
+    )
+    train, test = (train - s.held_out, s.held_out) if s.held_out else (train, test)
+    then = [round(line["step"] / line["epoch"]) for line in runs.read_history(folder) if line["epoch"] > 0][:1]
+    steps = train // s.batch_size
+    if then and then != [steps]:
+        raise DataError(f"{folder}: saved without its split, and an epoch was {then[0]:,} steps, but is {steps:,} now")
+    for path in (folder / "tensorboard" / "labels.tsv", folder / "tensorboard" / "test" / "labels.tsv"):
+        if path.is_file() and (count := len(path.read_bytes().splitlines())) > test:
+            raise DataError(f"{folder}: saved without its split, and {count:,} images were tested on, but {test:,} now")
+    return known
+
+
+def check(saved: Record, whole: Dataset) -> None:
+    """Raise DataError unless a data set has the images that a run has had, in the same order."""
+    for part, now in (("train", whole.train_ids), ("test", whole.test_ids)):
+        before = saved[f"{part}_ids"]
+        if not np.array_equal(before, now):
+            gone, new = len(np.setdiff1d(before, now)), len(np.setdiff1d(now, before))
+            what = f"{gone:,} of {len(before):,} are missing or changed, and {new:,} are new" if gone or new else ""
+            what = what or "they are in another order, or as often in another number"
+            raise DataError(f"{whole.title}: these are not the {part} images that the run has had: {what}; {WAY_OUT}")
