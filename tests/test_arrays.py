@@ -133,7 +133,7 @@ def test_labels_in_files_of_their_own_belong_to_the_images(tmp_path):
         np.savez(tmp_path / f"kmnist-{part}-labels.npz", LABELS[at])
     assert_holds(loaded(tmp_path), GREY, LABELS)
     np.save(tmp_path / "other.npy", GREY)
-    assert "several data sets, kmnist-test-imgs.npz, other.npy; set DATA_DIR to one of" in refused(tmp_path)
+    assert ", kmnist-train-imgs.npz, kmnist-train-labels.npz, other.npy; set DATA_DIR to one of" in refused(tmp_path)
     assert_holds(loaded(tmp_path / "kmnist-train-imgs.npz"), GREY, LABELS)
     assert_holds(loaded(tmp_path / "other.npy"), GREY)
 
@@ -270,7 +270,7 @@ NOT_A_NUMBER = np.where(np.arange(20)[:, None, None] == 7, np.nan, GREY)
         ({"x": GREY * 1j}, "elements of type complex128; numbers are needed"),
         ({"x": GREY, "y": LABELS[:19]}, "a.npz: y has 19 labels of 20 images in a.npz: x; one each is needed"),
         ({"x_train": GREY, "x_test": SQUARE}, "images of different shapes: "),
-        ({"x": GREY, "images": GREY}, "several arrays may be the images, a.npz: x, a.npz: images; call them x_train"),
+        ({"x": GREY, "images": GREY}, "several arrays may be the images, a.npz: x, a.npz: images; set DATA_DIR to"),
         ({"x": np.array([[1], [1, 2]], object)}, "no array of images; there is a.npz: x: Python objects, which are"),
         ({"x": GREY[:0]}, "a.npz: x: no images, its shape is (0, 6, 8)"),
         ({"x": np.zeros((20, 37), np.uint8)}, "an array of shape (20, 37); (N, H, W),"),

@@ -158,9 +158,9 @@ def files_of(path: Path) -> tuple[list[Path], list[str]]:
         there = ", ".join([name for names in left_out.values() for name in names][:5]) or "nothing"
         raise DataError(f"{path}: no file of image arrays ({READ}); there is {there}; see DATA_DIR and DATASET")
     if len(sets) > 1:
-        firsts = [str(next(iter(files.values())).relative_to(path)) for files in sets.values()]
-        more = f" and {len(firsts) - 5} more" if len(firsts) > 5 else ""
-        raise DataError(f"{path}: several data sets, {', '.join(firsts[:5])}{more}; set DATA_DIR to one of these files")
+        names = [str(file.relative_to(path)) for files in sets.values() for file in files.values()]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise DataError(f"{path}: several data sets, {', '.join(names[:5])}{more}; set DATA_DIR to one of these files")
     words_for_it = [f"{len(names):,} x {reason} (e.g. {names[0]})" for reason, names in left_out.items() if names]
     return [*next(iter(sets.values())).values()], words_for_it
 
@@ -368,7 +368,9 @@ def chosen(found: list[Found], path: Path) -> tuple[dict[str, Found], dict[str, 
         named = [each for each in named if each.array.ndim == most]
         if len(named) > 1:  # of several types, say
             which = ", ".join(each.where for each in named)
-            raise DataError(f"{path}: several arrays may be the images, {which}; call them x_train and x_test")
+            raise DataError(
+                f"{path}: several arrays may be the images, {which}; set DATA_DIR to one file, or call them x_train and x_test"
+            )
         parts[part] = named[0]
         left_out += [f"{each.where}: of unknown use" for each in candidates if each is not named[0]]
     if "train" not in parts and parts:  # test images alone are all there is

@@ -174,7 +174,7 @@ def check_early(s: Settings, folder: Path | None = None) -> None:
         if not labels:  # to be fetched: how many there are is known, but not which are the last ones
             labels = (np.repeat(np.arange(10), counts) for counts in mnist.COUNTS[s.dataset])
             s = s.model_copy(update={"held_out": 0})
-        check(s, mnist.TITLES[s.dataset], *labels)
+        check(s, mnist.TITLES[s.dataset], *labels, mnist.LABEL_NAMES[s.dataset])
     elif s.dataset == "celeba":
         check(s, "CelebA", *celeba.celeba_labels(s.data_dir))
     elif s.dataset == "folder":
