@@ -369,7 +369,7 @@ def chosen(found: list[Found], path: Path) -> tuple[dict[str, Found], dict[str, 
         if len(named) > 1:  # of several types, say
             which = ", ".join(each.where for each in named)
             raise DataError(
-                f"{path}: several arrays may be the images, {which}; set DATA_DIR to one file, or call them x_train and x_test"
+                f"{path}: several arrays may be the images, {which}; set DATA_DIR to one file, or name them x_train, x_test"
             )
         parts[part] = named[0]
         left_out += [f"{each.where}: of unknown use" for each in candidates if each is not named[0]]
