@@ -1,11 +1,13 @@
-"""utils/console.py: the bar of what takes long."""
+"""utils/console.py: the bar of what takes long, and the line that says that memory ran out."""
 
 import re
 import sys
 
+import numpy as np
 import pytest
 
-from utils.console import waiting_bar
+from utils.console import run, waiting_bar
+from utils.start import tf
 
 COLUMNS = 79
 
@@ -92,3 +94,35 @@ def test_two_bars_do_not_garble_each_other(clock, capsys):
         show_progress(training, 100, 2, 2, None)
     sys.stderr.write("later")
     shows("epoch  2/2", "later")
+
+
+ROOM = "Out of memory allocating 8589934592 bytes."  # as XLA says it, on a GPU and on a CPU
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        np._core._exceptions._ArrayMemoryError((10**9, 10**9), np.dtype(float)),
+        tf.errors.ResourceExhaustedError(None, None, "failed to allocate memory"),
+        tf.errors.InternalError(None, None, f"RESOURCE_EXHAUSTED: {ROOM}"),
+        tf.errors.UnknownError(None, None, ROOM),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_runs_out_is_one_line(error, capsys):
+    def work():
+        raise error
+
+    assert run("evaluate", work) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("evaluate: error: out of memory; lower BATCH_SIZE")
+    assert told.count("\n") == 1
+
+
+def test_an_error_of_another_kind_stays_what_it_is():
+    def work():
+        raise tf.errors.InternalError(None, None, "a fault of the code")
+
+    with pytest.raises(tf.errors.InternalError):
+        run("evaluate", work)

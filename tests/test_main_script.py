@@ -822,3 +822,26 @@ def test_a_full_disk_costs_a_line_and_nothing_that_was_there(owner, name, call, 
     assert {path.name for path in folder.glob("*.json")} == {"params.json", *(["report.json"] * (owner is curves))}
     assert len(runs.saved_steps(folder)) >= 1
     assert all(checkpoint_of(folder, step) for step in runs.saved_steps(folder))
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_costs_a_line_and_leaves_a_run_to_go_on_with(finished, small, capsys, monkeypatch):
+    calls, real = [], recorder.history.write_line
+
+    def exhaust(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:  # in the second epoch
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        real(*arguments)
+
+    words = ["--run-name", "done", "--log-every", "6", "--checkpoint-every", "6"]
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.history, "write_line", exhaust)
+        assert here(*FEW, *words) == 1
+    [line] = without_bar(capsys.readouterr().err)
+    told = r"main\.py: error: out of memory in step 1\d; lower BATCH_SIZE.*; the checkpoint of step 6 is good; .*"
+    assert re.fullmatch(told + "--resume .*done", line)
+    assert here("--resume", "done") == 0
+    ends = [history(folder)[-1] for folder in (finished, small / "predictions" / "done")]
+    assert [end["step"] for end in ends] == [18, 18]
+    assert ends[0]["objective"] == ends[1]["objective"]

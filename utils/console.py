@@ -13,12 +13,25 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 Say = Callable[[str], None]  # what shows a line on the console
+NO_MEMORY = ("ResourceExhausted", "RESOURCE_EXHAUSTED", "OOM when allocating", "out of memory", "Out of memory")
+TO_LOWER = "lower BATCH_SIZE, BOUND_CHUNK, IMAGE_SIZE or the sizes of layers, or end other programs"
 
 
 class Problem(Exception):
     """What ends a program and is no fault of the code. Its text is shown to the user as it is."""
 
     exit_code = 1  # 2 where the command line or params.py has to change
+
+
+class OutOfMemory(Problem):
+    """Memory ran out; its text says what to lower, and what is left to go on from."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, NumPy's, TensorFlow's, or XLA's, which has no type of its
+    own.
+    """
+    return isinstance(error, MemoryError) or any(sign in f"{type(error).__name__}: {error}" for sign in NO_MEMORY)
 
 
 class Stopped(BaseException):
@@ -49,6 +62,11 @@ def run(program: str, work: Callable[[], Any], when_stopped: str = "") -> int:
         return problem.exit_code
     except OSError as error:
         print(f"{program}: error: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"{program}: error: out of memory; {TO_LOWER}", file=sys.stderr)
         return 1
     return 0
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from utils import batches, best, checkpoints, evaluation, history, known, pictures, report, runs, workers
-from utils.console import Problem, Say, Stopped, raise_stopped
+from utils.console import TO_LOWER, OutOfMemory, Problem, Say, Stopped, is_out_of_memory, raise_stopped
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.files import write_json
 from utils.settings import Command, Settings, SettingsError, load_saved, unread_notes, with_kl_steps
@@ -119,6 +119,13 @@ def recording(
             raise
         except BadImage as error:
             raise DataError(f"{error}; with the next image in its place: {go_on} --skip-bad-images") from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            steps = runs.saved_steps(folder)
+            left = f"the checkpoint of step {steps[-1]:,} is good; where there is more memory, go on with: {go_on}"
+            left = left if steps else "there is no checkpoint yet"
+            raise OutOfMemory(f"out of memory in step {run.step + 1:,}; {TO_LOWER}; {left}") from None
     say(pictures.look_at(folder))
     if run.stopped:
         say(f"\nstopped    without the log-likelihood, which comes with: {go_on}")
