@@ -368,9 +368,8 @@ def chosen(found: list[Found], path: Path) -> tuple[dict[str, Found], dict[str, 
         named = [each for each in named if each.array.ndim == most]
         if len(named) > 1:  # of several types, say
             which = ", ".join(each.where for each in named)
-            raise DataError(
-                f"{path}: several arrays may be the images, {which}; set DATA_DIR to one file, or name them x_train, x_test"
-            )
+            way_out = "set DATA_DIR to one file, or name them x_train, x_test"
+            raise DataError(f"{path}: several arrays may be the images, {which}; {way_out}")
         parts[part] = named[0]
         left_out += [f"{each.where}: of unknown use" for each in candidates if each is not named[0]]
     if "train" not in parts and parts:  # test images alone are all there is
