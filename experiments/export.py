@@ -8,12 +8,18 @@ It writes the run's newest checkpoint into the run's folder as export/, which is
 - encoder.keras, x (B, H, W, C) -> z_mean, z_log_std (B, L), and decoder.keras, z (B, L) -> logits (B, H, W, C), for
   keras.models.load_model; L counts the noise latents of NOISE_DIM, too, about which the encoder says N(0, 1);
 - saved_model/, for tf.saved_model.load, TensorFlow Serving and other languages, with the signatures
-    encode   x, brightness in [0, 1] (B, H, W, C)    -> z_mean, z_log_std (B, L)
-    decode   z (B, L)                                -> brightness (B, H, W, C), the sigmoid of the logits
-    sample   count, int32, and seed, int64           -> brightness (count, H, W, C) of draws from the prior
-  The same count and seed give the same draws; the run's SEED and a count of 100 give those of its samples_*.png.
+    encode        x, brightness in [0, 1] (B, H, W, C)   -> z_mean, z_log_std (B, L)
+    encode_uint8  x, uint8, 0 to 255 (B, H, W, C)        -> the same
+    encode_image  image, uint8 of any size (H', W', C')  -> z_mean, z_log_std (1, L)
+    encode_files  image_bytes, B JPEG or PNG files       -> z_mean, z_log_std (B, L)
+    decode        z (B, L)                               -> brightness (B, H, W, C), the sigmoid of the logits
+    sample        count, int32, and seed, int64          -> brightness (count, H, W, C) of draws from the prior
+  In Python model.encode takes uint8, too. What is not within [0, 1] is refused. encode_image and encode_files prepare
+  an image as training did, which export.json describes (experiments/whole_images.py). The same count and seed give
+  the same draws; the run's SEED and a count of 100 give those of its samples_*.png.
   A plain autoencoder has no prior, and so no sample;
-- export.json: the run and its settings, the step, the signatures, versions, and how to load it.
+- with --tflite encode.tflite and decode.tflite, for TensorFlow Lite: as encode and decode, but nothing is refused;
+- export.json: the run and its settings, the step, the signatures, versions, how to load it, how to prepare an image.
 
 An earlier export of the run is replaced; the folder holds the old one or the new one, never parts of both.
 """
@@ -39,6 +45,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
     parser = experiment_parser("export", __doc__)
     parser.add_argument("--to", metavar="FOLDER", help="folder to write [default export in the run's folder]")
+    parser.add_argument("--tflite", action="store_true", help="write encode.tflite and decode.tflite, too")
     return read_run(parser, argv)
 
 
@@ -47,43 +54,78 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
 
 import main as vae_main
+from experiments import whole_images
 from utils import checkpoints, console, runs
 from utils.chance import GRID_LATENTS, random_key
 from utils.files import write_json
+from utils.quiet import quiet_start
 from utils.start import keras, tf
 
 FILES = ("encoder.keras", "decoder.keras", "saved_model", "export.json")
+TFLITE = ("encode.tflite", "decode.tflite")
+ROUNDING = 1e-5  # by which a brightness may miss [0, 1], as resized images do
 
 
 # --- the functions ----------------------------------------------------------------------------------------------------
-def exported_functions(vae: Any, settings: Settings, image_shape: tuple[int, ...]) -> dict[str, Callable]:
-    """The functions of the SavedModel, by the names of their signatures; a plain autoencoder has no `sample`.
+def exported_functions(vae: Any, s: Settings, image_shape: tuple[int, ...]) -> dict[str, Callable]:
+    """The functions of the SavedModel, traced for each type they take; a plain autoencoder has no `sample`.
 
-    They are not compiled by XLA, which not every program that loads them has, and which has other random numbers.
+    Whole images are for a model of grey or RGB ones. Nothing is compiled by XLA, which not every program that loads it
+    has, and which has other random numbers.
     """
-    latents = vae.decoder.input_shape[1]
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *image_shape), tf.float32, "x")])
-    def encode(x):
+    def encoded(x):
         z_mean, z_log_std = vae.encoder(x)
         return {"z_mean": z_mean, "z_log_std": z_log_std}
 
-    @tf.function(input_signature=[tf.TensorSpec((None, latents), tf.float32, "z")])
+    @tf.function
+    def encode(x):
+        if x.dtype == tf.uint8:
+            return encoded(tf.cast(x, tf.float32) / 255)
+        told = "encode takes uint8, or floats in [0, 1]; the least and the greatest value here are"
+        inside = tf.reduce_all((x >= -ROUNDING) & (x <= 1 + ROUNDING))  # of NaN neither is true
+        tf.debugging.Assert(inside, [told, tf.reduce_min(x), tf.reduce_max(x)])
+        return encoded(tf.cast(x, tf.float32))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None), tf.uint8, "image")])
+    def encode_image(image):
+        return encoded(whole_images.prepare(image, s, image_shape)[tf.newaxis])
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "image_bytes")])
+    def encode_files(image_bytes):
+        def prepared(content):
+            return whole_images.prepare(whole_images.read(content), s, image_shape)
+
+        return encoded(tf.map_fn(prepared, image_bytes, fn_output_signature=tf.TensorSpec(image_shape, tf.float32)))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, vae.decoder.input_shape[1]), tf.float32, "z")])
     def decode(z):
         return {"brightness": tf.sigmoid(vae.decoder(z))}
 
     @tf.function(input_signature=[tf.TensorSpec((), tf.int32, "count"), tf.TensorSpec((), tf.int64, "seed")])
     def sample(count, seed):
         key = random_key(seed, GRID_LATENTS, 0)  # of the run's own grids of samples
-        return decode(vae_main.sample_prior(vae, count, key))
+        return {"brightness": tf.sigmoid(vae.decoder(vae_main.sample_prior(vae, count, key)))}
 
+    for kind in (tf.float32, tf.float64, tf.uint8):
+        encode.get_concrete_function(tf.TensorSpec((None, *image_shape), kind, "x"))
     functions = {"encode": encode, "decode": decode}
-    return functions if settings.autoencoder else functions | {"sample": sample}
+    if image_shape[-1] in (1, 3):
+        functions |= {"encode_image": encode_image, "encode_files": encode_files}
+    return functions if s.autoencoder else functions | {"sample": sample}
 
 
-def describe(function: Callable) -> dict[str, dict[str, Any]]:
+def signatures_of(functions: dict[str, Callable], image_shape: tuple[int, ...]) -> dict[str, Callable]:
+    """The signatures of the SavedModel, each of one type: encode has one more, for uint8."""
+    kinds = {"encode": tf.float32, "encode_uint8": tf.uint8}
+    x = {name: tf.TensorSpec((None, *image_shape), kind, "x") for name, kind in kinds.items()}
+    signatures = {name: functions["encode"].get_concrete_function(spec) for name, spec in x.items()}
+    others = (name for name in functions if name != "encode")
+    return signatures | {name: functions[name].get_concrete_function() for name in others}
+
+
+def describe(concrete: Callable) -> dict[str, dict[str, Any]]:
     """The shape and type of each input and output of an exported function; None is a size that is free."""
-    concrete = function.get_concrete_function()
     inputs = {spec.name: spec for spec in concrete.structured_input_signature[0]}
 
     def about(tensors):
@@ -94,7 +136,7 @@ def describe(function: Callable) -> dict[str, dict[str, Any]]:
 
 def snippet(path: str, settings: Settings, image_shape: tuple[int, ...]) -> list[str]:
     """Five lines of Python that load the SavedModel at `path` and use it."""
-    some = f"tf.zeros((16, {', '.join(map(str, image_shape))}))  # in place of your images, brightness in [0, 1]"
+    some = f"tf.zeros((16, {', '.join(map(str, image_shape))}))  # in place of your images: uint8, or floats in [0, 1]"
     drawn = f'model.sample(count=16, seed={settings.seed})["brightness"]  # brightness in [0, 1]'
     return [
         "import tensorflow as tf",
@@ -121,7 +163,7 @@ def check_replaceable(place: Path, name: str, run: str | None) -> None:
         raise runs.RunError(f"{name} is there already and is no export; name a folder that is not there")
     if run not in (None, found["run"]):
         raise runs.RunError(f"{name} is an export of {found['run']}; name another folder, or delete it")
-    if strays := sorted({path.name for path in place.iterdir()} - set(FILES)):
+    if strays := sorted({path.name for path in place.iterdir()} - {*FILES, *TFLITE}):
         raise runs.RunError(f"{name} would be replaced, but {strays[0]} in it is none of its files; move that")
 
 
@@ -148,21 +190,46 @@ def write_folder(place: Path, write: Callable[[Path], None]) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(place)) from error
 
 
-def save_networks(folder: Path, vae: Any, functions: dict[str, Callable]) -> None:
+def save_networks(folder: Path, vae: Any, functions: dict[str, Callable], signatures: dict[str, Callable]) -> None:
     """Write the Keras files and the SavedModel into the folder, which is empty. Raises OSError."""
-    module = tf.Module()
-    module.weights = [weight.value for weight in (*vae.encoder.weights, *vae.decoder.weights, *vae.prior.weights)]
+    module = with_weights(vae)
     for name, function in functions.items():
         setattr(module, name, function)
     with checkpoints.os_errors(folder):
         vae.encoder.save(folder / "encoder.keras")
         vae.decoder.save(folder / "decoder.keras")
-        tf.saved_model.save(module, str(folder / "saved_model"), signatures=functions)
+        tf.saved_model.save(module, str(folder / "saved_model"), signatures=signatures)
+
+
+def with_weights(vae: Any) -> tf.Module:
+    """A module that has all variables, of which exported functions would else find nothing."""
+    module = tf.Module()
+    module.weights = [weight.value for weight in (*vae.encoder.weights, *vae.decoder.weights, *vae.prior.weights)]
+    return module
+
+
+def save_tflite(folder: Path, vae: Any, image_shape: tuple[int, ...]) -> None:
+    """Write encode.tflite and decode.tflite into the folder: float32 in and out, in batches of any size."""
+    latents = vae.decoder.input_shape[1]
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *image_shape), tf.float32, "x")])
+    def encode(x):
+        return dict(zip(("z_mean", "z_log_std"), vae.encoder(x), strict=True))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, latents), tf.float32, "z")])
+    def decode(z):
+        return {"brightness": tf.sigmoid(vae.decoder(z))}
+
+    for name, function in zip(TFLITE, (encode, decode), strict=True):
+        with quiet_start():
+            concrete = function.get_concrete_function()
+            content = tf.lite.TFLiteConverter.from_concrete_functions([concrete], with_weights(vae)).convert()
+        (folder / name).write_bytes(content)
 
 
 def description(
     folder: Path, kind: str, about: dict[str, Any], image_shape: tuple[int, ...], load: list[str],
-    functions: dict[str, Callable],
+    signatures: dict[str, Callable], settings: Settings,
 ) -> dict[str, Any]:  # fmt: skip
     """What export.json says; `about` is from the run's params.json, `load` the lines that load the SavedModel."""
     return {
@@ -175,7 +242,9 @@ def description(
             "decoder.keras": "z -> logits, whose sigmoid is the brightness",
             "saved_model": "the signatures",
         },
-        "signatures": {name: describe(function) for name, function in functions.items()},
+        "signatures": {name: describe(concrete) for name, concrete in signatures.items()},
+        "prepare_an_image": whole_images.in_words(settings, image_shape),
+        "data": about.get("data", {}),
         "load": load,
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__},
         "git_commit": about.get("git_commit"),  # of the code it was trained by
@@ -183,9 +252,9 @@ def description(
     }
 
 
-def export(folder: Path, to: str | None = None, kind: str = "step", say: Say = print) -> Path:
+def export(folder: Path, to: str | None = None, kind: str = "step", say: Say = print, tflite: bool = False) -> Path:
     """Export a run's newest checkpoint of a `kind` (load.read_run) to the folder `to`, or else into its own; return
-    where it is.
+    where it is. With `tflite` also for TensorFlow Lite.
 
     Raises SettingsError, runs.RunError and OSError.
     """
@@ -200,17 +269,21 @@ def export(folder: Path, to: str | None = None, kind: str = "step", say: Say = p
     vae = load_vae(folder, settings, image_shape, kind)
     functions = exported_functions(vae, settings, image_shape)
     lines = snippet("saved_model", settings, image_shape)
-    described = description(folder, kind, about, image_shape, lines, functions)
+    signatures, files = signatures_of(functions, image_shape), FILES + TFLITE * tflite
+    described = description(folder, kind, about, image_shape, lines, signatures, settings)
     say(f"run        {folder}, step {described['step']:,}{', the best one' * (kind == 'best')}")
 
     def write(new: Path) -> None:
-        save_networks(new, vae, functions)
+        save_networks(new, vae, functions, signatures)
+        if tflite:
+            lite = settings.model_copy(update={"mixed_precision": False})  # which has no bfloat16; weights are float32
+            save_tflite(new, load_vae(folder, lite, image_shape, kind), image_shape)
         write_json(new / "export.json", described)
 
     write_folder(target, write)
     for line in table(described, settings):
         say(line)
-    say(f"export     {place}: {', '.join(FILES)}")
+    say(f"export     {place}: {', '.join(files)}")
     say("\nLoad it anywhere, without this code:")
     for line in snippet(str(place / "saved_model"), settings, image_shape):
         say(f"    {line}")
@@ -223,12 +296,13 @@ def table(described: dict[str, Any], settings: Settings) -> list[str]:
 
     def tensors(parts):
         def shape(sizes):
-            return f" ({', '.join('B' if size is None else str(size) for size in sizes)})" if sizes else ""
+            free = "B" if sizes != [None] * 3 else "any"  # batches, but for a whole image
+            return f" ({', '.join(free if size is None else str(size) for size in sizes)})" if sizes else ""
 
         return ", ".join(f"{name} {part['dtype']}{shape(part['shape'])}" for name, part in parts.items())
 
     lines = [
-        f"{name:<10} {tensors(about['inputs'])} -> {tensors(about['outputs'])}"
+        f"{name:<12} {tensors(about['inputs'])} -> {tensors(about['outputs'])}"
         for name, about in described["signatures"].items()
     ]
     note = "note       a plain autoencoder has no prior, and so no signature sample"
@@ -239,7 +313,7 @@ def main(asked: argparse.Namespace) -> int:
     """Export as the command line says; return the exit code."""
 
     def work():
-        export(asked.run, asked.to, asked.kind)
+        export(asked.run, asked.to, asked.kind, tflite=asked.tflite)
 
     return console.run("export", work, "nothing was exported")
 
