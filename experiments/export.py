@@ -74,6 +74,8 @@ def exported_functions(vae: Any, s: Settings, image_shape: tuple[int, ...]) -> d
     has, and which has other random numbers.
     """
 
+    how = whole_images.prepared(s, image_shape)
+
     def encoded(x):
         z_mean, z_log_std = vae.encoder(x)
         return {"z_mean": z_mean, "z_log_std": z_log_std}
@@ -89,12 +91,12 @@ def exported_functions(vae: Any, s: Settings, image_shape: tuple[int, ...]) -> d
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None), tf.uint8, "image")])
     def encode_image(image):
-        return encoded(whole_images.prepare(image, s, image_shape)[tf.newaxis])
+        return encoded(whole_images.prepare(image, how)[tf.newaxis])
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "image_bytes")])
     def encode_files(image_bytes):
         def prepared(content):
-            return whole_images.prepare(whole_images.read(content), s, image_shape)
+            return whole_images.prepare(whole_images.read(content), how)
 
         return encoded(tf.map_fn(prepared, image_bytes, fn_output_signature=tf.TensorSpec(image_shape, tf.float32)))
 
@@ -243,7 +245,7 @@ def description(
             "saved_model": "the signatures",
         },
         "signatures": {name: describe(concrete) for name, concrete in signatures.items()},
-        "prepare_an_image": whole_images.in_words(settings, image_shape),
+        "prepare_an_image": whole_images.in_words(settings, whole_images.prepared(settings, image_shape)),
         "data": about.get("data", {}),
         "load": load,
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__},

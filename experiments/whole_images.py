@@ -5,25 +5,28 @@ Training reads its images by Pillow. TensorFlow's resizing differs from that by 
 
 from typing import Any
 
-from utils.folders import CELEBA_CROP
+from utils.celeba import CELEBA_CROP
+from utils.images import Prepared
 from utils.settings import Settings
 from utils.start import tf
 
 LUMA = (19_595, 38_470, 7_471)  # of red, green and blue, in 65,536ths: Pillow's grey (ITU-R 601-2)
 
 
-def crop_of(s: Settings) -> int:
-    """The side in pixels of the square that is cut out first; 0 is the largest there is."""
+def prepared(s: Settings, shape: tuple[int, ...]) -> Prepared:
+    """How a run's images were brought to their shape; of a set that had it already, how others are."""
     if s.dataset in ("folder", "celeba") or s.dataset.startswith("tfds:"):
-        return s.image_crop or CELEBA_CROP * (s.dataset == "celeba")
-    return 0
+        published = CELEBA_CROP * (s.dataset == "celeba" and s.image_fit == "crop")
+        return Prepared(shape, s.image_crop or published, s.image_fit)
+    return Prepared(shape, 0, "keep")
 
 
-def prepare(image: tf.Tensor, s: Settings, shape: tuple[int, ...]) -> tf.Tensor:
-    """A uint8 image (H, W, C) of any size, grey or RGB, with or without alpha -> brightness in [0, 1], of the `shape`
-    that the encoder takes. Its middle is cut out in that shape and resized; what is transparent turns white.
+def prepare(image: tf.Tensor, how: Prepared) -> tf.Tensor:
+    """A uint8 image (H, W, C) of any size, grey or RGB, with or without alpha -> brightness in [0, 1] of how.shape.
+
+    As utils/images.decode does it; what is transparent turns white.
     """
-    size = tf.shape(image)
+    size, shape = tf.shape(image), how.shape
     height, width, channels = (size[axis] for axis in range(3))
     allowed = (channels >= 1) & (channels <= 4)
     tf.debugging.Assert(allowed & (height > 0) & (width > 0), ["an image is (H, W, C) with 1 to 4 channels, not", size])
@@ -32,15 +35,37 @@ def prepare(image: tf.Tensor, s: Settings, shape: tuple[int, ...]) -> tf.Tensor:
     colours = tf.broadcast_to((colours * alpha + 255 * (255 - alpha) + 127) // 255, (height, width, 3))
     if shape[-1] == 1:
         colours = (tf.reduce_sum(colours * LUMA, axis=-1, keepdims=True) + 2**15) // 2**16
-    crop = crop_of(s)
-    least = tf.minimum(height * shape[1], width * shape[0])  # of a square (n, n) the shorter side times n
-    rows, columns = (tf.maximum(least // side, 1) for side in (shape[1], shape[0]))
-    if crop:
-        rows, columns = tf.minimum(rows, crop), tf.minimum(columns, crop)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    cut = tf.cast(colours[top : top + rows, left : left + columns], tf.float32)
-    resized = tf.image.resize(cut, shape[:2], antialias=True)
-    return tf.ensure_shape(tf.clip_by_value(tf.round(resized), 0, 255) / 255, shape)
+    if how.fit == "crop" or how.crop:
+        side = tf.minimum(height, width)
+        height = width = tf.minimum(side, how.crop) if how.crop else side
+        colours = middle(colours, height, width)
+    inside = shape[:2]
+    if how.fit == "keep":  # as much of it as has the shape
+        ratio = shape[1] / shape[0]
+        colours = middle(
+            colours, tf.minimum(height, rounded(width, 1 / ratio)), tf.minimum(width, rounded(height, ratio))
+        )
+    elif how.fit == "pad":  # all of it
+        ratio = tf.cast(height / width, tf.float64)
+        inside = [tf.minimum(shape[0], rounded(shape[1], ratio)), tf.minimum(shape[1], rounded(shape[0], 1 / ratio))]
+    resized = tf.image.resize(tf.cast(colours, tf.float32), inside, antialias=True)
+    top, left = (
+        rounded(side - within, 0.5, 0)
+        for side, within in zip(shape[:2], tf.unstack(tf.shape(resized)[:2]), strict=True)
+    )
+    framed = tf.image.pad_to_bounding_box(resized, top, left, *shape[:2])  # on black
+    return tf.ensure_shape(tf.clip_by_value(tf.round(framed), 0, 255) / 255, shape)
+
+
+def middle(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """The middle of an image (H, W, C), of this size."""
+    top, left = (tf.shape(image)[0] - height) // 2, (tf.shape(image)[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def rounded(side: Any, ratio: Any, least: int = 1) -> tf.Tensor:
+    """A side in this ratio to another one, at least `least`; halves as Pillow rounds them."""
+    return tf.maximum(tf.cast(tf.round(tf.cast(side, tf.float64) * ratio), tf.int32), least)
 
 
 def read(content: tf.Tensor) -> tf.Tensor:
@@ -52,9 +77,14 @@ def read(content: tf.Tensor) -> tf.Tensor:
     return image
 
 
-def in_words(s: Settings, shape: tuple[int, ...]) -> dict[str, Any]:
+def in_words(s: Settings, how: Prepared) -> dict[str, Any]:
     """How an image is prepared, for programs that do it themselves."""
-    crop = f"the middle square of {crop_of(s)} pixels, or the largest that there is" if crop_of(s) else "the middle"
+    shape = how.shape
+    square = (
+        f"its middle square of {how.crop} pixels, or the largest" if how.crop else "the largest square in its middle"
+    )
+    cut = {"crop": square, "pad": "all of it, on black", "keep": "its middle, as much as has the shape"}[how.fit]
+    cut = f"{square}, then {cut}" if how.crop and how.fit != "crop" else cut
     feed = "grey as it is; with BINARIZE = none the encoder was trained on that"
     if s.binarize == "dynamic":
         feed = "grey as it is, though the encoder was trained on pixels drawn 0 or 1 with their brightness as "
@@ -63,7 +93,7 @@ def in_words(s: Settings, shape: tuple[int, ...]) -> dict[str, Any]:
         "transparent": "on white",
         "channels": "grey: (19595 R + 38470 G + 7471 B + 32768) // 65536" if shape[-1] == 1 else "RGB",
         "turned": "as EXIF says in training; encode_image and encode_files do not, so turn such a photo before",
-        "crop": f"{crop} in the shape {shape[0]} x {shape[1]}" if not crop_of(s) else crop,
+        "crop": cut,
         "resize": f"to (height, width) = ({shape[0]}, {shape[1]}), bilinear with antialias (Pillow's BILINEAR; "
         "tf.image.resize(antialias=True) differs by at most 1 of 255), rounded to whole numbers",
         "scale": "divided by 255: brightness in [0, 1]",

@@ -178,7 +178,7 @@ def test_samples_of_a_learned_mixture_come_from_its_components_by_their_shares(e
 @pytest.mark.slow
 def test_a_plain_autoencoder_has_no_samples_and_says_so(exported):
     assert {name: list(run.found["names"]) for name, run in exported.items()} == {
-        name: ["decode", "encode", "sample"][: 3 - (name == "plain")] for name in RUNS
+        name: ["decode", "encode", "encode_uint8", "sample"][: 4 - (name == "plain")] for name in RUNS
     }
     note = "note       a plain autoencoder has no prior, and so no signature sample"
     assert {name: note in run.lines for name, run in exported.items()} == {name: name == "plain" for name in RUNS}
@@ -208,6 +208,10 @@ def test_what_is_in_the_folder_is_told_beside_it_and_on_the_console(exported):
     latents = {"shape": [None, 4], "dtype": "float32"}  # three, and one of noise
     assert about["signatures"] == {
         "encode": {"inputs": {"x": images}, "outputs": {"z_mean": latents, "z_log_std": latents}},
+        "encode_uint8": {
+            "inputs": {"x": images | {"dtype": "uint8"}},
+            "outputs": {"z_mean": latents, "z_log_std": latents},
+        },
         "decode": {"inputs": {"z": {"shape": [None, 4], "dtype": "float32"}}, "outputs": {"brightness": images}},
         "sample": {
             "inputs": {"count": {"shape": [], "dtype": "int32"}, "seed": {"shape": [], "dtype": "int64"}},
@@ -217,13 +221,51 @@ def test_what_is_in_the_folder_is_told_beside_it_and_on_the_console(exported):
     assert (about["run"], about["step"], about["image_shape"]) == ("standard", 7, [4, 3, 2])
     assert about["settings"] == run.settings.model_dump(mode="json")
     assert about["versions"]["tensorflow"] == tf.__version__
-    assert run.lines[:5] == [
+    assert run.lines[:6] == [
         f"run        {run.folder}, step 7",
-        "encode     x float32 (B, 4, 3, 2) -> z_mean float32 (B, 4), z_log_std float32 (B, 4)",
-        "decode     z float32 (B, 4) -> brightness float32 (B, 4, 3, 2)",
-        "sample     count int32, seed int64 -> brightness float32 (B, 4, 3, 2)",
+        "encode       x float32 (B, 4, 3, 2) -> z_mean float32 (B, 4), z_log_std float32 (B, 4)",
+        "encode_uint8 x uint8 (B, 4, 3, 2) -> z_mean float32 (B, 4), z_log_std float32 (B, 4)",
+        "decode       z float32 (B, 4) -> brightness float32 (B, 4, 3, 2)",
+        "sample       count int32, seed int64 -> brightness float32 (B, 4, 3, 2)",
         f"export     {place}: encoder.keras, decoder.keras, saved_model, export.json",
     ]
+
+
+@pytest.mark.slow
+def test_encode_takes_uint8_and_floats_within_0_and_1_and_refuses_others(tmp_path):
+    folder, vae, _ = make_run(tmp_path)
+    model = tf.saved_model.load(str(export.export(folder, say=lambda line: None) / "saved_model"))
+    pixels = np.uint8(X * 255)
+    expected = vae.encoder(pixels / np.float32(255))[0].numpy()
+    for images in (pixels, pixels / 255, pixels / np.float32(255)):
+        np.testing.assert_allclose(model.encode(images)["z_mean"], expected, atol=1e-5)
+    found = model.signatures["encode_uint8"](x=tf.constant(pixels))["z_mean"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for images in (np.float32(pixels), X - 1, X * 1.02, np.where(X > 0.5, np.nan, X)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"encode takes uint8, or floats in \[0, 1\]"):
+            model.encode(images)
+    for images in (np.int64(pixels), X > 0.5, X[0], X[:, :3]):
+        with pytest.raises(ValueError, match="Could not find matching"):
+            model.encode(images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*RUNS, "conv"])
+def test_tensorflow_lite_computes_the_same(name, tmp_path):
+    folder, vae, _ = make_run(tmp_path, name, **RUNS.get(name, {"architecture": "conv", "channels": (3, 4)}))
+    place = export.export(folder, say=lambda line: None, tflite=True)
+    z = np.random.default_rng(1).standard_normal((5, vae.decoder.input_shape[1]), np.float32)
+    mean, log_std = (part.numpy() for part in vae.encoder(X))
+    for file, given, expected in (
+        ("encode", {"x": X}, {"z_mean": mean, "z_log_std": log_std}),
+        ("decode", {"z": z}, {"brightness": main.decode(vae, z)}),
+    ):
+        with pytest.warns(UserWarning, match=r"tf.lite.Interpreter is deprecated"):
+            interpreter = tf.lite.Interpreter(str(place / f"{file}.tflite"))
+        found = interpreter.get_signature_runner()(**given)
+        assert found.keys() == expected.keys()
+        for part, values in expected.items():
+            np.testing.assert_allclose(found[part], values, atol=1e-5)
 
 
 # --- whole or not at all ----------------------------------------------------------------------------------------------
