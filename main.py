@@ -10,24 +10,24 @@ Losses and KL are in nats. What is not part of the lesson is one call into a roo
 """
 
 import math
-import signal
 import sys
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils import console
 from utils.door import refuse_early
 from utils.settings import Command, Settings, SettingsError, read_command_line
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins, Ctrl-C ends it without a traceback
+    console.begin()  # until main() begins, Ctrl-C ends it without a traceback
     COMMAND = read_command_line()  # before TensorFlow loads, which takes seconds, so that a typo is reported at once
     refuse_early(COMMAND)  # likewise a run to continue that is not there, or a batch larger than the data set
 
 import numpy as np
 
-from utils import bounds, console, data, densities, evaluation, networks, pictures, size, workers
+from utils import bounds, data, densities, evaluation, networks, pictures, size, workers
 from utils.batches import batch_at, brightness, parts_of_batch
 from utils.chance import DECODER_WEIGHTS, ENCODER_WEIGHTS, GRID_LATENTS, NOISE, initializer, random_key
 from utils.dataset import Dataset, evaluated_at_once, in_batches

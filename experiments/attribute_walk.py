@@ -25,7 +25,6 @@ or two, and prints, and writes to the run's folder as attribute_walk.json:
 import argparse
 import math
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -35,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.load import load_run, read_run
+from utils import console
 from utils.console import experiment_parser
 from utils.settings import Settings, SettingsError
 
@@ -48,15 +48,15 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    console.begin()
     ASKED = read_command_line()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
 
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 import main as vae_main
 from experiments import classifier, evaluate, figures, latent
-from utils import console, data, runs
+from utils import data, runs
 from utils.batches import brightness
 from utils.dataset import Dataset, binarize, in_batches, label_name
 from utils.files import write_json

@@ -27,7 +27,6 @@ import io
 import json
 import math
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -39,6 +38,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.load import load_run, read_run
+from utils import console
 from utils.console import experiment_parser, whole
 from utils.settings import Settings
 
@@ -54,13 +54,13 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    console.begin()
     ASKED = read_command_line()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
 
 import main as vae_main
 from experiments import classifier, figures, latent
 from experiments.fingerprint import code_of, fingerprint
-from utils import console, data, likelihood, mnist, report, runs
+from utils import data, likelihood, mnist, report, runs
 from utils.batches import brightness
 from utils.chance import GRID_LATENTS, random_key
 from utils.dataset import Dataset, binarized, filled_up, rows_of

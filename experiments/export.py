@@ -29,7 +29,6 @@ An earlier export of the run is replaced; the folder holds the old one or the ne
 import argparse
 import json
 import platform
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.load import load_vae, read_run
+from utils import console
 from utils.console import Say, experiment_parser
 from utils.settings import Settings
 
@@ -50,12 +50,12 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    console.begin()
     ASKED = read_command_line()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
 
 import main as vae_main
 from experiments import whole_images
-from utils import checkpoints, console, runs
+from utils import checkpoints, runs
 from utils.chance import GRID_LATENTS, random_key
 from utils.files import write_json
 from utils.quiet import quiet_start

@@ -14,7 +14,6 @@ predictions/likelihood/, the numbers and their figure in images/. After Ctrl-C t
 import argparse
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.study import BASE
+from utils import console
 from utils.console import experiment_parser
 from utils.files import write_json, write_whole
 from utils.settings import ROOT, Settings, from_params
@@ -115,9 +115,9 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    console.begin()
     ASKED = read_command_line()
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the table's hardware is the CPU, whatever else there is
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() begins
 
 from matplotlib.figure import Figure
 
@@ -125,7 +125,7 @@ import main as vae_main
 from experiments import benchmark, evaluate
 from experiments.fingerprint import fingerprint, settings_that_count
 from experiments.results import table, with_tables
-from utils import console, pictures, runs
+from utils import pictures, runs
 
 
 # --- a row ------------------------------------------------------------------------------------------------------------

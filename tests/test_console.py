@@ -1,11 +1,17 @@
-"""utils/console.py: the bar of what takes long, and the line that says that memory ran out."""
+"""utils/console.py: exit codes, signals, any console, names from outside, the bar, memory that runs out."""
 
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
+from tests.shared import REPOSITORY
+from utils import console
 from utils.console import run, waiting_bar
 from utils.start import tf
 
@@ -126,3 +132,92 @@ def test_an_error_of_another_kind_stays_what_it_is():
 
     with pytest.raises(tf.errors.InternalError):
         run("evaluate", work)
+
+
+# --- signals and exit codes -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("number", console.STOPPING)
+def test_a_signal_ends_with_its_code_and_a_line_and_handlers_are_put_back(number, capsys):
+    before = [signal.getsignal(each) for each in console.STOPPING]
+    code = console.run("program", lambda: os.kill(os.getpid(), number), "go on")
+    assert (code, capsys.readouterr()) == (128 + number, ("\nstopped    go on\n", ""))
+    assert [signal.getsignal(each) for each in console.STOPPING] == before
+
+
+def test_a_second_signal_at_once_is_the_same_wish_and_a_later_one_is_another(capsys, monkeypatch):
+    ends = []
+
+    def work():
+        for _ in range(2):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except console.Stopped:
+                ends.append(time.monotonic())
+                os.kill(os.getpid(), signal.SIGINT)
+
+    assert console.run("program", work) == 0
+    assert len(ends) == 1
+    monkeypatch.setattr(console, "REPEATED", 0.0)
+    assert console.run("program", work) == 130
+    assert len(ends) == 2
+
+
+def test_a_program_that_nohup_started_goes_on_when_its_terminal_closes():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert console.run("program", lambda: os.kill(os.getpid(), signal.SIGHUP)) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_went_wrong_is_one_line_whatever_is_in_a_name(capsys):
+    def fail(error):
+        raise error
+
+    name = "a\nb\x1b[31m\udce9 \u00e9"
+    assert console.run("program", lambda: fail(console.Problem(f"{name}: bad"))) == 1
+    assert capsys.readouterr().err == "program: error: a\\nb\\x1b[31m\\udce9 \u00e9: bad\n"
+    assert console.run("program", lambda: fail(FileNotFoundError(2, "No such file", name))) == 1
+    assert capsys.readouterr().err == "program: error: 'a\\nb\\x1b[31m\\udce9 \u00e9': No such file\n"
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("caf\u00e9 [1] 'x'",) * 2, ("a\nb", r"'a\nb'"), ("\x1b]0;x\x07", r"'\x1b]0;x\x07'"), ("\u202e", r"'\u202e'")],
+)  # fmt: skip
+def test_a_name_is_shown_as_it_is_or_quoted(name, expected):
+    assert console.shown(name) == console.shown(os.fsencode(name)) == expected
+
+
+def test_a_name_that_is_no_text_is_shown_with_its_bytes():
+    assert console.shown("\udce9.png") == r"'\udce9.png'"
+    assert console.shown(b"\xe9.png") == r"\xe9.png"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_any_console_shows_any_text(encoding):
+    code = r"from utils import console; console.begin(); print('\u72ac \udce9 x')"
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, check=True
+    )
+    dog = "\u72ac" if encoding == "utf-8" else r"\u72ac"
+    assert (done.stdout.decode(encoding), done.stderr) == (f"{dog} \\udce9 x\n", b"")
+
+
+def test_work_goes_on_when_nobody_reads(tmp_path):
+    code = f"""if True:
+        import sys, pathlib
+        from utils import console
+        def work():
+            for number in range(100_000):
+                print(number)
+                print(number, file=sys.stderr)
+            pathlib.Path({str(tmp_path / "done")!r}).touch()
+        sys.exit(console.run("program", work))"""
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, **pipe)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert (tmp_path / "done").exists()

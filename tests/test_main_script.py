@@ -24,7 +24,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 import main
 from tests.shared import REPOSITORY, contents, scalars, set_xla, users_environment
-from utils import checkpoints, curves, evaluation, pictures, recorder, report, runs, size
+from utils import checkpoints, console, curves, evaluation, pictures, recorder, report, runs, size
 from utils.dataset import TEST_BINARIZATION_KEY, binarize
 from utils.mnist import load
 from utils.settings import from_params, read_command_line
@@ -714,6 +714,7 @@ def test_a_signal_during_the_likelihood_leaves_a_finished_run_that_lacks_it(numb
 
 
 def test_a_second_signal_ends_at_once(small, capsys, monkeypatch):
+    monkeypatch.setattr(console, "REPEATED", 0.0)  # however soon it comes
     for owner, name in ((evaluation.likelihood, "estimate"), (curves, "save_curves")):
         monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     assert here(*FEW, "--nll-samples", "3", "--run-name", "twice") == 130

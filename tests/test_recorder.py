@@ -196,17 +196,25 @@ def test_a_divergence_keeps_its_words_on_the_way_out_of_a_process(tmp_path):
     assert str(error).startswith("diverged in step 7: kl is nan; there is no checkpoint yet; ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_noted_and_the_second_stops_at_once(number):
+@pytest.mark.parametrize("number", console.STOPPING)
+def test_two_signals_are_noted_and_the_third_stops_at_once(number):
     before = signal.getsignal(number)
     with recorder.deferred_signals() as asked:
         os.kill(os.getpid(), number)
-        assert asked == [number]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [number, signal.SIGTERM]
         with pytest.raises(console.Stopped) as stopped:
             os.kill(os.getpid(), signal.SIGINT)
+        asked.clear()
     assert stopped.value.args == (signal.SIGINT,)
     assert not isinstance(stopped.value, Exception)  # so that `except Exception` lets it pass
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_nobody_read_ends_the_block():
+    with pytest.raises(console.Stopped) as stopped, recorder.deferred_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.args == (signal.SIGTERM,)
 
 
 def test_signals_are_left_alone_outside_the_main_thread():

@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
-from utils.console import Say
+from utils.console import Say, shown
 from utils.dataset import DataError, Dataset, hashed
-from utils.images import BAR, Prepared, describe, is_html, lazy_files, shown, survey, why_bad
+from utils.images import BAR, Prepared, describe, is_html, lazy_files, survey, why_bad
 from utils.settings import Settings
 
 CELEBA_CROP = 148  # of 178 x 218 pixels; with a bilinear resize to 64 what VAEs on CelebA are mostly trained on

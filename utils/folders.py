@@ -11,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import images
-from utils.console import Say
+from utils.console import Say, shown
 from utils.dataset import SPLIT_KEY, DataError, Dataset, Known, draw_split
-from utils.images import shown
 from utils.settings import Settings
 
 PARTS = {  # what a folder's name, in lower case, says of the images in it

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from utils.console import shown
 from utils.dataset import READERS, BadImage, DataError, LazyImages, hashed
 
 NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # for which Pillow starts other programs, or has no reader
@@ -145,12 +146,6 @@ def why_bad(error: Exception) -> str:
 def is_html(start: bytes) -> bool:
     """Whether a file that starts like this is a web page, such as a server sends in place of what was asked for."""
     return start.lstrip().lower().startswith((b"<!doctype", b"<html"))
-
-
-def shown(path: str | bytes | Path) -> str:
-    """A path as text that can be printed in one line, whatever bytes are in it."""
-    text = os.fsencode(path).decode(errors="replace")
-    return text if text.isprintable() else repr(text)
 
 
 def lazy_files(folder: Path, names: np.ndarray, how: Prepared, skip: bool) -> LazyImages:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.console import shown
 from utils.dataset import MOST_TESTED, SPLIT_KEY, DataError, Known, LazyImages
-from utils.images import GREY_MODES, bad_images, open_image, shown, why_bad
+from utils.images import GREY_MODES, bad_images, open_image, why_bad
 
 SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
 SHOWN_OF_A_LABEL = 3

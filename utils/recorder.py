@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from utils import batches, best, checkpoints, evaluation, history, known, pictures, report, runs, workers
-from utils.console import TO_LOWER, OutOfMemory, Problem, Say, Stopped, is_out_of_memory, raise_stopped
+from utils.console import TO_LOWER, OutOfMemory, Problem, Say, Stopped, handled, is_out_of_memory, stops
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.files import write_json
 from utils.settings import Command, Settings, SettingsError, load_saved, unread_notes, with_kl_steps
@@ -170,7 +170,8 @@ class Recorder:
 
     @contextlib.contextmanager
     def training(self, optimizer: Any) -> Iterator[None]:
-        """Within the block a run is trained: from the newest checkpoint if there is one; Ctrl-C waits for `save`.
+        """Within the block a run is trained: from the newest checkpoint if there is one; Ctrl-C waits for `save`. If
+        an image cannot be read, a checkpoint is saved first.
 
         Raises RunError and OSError.
         """
@@ -195,7 +196,12 @@ class Recorder:
             contextlib.closing(batches.of_run(self.dataset.train_images, s, self.step, crew)) as self.coming,
         ):
             self.events = {"train": train_events, "test": test_events}
-            yield
+            try:
+                yield
+            except BadImage:  # of a batch or of a test
+                checkpoints.save(self.checkpoint, self.folder, self.step)
+                raise
+            self.leave_if_stopped()  # by a signal since the last `save`
 
     @property
     def sums(self) -> tf.Tensor:
@@ -221,14 +227,10 @@ class Recorder:
         self.last_line, self.clock, self.waited = self.step, time.perf_counter(), 0.0
 
     def batches(self) -> Iterator[tuple[int, int, tf.Tensor]]:
-        """batches.of_run for the steps that are left. If an image cannot be read, a checkpoint is saved first."""
+        """batches.of_run for the steps that are left."""
         while self.step < self.last_step:
             asked = time.perf_counter()
-            try:
-                coming = next(self.coming)
-            except BadImage:
-                checkpoints.save(self.checkpoint, self.folder, self.step)
-                raise
+            coming = next(self.coming)
             self.waited += time.perf_counter() - asked
             yield coming
 
@@ -325,7 +327,11 @@ class Recorder:
             if self.crew.is_chief:
                 checkpoints.save(self.checkpoint, self.folder, self.step)
         if stopped:
-            workers.agree(self.crew, True)  # nobody leaves before the chief has saved
+            self.leave_if_stopped()  # nobody before the chief has saved
+
+    def leave_if_stopped(self) -> None:
+        """Raise Stopped if any worker was asked to end."""
+        if workers.agree(self.crew, bool(self.signals)):
             raise Stopped(self.signals[0] if self.signals else signal.SIGTERM)
 
     def judge(self, evaluate: Callable, reconstruction_loss: Callable, decode: Callable) -> None:
@@ -392,23 +398,22 @@ def lower_rate(rate: float) -> float:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Within the block a Ctrl-C or SIGTERM only adds its number to the list, for the loop to read where it is safe.
+    """Within the block a Ctrl-C, SIGTERM or SIGHUP only adds its number to the list, for the loop to read where it is
+    safe: it saves a checkpoint and ends.
 
-    A second one raises Stopped at once. Signals reach the main thread only; in another one the list stays empty.
+    So does a second one. A third one raises Stopped at once. If the block ends without that, Stopped is raised then.
+    Signals reach the main thread only; in another one the list stays empty.
     """
     asked: list[int] = []
+    stop = stops()
 
     def note(number: int, frame: Any) -> None:
-        if asked:
-            raise_stopped(number, frame)
-        asked.append(number)
+        if len(asked) < 2:
+            asked.append(number)
+        else:
+            stop(number, frame)
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled(note) if threading.current_thread() is threading.main_thread() else contextlib.nullcontext():
         yield asked
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    if asked:
+        raise Stopped(asked[0])
