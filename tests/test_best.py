@@ -1,5 +1,6 @@
 """utils/best.py: which test is the best, that its weights are kept through stops, and when --best is refused."""
 
+import json
 import shutil
 
 import numpy as np
@@ -15,6 +16,7 @@ from utils.dataset import Dataset
 from utils.evaluation import compile_evaluation
 from utils.recorder import Recorder
 from utils.settings import from_params
+from utils.start import tf
 
 LINEAR = {"kl_schedule": "linear", "kl_weight_start": 0.0, "kl_weight_end": 1.0, "kl_steps": 20, "held_out": 5}
 
@@ -179,3 +181,23 @@ def test_a_damaged_best_checkpoint_is_not_replaced_by_another_without_a_word(tmp
     told = capsys.readouterr().err
     assert told.startswith(f"export: error: {folder} has no weights for these networks")
     assert told.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_export_has_the_best_weights_and_takes_whole_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.test_export.SHAPE", (4, 4, 1))
+    folder, vae, _ = make_run(tmp_path, held_out=5)
+    for weight in vae.weights:
+        weight.assign(2 * weight)
+    checkpoints.save_best(vae, folder, 6)
+    image = np.random.default_rng(0).integers(0, 256, (4, 4, 1), np.uint8)
+    expected = vae.encoder(image[np.newaxis] / np.float32(255))[0]
+    assert export.main(export.read_command_line([str(folder), "--best"])) == 0
+    about = json.loads((folder / "export" / "export.json").read_text())
+    assert (about["step"], about["checkpoint"]) == (6, "best")
+    model = tf.saved_model.load(str(folder / "export" / "saved_model"))
+    np.testing.assert_allclose(model.encode_image(image)["z_mean"], expected, atol=1e-5)
+    larger = np.kron(image, np.ones((8, 8, 1), np.uint8))[:, 4:-4]  # its middle is 24 x 24
+    content = tf.io.encode_png(np.pad(larger, [(0, 0), (4, 4), (0, 0)], "edge")).numpy()
+    assert model.encode_files(tf.constant([content, content]))["z_mean"].shape == (2, 3)
+    assert evaluate.unfinished(folder, 9, "best") != evaluate.unfinished(folder, 9)
