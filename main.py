@@ -30,7 +30,7 @@ import numpy as np
 from utils import bounds, data, densities, evaluation, networks, pictures, size, workers
 from utils.batches import batch_at, brightness, parts_of_batch
 from utils.chance import DECODER_WEIGHTS, ENCODER_WEIGHTS, GRID_LATENTS, NOISE, initializer, random_key
-from utils.dataset import Dataset, evaluated_at_once, in_batches
+from utils.dataset import Dataset, in_batches
 from utils.priors import Prior, build_prior, kl_of_draws
 from utils.recorder import Recorder, recording, together
 from utils.start import keras, tf, xla_pays
@@ -326,8 +326,7 @@ def decode(vae: VAE, z: np.ndarray) -> np.ndarray:
     def decode_batch(z, start):
         return [tf.sigmoid(vae.decoder(z))]
 
-    at_once = evaluated_at_once(vae.decoder.output_shape)  # of what is drawn, because latents are small
-    (images,) = in_batches(decode_batch, np.asarray(z, np.float32), at_once, "drawing")
+    (images,) = in_batches(decode_batch, np.asarray(z, np.float32), size.at_once(vae), "drawing")
     return images
 
 
@@ -337,7 +336,7 @@ def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
     def encode_batch(images, start):
         return [vae.encoder(brightness(images))[0]]
 
-    (z_mean,) = in_batches(encode_batch, images, doing="encoding")
+    (z_mean,) = in_batches(encode_batch, images, size.at_once(vae), "encoding")
     return decode(vae, z_mean)
 
 

@@ -60,7 +60,7 @@ if __name__ == "__main__":
 import main as vae_main
 from experiments import classifier, figures, latent
 from experiments.fingerprint import code_of, fingerprint
-from utils import data, likelihood, mnist, report, runs
+from utils import data, likelihood, mnist, report, runs, size
 from utils.batches import brightness
 from utils.chance import GRID_LATENTS, random_key
 from utils.dataset import Dataset, binarized, filled_up, rows_of
@@ -114,7 +114,7 @@ def weigh_all(
     filled up with copies of the last image, so that all parts have one shape and `weigh` is compiled once.
     """
     weigh = compile_weighing(vae, settings, vae_main.reconstruction_loss, 2**31, sizes_up_to(samples))
-    at_once = min(IMAGES_AT_ONCE, len(images))
+    at_once = min(IMAGES_AT_ONCE, max(1, size.at_once(vae) // PARTS_AT_ONCE), len(images))
     kept = {start: place / f"{name}-{start}.npz" for start in range(0, len(images), at_once)}
     before = sum(min(at_once, len(images) - start) for start, path in kept.items() if path.exists())
     telling, stopped = threading.Lock(), threading.Event()

@@ -18,7 +18,8 @@ from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from utils.batches import brightness
-from utils.dataset import in_batches
+from utils.dataset import evaluated_at_once, in_batches
+from utils.size import most_at_once
 from utils.start import keras
 
 LOG_2_PI = float(np.log(2 * np.pi))
@@ -38,7 +39,8 @@ def evenly(total: int, most: int) -> np.ndarray:
 
 def encode(encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images (N, H, W, C) -> z_mean and z_log_std of their posteriors, float32 (N, L) each."""
-    return tuple(in_batches(lambda batch, start: encoder(brightness(batch)), images, doing="encoding"))
+    at_once = min(evaluated_at_once(images.shape), most_at_once(encoder))
+    return tuple(in_batches(lambda batch, start: encoder(brightness(batch)), images, at_once, "encoding"))
 
 
 # --- fit --------------------------------------------------------------------------------------------------------------

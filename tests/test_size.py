@@ -10,6 +10,7 @@ import main
 from tests.tiny import SHAPE, TINY
 from utils import size
 from utils.settings import SettingsError, from_params
+from utils.start import keras
 
 CHANGES = [
     {},
@@ -94,3 +95,43 @@ def test_memory_is_that_of_the_machine_or_of_the_container_if_that_has_less(monk
 
 def test_sizes_in_words():
     assert [size.in_bytes(count) for count in (21_771_136, 999_400_000, 58.4e9)] == ["22 MB", "999 MB", "58.4 GB"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "expected"),
+    [
+        ({"encoder_layers": (512,), "decoder_layers": (512,)}, (28, 28, 1), 1_000),
+        ({"architecture": "conv", "channels": (32, 64, 128)}, (28, 28, 1), 1_000),
+        ({"architecture": "resnet", "channels": (32, 64, 128)}, (28, 28, 1), 1_000),
+        ({"architecture": "conv", "channels": (4,)}, (64, 64, 3), 784_000 // (64 * 64 * 3)),
+        # A kernel that moves by 2 halves the maps: 14 x 14 x 2,000 is taken, and 28 x 28 x 2,000 is returned.
+        ({"architecture": "conv", "channels": (2_000, 2_000)}, (28, 28, 1), 2**26 // (2_000 * (14**2 + 28**2))),
+        ({"decoder_layers": (60_000, 60_000)}, (4, 2, 2), 2**26 // 120_000),
+        ({"prior": "mixture", "prior_components": 60_000}, (4, 2, 2), 2**26 // 360_000),
+        ({"architecture": "conv", "channels": (64, 64)}, (1_024, 1_024, 3), 1),
+    ],
+)
+def test_images_are_worked_on_at_a_time_as_many_as_the_widest_layer_lets(changes, shape, expected):
+    s, found = from_params(**TINY | changes), []
+
+    def build(s, shape):
+        found.append(size.at_once(vae := main.build_vae(s, shape)))
+        return vae
+
+    size.count_parameters(build, s, shape)  # in which no memory is taken
+    assert found == [expected]
+
+
+def test_layers_of_ones_own_need_no_shapes():
+    class Own(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.within = keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.within(x)
+
+    x = keras.Input((5,))
+    network = keras.Model(x, Own()(x))
+    assert size.most_at_once(network) == 2**26 // 8
+    assert size.most_at_once(keras.Sequential([keras.Input((5,)), keras.layers.Dense(9)])) == 2**26 // 14

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from utils import size
 from utils.batches import brightness
 from utils.chance import TEST_NOISE, random_key, standard_normal
 from utils.dataset import in_equal_batches
@@ -78,7 +79,8 @@ def scale_gradient(values: tf.Tensor, factor: tf.Tensor) -> tuple[tf.Tensor, Cal
 
 def compile_bound(vae: Any, s: Settings, reconstruction_loss: ReconstructionLoss) -> Callable[..., np.ndarray]:
     """A function: uint8 test images (N, H, W, C), KL weight -> their importance_bound (N,) by BOUND_SAMPLES draws."""
-    at_once = max(1, min(1_000, s.bound_chunk // s.bound_samples))
+    draws = min(s.bound_chunk, size.most_at_once(vae.encoder, vae.decoder, prior=vae.prior))
+    at_once = max(1, min(1_000, draws // s.bound_samples))
 
     @tf.function(jit_compile=xla_pays(vae.encoder, vae.decoder))
     def bound(images, start, weight):

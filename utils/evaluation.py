@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from utils import best, curves, likelihood, pictures, report, runs, verdict
+from utils import best, curves, likelihood, pictures, report, runs, size, verdict
 from utils.batches import brightness
 from utils.bounds import ReconstructionLoss
 from utils.chance import IMPORTANCE_NOISE, TEST_NOISE, random_key, standard_normal
 from utils.console import waiting_bar
-from utils.dataset import Dataset, evaluated_at_once, in_equal_batches
+from utils.dataset import Dataset, in_equal_batches
 from utils.files import write_json
 from utils.settings import Settings
 from utils.start import tf, xla_pays
@@ -36,7 +36,7 @@ def compile_evaluation(vae: Any, s: Settings, loss_terms: Callable) -> Evaluate:
         noise = standard_normal((x.shape[0], s.latent_dim + s.noise_dim), random_key(s.seed, TEST_NOISE, start))
         return (*loss_terms(vae, x, noise, s), vae.encoder(x)[0][:, : s.latent_dim])
 
-    return partial(in_equal_batches, evaluate_batch, doing="testing")
+    return partial(in_equal_batches, evaluate_batch, size=size.at_once(vae), doing="testing")
 
 
 # --- log-likelihood ---------------------------------------------------------------------------------------------------
@@ -92,15 +92,15 @@ def estimate_log_likelihood(
     def encode(images):
         return vae.encoder(brightness(images))
 
-    batches = -(-len(images) // evaluated_at_once(images.shape))
+    at_once = size.at_once(vae)
 
     def estimate(images, start):
         for draws, sums in weigh(images, start, *encode(images), s.nll_samples):  # noqa: B007 (the last ones are of all)
             bar.update(draws)
         return likelihood.estimate(sums, s.nll_samples)
 
-    with waiting_bar("likelihood", batches * s.nll_samples) as bar:
-        return in_equal_batches(estimate, images)
+    with waiting_bar("likelihood", -(-len(images) // at_once) * s.nll_samples) as bar:
+        return in_equal_batches(estimate, images, at_once)
 
 
 # --- a finished run ---------------------------------------------------------------------------------------------------

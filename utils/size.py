@@ -1,18 +1,24 @@
-"""How large a VAE is, found out before it is built, and whether it fits into this machine's memory."""
+"""How large a VAE is, found out before it is built, whether it fits into this machine's memory, and how many images
+are worked on at a time.
+"""
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from utils import mnist, runs
 from utils.console import Say
+from utils.dataset import evaluated_at_once
+from utils.priors import Prior
 from utils.settings import Settings, SettingsError
-from utils.start import keras
+from utils.start import keras, layers_of
 
 BYTES = 16  # of memory for each parameter: its value, its gradient and Adam's two moments, all float32
+FORWARD = 2**26  # float32 numbers, 268 MB, that a layer may take and return outside a training step
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, by version
 
 
@@ -49,6 +55,36 @@ def count_parameters(build: Callable[..., Any], s: Settings, image_shape: tuple[
             return thread.submit(count).result()
         except Exception:  # the build itself will raise it where it can be understood
             return None
+
+
+def at_once(vae: Any) -> int:
+    """How many images to encode, decode or weigh at a time: evaluated_at_once, or fewer if a layer is wide.
+
+    It depends on the networks alone, so that two runs are tested alike.
+    """
+    return min(evaluated_at_once(vae.decoder.output_shape), most_at_once(vae.encoder, vae.decoder, prior=vae.prior))
+
+
+def most_at_once(*networks: keras.Model, prior: Prior | None = None) -> int:
+    """How many images fit into FORWARD, at least 1, because one fits where a training step does.
+
+    Without gradients, the memory is that of the widest layer, because the others are let go.
+    """
+    wide = [sum(sizes) for network in networks for sizes in numbers_of(network)]
+    wide += [6 * weight.shape[0] for weight in (prior.weights if prior else ()) if weight.shape]  # in log_mixture
+    return max(1, FORWARD // max(wide, default=1))
+
+
+def numbers_of(network: keras.Model) -> Iterator[tuple[int, int]]:
+    """How many numbers an image has that each layer or operation of a network takes, and that it returns.
+
+    Those within a layer of one's own have no shapes; they are left out.
+    """
+    for part in dict.fromkeys([*layers_of(network), *getattr(network, "operations", ())]):
+        if not isinstance(part, keras.Model):
+            with contextlib.suppress(AttributeError, TypeError, ValueError):  # where it is not known, or is used twice
+                ends = (keras.tree.flatten(end) for end in (part.input, part.output))
+                yield tuple(sum(math.prod(tensor.shape[1:]) for tensor in end) for end in ends)
 
 
 def what_to_lower(build: Callable[..., Any], s: Settings, image_shape: tuple[int, ...]) -> str:
