@@ -50,3 +50,28 @@ def test_numbers_that_are_none_in_json_are_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "report.json", {"elbo": math.nan})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_chmod_is_written_to(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    for name in ("chmod", "fchmod", "link"):
+        monkeypatch.setattr(files.os, name, refuse)
+    files.write_json(tmp_path / "report.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_what_a_killed_write_left_goes_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "replace", lambda *_: None)  # as if it were killed before
+    for folder in ("run", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        files.write_whole(tmp_path / folder / "samples_000.png", b"")
+    (tmp_path / "run" / "film").symlink_to(tmp_path / "elsewhere")
+    theirs = [".git", ".samples_000.png.jt6tzkmb", f".mine{files.UNFINISHED}", f"x.0123abcd{files.UNFINISHED}"]
+    for name in theirs:
+        (tmp_path / "run" / name).touch()
+    files.remove_unfinished(tmp_path / "run")
+    files.remove_unfinished(tmp_path / "run" / "film")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*theirs, "film"])
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 1

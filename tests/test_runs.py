@@ -1,5 +1,7 @@
 """utils/runs.py: names, folders, params.json and the history, each broken on purpose."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -261,3 +263,26 @@ def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path):
     (tmp_path / "history.jsonl").write_text(text)
     assert [(line["step"], line["split"]) for line in runs.read_history(tmp_path)][1:] == [(20, "train"), (20, "test")]
     assert runs.read_history(tmp_path / "nowhere") == []
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
+def test_a_file_system_without_locks_costs_a_note(number, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lines = []
+    with runs.locked(tmp_path, lines.append):
+        assert len(lines) == 1
+        assert lines[0].startswith(f"note       this file system has no locks ({os.strerror(number)})")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_no_file_is_refused_and_left_as_it_is(kind, tmp_path):
+    lock, target = tmp_path / ".lock", tmp_path / "target"
+    target.write_text("theirs")
+    {"link": lambda: lock.symlink_to(target), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}[kind]()
+    with pytest.raises(runs.RunError, match=r"\.lock is not a file"), runs.locked(tmp_path):
+        pytest.fail("let in")
+    assert target.read_text() == "theirs"

@@ -3,10 +3,13 @@
 import errno
 import json
 import os
+import re
+import secrets
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
+
+UNFINISHED = ".unfinished-write"  # how the name of a file ends that is being written
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -14,15 +17,27 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises OSError (no space, no permission) and leaves the old file as it was.
     """
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(beside, "xb", opener=readable_by_all) as file:
             file.write(content)
-        os.chmod(beside, 0o644)  # mkstemp's files are for their owner only
         os.replace(beside, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
+
+
+def readable_by_all(path: str, flags: int) -> int:
+    """An opener of files with mode 644, without chmod, which some file systems lack."""
+    return os.open(path, flags, 0o644)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what write_whole left in a folder when its process was killed. A link to a folder is not followed."""
+    if not folder.is_symlink():
+        for path in folder.glob(f".*{UNFINISHED}"):
+            if re.fullmatch(rf"\..+\.[0-9a-f]{{8}}{re.escape(UNFINISHED)}", path.name) and not path.is_dir():
+                path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from utils import batches, best, checkpoints, evaluation, history, known, pictures, report, runs, workers
 from utils.console import TO_LOWER, OutOfMemory, Problem, Say, Stopped, handled, is_out_of_memory, stops
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
-from utils.files import write_json
+from utils.files import remove_unfinished, write_json
 from utils.settings import Command, Settings, SettingsError, load_saved, unread_notes, with_kl_steps
 from utils.start import HAS_GPU, tf, xla_pays
 
@@ -109,7 +109,7 @@ def recording(
     for note in unread_notes():
         say(note)
     go_on = resume_command(folder, s)
-    with runs.locked(folder):
+    with runs.locked(folder, say):
         try:
             with workers.losses_told(crew):
                 yield run
@@ -177,6 +177,8 @@ class Recorder:
         """
         s, crew, folder = self.s, self.crew, self.folder
         self.checkpoint = checkpoints.checkpoint(self.vae, optimizer=optimizer, sums=self.sums_so_far, start=self.start)
+        for place in (folder, folder / "film", folder / "checkpoints", folder / "tensorboard"):
+            remove_unfinished(place)
         checkpoints.restore(self.checkpoint, folder, self.say)
         workers.broadcast(crew, [*self.vae.weights, *optimizer.variables, self.sums_so_far, self.start])
         self.step = int(optimizer.iterations.numpy())

@@ -16,13 +16,14 @@ import os
 import platform
 import re
 import shlex
+import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from utils.console import Problem, Say
+from utils.console import Problem, Say, shown
 from utils.files import why_no_folder, write_json
 from utils.settings import BEFORE, Command, Settings, SettingsError, load_saved, read_constants, resumed, unread
 
@@ -261,19 +262,30 @@ def note_changes(folder: Path, settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; raises RunError if another one trains in it. The lock ends with its process."""
+def locked(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
+    """Hold the folder for this process, and the lock ends with it. Where there are no locks, `say` is given a note.
+
+    Raises RunError if another process trains in it, or its .lock is a link or the like.
+    """
     try:
         import fcntl
     except ImportError:  # Windows has no such lock
         yield
         return
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder} is being trained by another process") from None
+    if os.path.lexists(folder / ".lock") and not stat.S_ISREG(os.lstat(folder / ".lock").st_mode):
+        raise RunError(f"{shown(folder / '.lock')} is not a file of this project; remove it")
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise RunError(f"{shown(folder)} is being trained by another process") from None
+    except OSError as error:
+        say(f"note       this file system has no locks ({error.strerror}): train a run by one process at a time")
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 # --- history ----------------------------------------------------------------------------------------------------------
