@@ -26,6 +26,7 @@ import argparse
 import io
 import json
 import math
+import re
 import shutil
 import sys
 import threading
@@ -365,8 +366,8 @@ def evaluate(folder: Path, samples: int, components: int, kind: str = "step") ->
     if meaning != "likelihood":
         numbers["note"] = report.no_likelihood(s)
     if meaning != "none":
-        for old in folder.glob(".evaluation-*"):
-            if old != place:
+        for old in folder.iterdir():
+            if re.fullmatch(r"\.evaluation-[0-9a-f]+(-best)?", old.name) and old != place and not old.is_symlink():
                 shutil.rmtree(old)
         place.mkdir(exist_ok=True)
         numbers["likelihood"] = evaluate_likelihood(vae, s, dataset.test_images, samples, place)

@@ -146,7 +146,8 @@ def test_without_held_out_images_or_the_final_weight_none_is_kept(fit, tmp_path)
 
 # --- taken ------------------------------------------------------------------------------------------------------------
 def line(step, weight):
-    return f'{{"step": {step}, "epoch": {step / 7}, "split": "test", "objective": 7.0, "kl_weight": {weight}}}\n'
+    terms = f'"reconstruction": 5, "objective": 7.0, "kl_weight": {weight}'
+    return f'{{"step": {step}, "epoch": {step / 7}, "split": "test", {terms}}}\n'
 
 
 @pytest.mark.parametrize("command", [evaluate, export])
@@ -179,7 +180,7 @@ def test_a_damaged_best_checkpoint_is_not_replaced_by_another_without_a_word(tmp
     data.write_bytes(b"")
     assert export.main(export.read_command_line([str(folder), "--best"])) == 2
     told = capsys.readouterr().err
-    assert told.startswith(f"export: error: {folder} has no weights for these networks")
+    assert told.startswith(f"export: error: {folder}/checkpoints/best-6 is damaged (")
     assert told.count("\n") == 1
 
 

@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so_in_a_line
     checkpoints.restore(checkpoint, tmp_path, said.append)
     assert (weights.numpy() == 2_000).all()
     assert len(said) == 1
-    assert "step 3,000 is damaged" in said[0]
+    assert ("step 3,000 is incomplete" if damage is Path.unlink else "step 3,000 is damaged") in said[0]
     assert "\n" not in said[0]
 
 
@@ -134,7 +134,7 @@ def test_when_all_checkpoints_are_damaged_it_is_told_and_nothing_is_changed(tmp_
     for step, (damage, part) in zip((1, 2, 3), DAMAGES[:3], strict=True):
         spoil(tmp_path, step, damage, part)
     before, said = contents(tmp_path), []
-    with pytest.raises(runs.RunError, match="all its checkpoints are damaged"):
+    with pytest.raises(runs.RunError, match="none of its checkpoints can be read; the last one is damaged"):
         checkpoints.restore(state()[0], tmp_path, said.append)
     assert [line.split(" is damaged")[0].split()[-1] for line in said] == ["3", "2", "1"]
     assert ["trying the one before" in line for line in said] == [True, True, False]
@@ -146,6 +146,53 @@ def test_a_folder_without_checkpoints_has_nothing_to_restore_and_leavings_are_sw
     checkpoints.restore(checkpoint, tmp_path, pytest.fail)
     assert (weights.numpy() == state()[1].numpy()).all()
     saved(tmp_path, 1)
-    shutil.copytree(tmp_path / "checkpoints", tmp_path / "checkpoints" / ".killed")
+    place = tmp_path / "checkpoints"
+    shutil.copytree(place, place / ".saving-ab12cd_9")
+    (tmp_path / "elsewhere" / ".git").mkdir(parents=True)
+    (place / ".saving-abcdefgh").symlink_to(tmp_path / "elsewhere")
+    (place / ".git").mkdir()
+    for name in (".DS_Store", "step-1 (copy).index", "step-01.index", "step-x.index", "step-1.data-00000-of-00001.old"):
+        (place / name).write_text("a stranger's")
     checkpoints.restore(state()[0], tmp_path, pytest.fail)
-    assert not (tmp_path / "checkpoints" / ".killed").exists()
+    saved(tmp_path, 2, 3, 4)
+    assert runs.saved_steps(tmp_path) == [2, 3, 4]
+    there = {path.name for path in place.iterdir() if not path.name.startswith(("step-2.", "step-3.", "step-4."))}
+    assert there == {
+        ".DS_Store", ".git", ".saving-abcdefgh", "step-1 (copy).index", "step-01.index", "step-x.index",
+        "step-1.data-00000-of-00001.old",
+    }  # fmt: skip
+    assert (tmp_path / "elsewhere" / ".git").is_dir()
+
+
+@pytest.mark.parametrize("name", ["VAE [2026]", "a*b?", "back\\slash", 'it\'s "quoted"', "😀 bl ank", "画像"])
+def test_a_run_may_be_in_a_folder_of_any_name(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    saved(folder, 1)
+    checkpoint, weights = state()
+    checkpoints.restore(checkpoint, folder, pytest.fail)
+    assert weights.numpy()[0, 0] == 1
+
+
+def test_a_checkpoint_of_another_run_and_one_of_another_model_are_told_apart(tmp_path):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        runs.write_params(folder, {"id": str(number), "settings": {}, "schedule_epochs": 1})
+        saved(folder, 5)
+    other = tf.train.Checkpoint(weights=tf.Variable(tf.zeros([3])))
+    assert checkpoints.read(other, folders[0], "step-5").startswith("is of another model (")
+    assert checkpoints.read(tf.train.Checkpoint(more=tf.Variable(1.0)), folders[0], "step-5").startswith(
+        "is of another m"
+    )
+    assert checkpoints.read(state()[0], folders[0], "step-5") == ""
+    for path in (folders[1] / "checkpoints").iterdir():
+        shutil.copy(path, folders[0] / "checkpoints")
+    assert checkpoints.read(state()[0], folders[0], "step-5") == "is of another run"
+    saved(folders[0], 5)
+    checkpoint, weights = state()
+    weights.assign(tf.fill([50, 20], 7.0))
+    checkpoint.write(str(folders[0] / "checkpoints" / "step-5"))  # without a word about whose it is
+    checkpoint.write(str(folders[0] / "checkpoints" / "step-6"))
+    assert "is damaged or of another run" in checkpoints.read(state()[0], folders[0], "step-5")
+    assert "which run it is of is not known" in checkpoints.read(state()[0], folders[0], "step-6")

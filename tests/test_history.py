@@ -1,5 +1,6 @@
 """utils/history.py: lines that add up, and the same numbers in TensorBoard."""
 
+import json
 import resource
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_the_active_units_of_the_history_are_in_tensorboard(tmp_path):
 )
 def test_the_likelihood_of_each_judged_step_is_in_tensorboard_once(judged, name, value, tmp_path):
     for step in (10, 20, 20):
-        history.cut_back(tmp_path, step)
+        history.cut_back(tmp_path, step, pytest.fail)
         history.write_likelihood(tmp_path, step, judged)
     assert scalars(tmp_path) == ({(f"test/{name}", step): value for step in (10, 20)} if name else {})
 
@@ -74,7 +75,7 @@ def test_what_came_after_the_checkpoint_is_cut_off(tmp_path):
     before, lines = scalars(tmp_path), runs.read_history(tmp_path)
     with open(tmp_path / "history.jsonl", "a") as file:
         file.write('{"step": 25, "ep')  # the crash came here
-    history.cut_back(tmp_path, 20)
+    history.cut_back(tmp_path, 20, pytest.fail)
     assert runs.read_history(tmp_path) == lines[:2]
     assert scalars(tmp_path) == {key: value for key, value in before.items() if key[1] <= 20}
     assert len(contents(tmp_path)) == 2  # nothing is left of the cutting
@@ -91,14 +92,14 @@ def test_event_files_are_cut_whether_splits_have_a_folder_each_or_as_in_older_ru
         written(tmp_path, [10, 20, 30], split)
     before = scalars(tmp_path)
     assert {tag for tag, _ in before} > {"kl", "train/kl", "test/kl"}
-    history.cut_back(tmp_path, 20)
+    history.cut_back(tmp_path, 20, pytest.fail)
     assert scalars(tmp_path) == {key: value for key, value in before.items() if key[1] <= 20}
 
 
 def test_a_run_without_a_checkpoint_starts_with_nothing(tmp_path):
     written(tmp_path, [10, 20])
     (tmp_path / "tensorboard" / "labels.tsv").write_text("7\n")
-    history.cut_back(tmp_path, 0)
+    history.cut_back(tmp_path, 0, pytest.fail)
     assert contents(tmp_path) == {"history.jsonl": b"", "tensorboard/labels.tsv": b"7\n"}
 
 
@@ -109,7 +110,7 @@ def test_an_event_file_that_ends_within_a_record_keeps_the_records_before(lost, 
     last = list(whole)[-1]
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size - lost)
-    history.cut_events(path, 1_000)
+    history.cut_events(path, 1_000, pytest.fail)
     assert scalars(tmp_path) == {key: value for key, value in whole.items() if key != last}
     assert only_event_file(tmp_path) == path
     assert next(EventFileLoader(str(path)).Load()).file_version == "brain.Event:2"  # still an event file
@@ -117,7 +118,7 @@ def test_an_event_file_that_ends_within_a_record_keeps_the_records_before(lost, 
 
 def test_an_event_file_that_is_empty_stays_so(tmp_path):
     (tmp_path / "events").touch()
-    history.cut_events(tmp_path / "events", 1_000)
+    history.cut_events(tmp_path / "events", 1_000, pytest.fail)
     assert contents(tmp_path) == {"events": b""}
 
 
@@ -127,7 +128,27 @@ def test_an_event_file_that_cannot_be_cut_for_want_of_room_stays_whole(tmp_path)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
         with pytest.raises(OSError, match="File too large"):
-            history.cut_events(only_event_file(tmp_path), 20)
+            history.cut_events(only_event_file(tmp_path), 20, pytest.fail)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert contents(tmp_path) == before
+
+
+def test_damage_in_the_middle_is_said_and_what_is_whole_is_kept(tmp_path):
+    line = {"split": "train", "epoch": 1.0, "objective": 1.0, "reconstruction": 1.0, "kl": None}
+    good = [json.dumps(line | {"step": step}).encode() for step in (10, 20, 30)]
+    bad = [b"\xff\xfe", b"null", b"5", b"{}", json.dumps(line | {"step": "20"}).encode(), b"[" * 9_999]
+    (tmp_path / "history.jsonl").write_bytes(b"\n".join([good[0], *bad, *good[1:], b'{"step": 40, "sp']))
+    said = []
+    history.cut_back(tmp_path, 20, said.append)
+    assert said == ["note       6 of 9 lines of history.jsonl are damaged, and so are dropped"]
+    assert (tmp_path / "history.jsonl").read_bytes() == b"".join(text + b"\n" for text in good[:2])
+
+    written(tmp_path, [10, 20, 30])
+    path, said = only_event_file(tmp_path), []
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    history.cut_events(path, 30, said.append)
+    assert len(said) == 1
+    assert "is damaged: TensorBoard has lost what follows its record" in said[0]

@@ -256,7 +256,7 @@ def test_the_film_has_a_frame_for_the_start_the_early_steps_and_thinned_epochs_i
         pictures.write_frame(tmp_path, from_params(), name, sheet, LINE | {"step": step})  # with more lines of text
     for other in ("curves", f"{name}_mixture"):  # no frames; the second is from experiments/evaluate.py
         pictures.save_png(tmp_path / f"{other}.png", Image.new("L", (180, 34)))
-    pictures.write_film(tmp_path, name)
+    pictures.write_film(tmp_path, name, pytest.fail)
     frames = [tmp_path / f"{name}_{epoch:03}.png" for epoch in shown]
     frames[1:1] = [tmp_path / "film" / f"{name}_{step}.png" for step in early]
     height = max(len(opened(frame)) for frame in frames)
@@ -301,3 +301,17 @@ def test_the_user_is_sent_to_the_newest_pictures(tmp_path):
         (tmp_path / name).touch()
     shown = pictures.look_at(tmp_path).splitlines()[1]
     assert shown == f"look at    {tmp_path}: samples_1000.png, reconstructions_005.png, curves.png"
+
+
+def test_the_film_leaves_out_what_it_cannot_read_with_a_line_and_what_is_not_its_own(tmp_path):
+    for number in range(4):
+        Image.new("L", (9, 9), 9 * number).save(tmp_path / f"samples_{number:03}.png")
+    (tmp_path / "samples_002.png").write_bytes((tmp_path / "samples_002.png").read_bytes()[:40])
+    for name in ("samples_best.png", "samples_mixture.png", "samples_0 (copy).png", "samples_12x.png"):
+        (tmp_path / name).write_text("another's")
+    said = []
+    pictures.write_film(tmp_path, "samples", said.append)
+    told = f"1 pictures cannot be read, e.g. {tmp_path}/samples_002.png; training.gif lacks them"
+    assert said == [f"note       {told}"]
+    with Image.open(tmp_path / "training.gif") as film:
+        assert film.n_frames == 3

@@ -86,7 +86,7 @@ def test_what_differs_from_an_older_run_counts_what_it_was_saved_without(tmp_pat
     folder = runs.create(chosen, "CPU", SHAPE)
     about = runs.read_params(folder)
     old = {name: value for name, value in about["settings"].items() if name not in ("image_crop", "seed")}
-    (folder / "params.json").write_text(json.dumps(about | {"settings": old | {"zebra": 3}}))
+    runs.write_params(folder, about | {"settings": old | {"zebra": 3}})
     monkeypatch.setitem(runs.BEFORE, "image_crop", 9)
     today = read_constants()["seed"].value
     found = [runs.create(chosen.model_copy(update={"seed": seed}), "CPU", SHAPE) for seed in (today, today + 1)]
@@ -163,7 +163,9 @@ def test_a_name_given_and_taken_is_refused_and_what_is_there_is_left_alone(tmp_p
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
     before = contents(tmp_path)
-    with pytest.raises(runs.RunError, match=r"^run_name: 'mine' is taken .* --resume \S+/mine$"):
+    with pytest.raises(
+        runs.RunError, match=r"^run_name: 'mine' is taken \(\S+/mine\); choose another; what is there is no run$"
+    ):
         runs.create(from_params(run_name="mine", output_dir=str(tmp_path)), "CPU", SHAPE)
     assert contents(tmp_path) == before
 
@@ -247,6 +249,7 @@ def test_longer_means_longer_and_the_rest_is_as_it_was(tmp_path):
     assert (after["settings"].pop("epochs"), before["settings"].pop("epochs")) == (9, 5)
     assert after["settings"].pop("data_dir") == "moved" != before["settings"].pop("data_dir")
     assert (after["settings"].pop("skip_bad_images"), before["settings"].pop("skip_bad_images")) == (True, False)
+    assert after.pop("checksum") != before.pop("checksum")
     assert after == before
     assert after["image_shape"] == list(SHAPE)
     assert after["schedule_epochs"] == 5
@@ -286,3 +289,51 @@ def test_a_lock_that_is_no_file_is_refused_and_left_as_it_is(kind, tmp_path):
     with pytest.raises(runs.RunError, match=r"\.lock is not a file"), runs.locked(tmp_path):
         pytest.fail("let in")
     assert target.read_text() == "theirs"
+
+
+def test_one_flipped_bit_of_params_json_is_refused(tmp_path):
+    folder = runs.create(from_params(output_dir=str(tmp_path)), "CPU", SHAPE)
+    path = folder / "params.json"
+    path.write_text(path.read_text().replace('"batch_size": 1', '"batch_size": 3'))
+    with pytest.raises(runs.RunError, match="is damaged or was edited: its checksum is of another text"):
+        runs.read_params(folder)
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 10**30, True, None, "3", 1.5, float("nan")])
+def test_params_json_with_an_impossible_horizon_is_refused(tmp_path, epochs):
+    (tmp_path / "params.json").write_text(json.dumps({"settings": {}, "schedule_epochs": epochs}))
+    with pytest.raises(runs.RunError, match="is not what a run wrote: schedule_epochs is"):
+        runs.read_params(tmp_path)
+
+
+def test_a_run_whose_checkpoints_are_gone_or_linked_does_not_go_on(tmp_path):
+    settings = from_params(output_dir=str(tmp_path), checkpoint_every=100)
+    folder = runs.create(settings, "CPU", SHAPE)
+    line = {"split": "train", "epoch": 1.0, "objective": 1.0, "reconstruction": 1.0}
+    (folder / "history.jsonl").write_text(json.dumps(line | {"step": 100}))
+    runs.check_can_go_on(folder, settings)  # killed before its first checkpoint: nothing is lost
+    (folder / "history.jsonl").write_text(json.dumps(line | {"step": 101}))
+    with pytest.raises(
+        runs.RunError, match=r"its checkpoints are gone, so it can't go on after step 101; start a new run$"
+    ):
+        runs.check_can_go_on(folder, settings)
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        runs.RunError, match=r"checkpoints is a link; a resumed run would delete and write where it leads$"
+    ):
+        runs.check_can_go_on(folder, settings)
+
+
+def test_a_run_that_is_stopped_while_its_folder_is_made_leaves_nothing(tmp_path, monkeypatch):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "git_commit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        runs.create(from_params(output_dir=str(tmp_path)), "CPU", SHAPE)
+    monkeypatch.undo()
+    monkeypatch.setattr(runs, "names_for", lambda *about: stopped())
+    with pytest.raises(KeyboardInterrupt):
+        runs.create(from_params(output_dir=str(tmp_path)), "CPU", SHAPE)
+    assert list(tmp_path.iterdir()) == []

@@ -3,15 +3,19 @@
 import contextlib
 import errno
 import itertools
+import json
 import os
+import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from utils import runs
 from utils.console import Say
+from utils.files import write_json
 from utils.settings import Settings
 from utils.start import tf
 
@@ -42,13 +46,35 @@ def write(checkpoint: tf.train.Checkpoint, folder: Path, name: str) -> None:
     """Write a checkpoint as `name`. Raises OSError.
 
     It is written in a folder of its own and moved into place, the index last: without it a checkpoint does not count.
+    A JSON file beside it says which run it is of.
     """
     place = folder / "checkpoints"
     place.mkdir(exist_ok=True)
-    with os_errors(place), tempfile.TemporaryDirectory(dir=place, prefix=".") as beside:
-        checkpoint.write(f"{beside}/{name}")
-        for path in sorted(Path(beside).glob(f"{name}.*"), key=lambda path: path.suffix == ".index"):
+    with os_errors(place), tempfile.TemporaryDirectory(dir=place, prefix=".saving-") as beside:
+        with plain_path(Path(beside)) as plain:
+            checkpoint.write(f"{plain}/{name}")
+        if run := runs.id_of(folder):
+            index = zlib.crc32(Path(beside, f"{name}.index").read_bytes())
+            write_json(Path(beside, f"{name}.json"), {"run": run, "index_crc32": index})
+        for path in sorted(files_of(Path(beside), name), key=lambda path: path.suffix == ".index"):
             os.replace(path, place / path.name)
+
+
+def files_of(place: Path, name: str) -> list[Path]:
+    """The files of the checkpoint `name` in a folder, by their exact names: whatever else is there is not ours."""
+    form = re.compile(rf"{name}\.(index|json|data-\d{{5}}-of-\d{{5}})")
+    return [path for path in place.iterdir() if form.fullmatch(path.name)]
+
+
+@contextlib.contextmanager
+def plain_path(place: Path) -> Iterator[str]:
+    """A path for TensorFlow, which takes one with [ ] * ? or \\ for a pattern: then a link from elsewhere."""
+    if not set("[]*?\\") & set(str(place.absolute())):
+        yield str(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="vae-") as elsewhere:
+        os.symlink(place.absolute(), link := os.path.join(elsewhere, "place"))
+        yield link
 
 
 def keep_newest(folder: Path, count: int = 1) -> None:
@@ -73,9 +99,16 @@ def drop_best_after(folder: Path, step: int) -> None:
 
 def drop(folder: Path, name: str) -> None:
     """Delete a checkpoint, its index first: without it a checkpoint does not count. Raises OSError."""
-    files = (folder / "checkpoints").glob(f"{name}.*")
-    for path in sorted(files, key=lambda path: path.suffix != ".index"):
+    for path in sorted(files_of(folder / "checkpoints", name), key=lambda path: path.suffix != ".index"):
         path.unlink()
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Delete what a killed `write` left, and nothing else."""
+    place = folder / "checkpoints"
+    for stale in place.iterdir() if place.is_dir() else ():
+        if re.fullmatch(r"\.saving-\w{8}", stale.name) and stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale)
 
 
 def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Say) -> None:
@@ -83,18 +116,50 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Say) -> None:
 
     Damage is found by the checksums that TensorFlow keeps of every tensor. Raises runs.RunError if none is whole.
     """
-    for stale in (folder / "checkpoints").glob(".*"):  # a write that was killed
-        shutil.rmtree(stale)
+    drop_unfinished(folder)
     steps = runs.saved_steps(folder)
     for step in reversed(steps):
-        try:
-            checkpoint.read(str(folder / "checkpoints" / f"step-{step}")).assert_existing_objects_matched()
+        wrong = read(checkpoint, folder, f"step-{step}")
+        if not wrong:
             return
-        except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-            then = "; trying the one before" if step > steps[0] else ""
-            say(f"checkpoint   step {step:,} is damaged or of another main.py ({one_line(str(error))}){then}")
+        say(f"checkpoint   step {step:,} {wrong}{'; trying the one before' if step > steps[0] else ''}")
     if steps:
-        raise runs.RunError(f"{folder}: all its checkpoints are damaged or of another main.py; start a new run")
+        raise runs.RunError(f"{folder}: none of its checkpoints can be read; the last one {wrong}; start a new run")
+
+
+def read(checkpoint: tf.train.Checkpoint, folder: Path, name: str, all_of_it: bool = True) -> str:
+    """Load a checkpoint of a run, or without `all_of_it` a part; say what is wrong with it, "" if nothing."""
+    place = folder / "checkpoints"
+    if wrong := of_another_run(folder, name):
+        return wrong
+    try:
+        with plain_path(place) as plain:
+            status = checkpoint.read(f"{plain}/{name}")
+            (status if all_of_it else status.expect_partial()).assert_existing_objects_matched()
+        return ""
+    except (AssertionError, ValueError) as error:
+        return f"is of another model ({one_line(str(error))})"
+    except (tf.errors.OpError, IndexError) as error:
+        if "not found in checkpoint" in str(error):
+            return f"is of another model ({one_line(str(error))})"
+        wrong = "incomplete: not all of its files are there" if "No such file" in str(error) else "damaged"
+        return f"is {wrong} ({one_line(str(error))})"
+
+
+def of_another_run(folder: Path, name: str) -> str:
+    """In words that a checkpoint is not this run's; "" if it is, or if the run is of a time when they did not say."""
+    run = runs.id_of(folder)
+    if run is None:
+        return ""
+    try:
+        said = json.loads((folder / "checkpoints" / f"{name}.json").read_bytes())
+        index = zlib.crc32((folder / "checkpoints" / f"{name}.index").read_bytes())
+        same = said["run"] == run
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"is damaged: which run it is of is not known ({one_line(str(error))})"
+    if not same:
+        return "is of another run"
+    return "" if said.get("index_crc32") == index else "is damaged or of another run: its index is not the one saved"
 
 
 def load_weights(vae: Any, folder: Path, kind: str = "step") -> None:
@@ -102,12 +167,9 @@ def load_weights(vae: Any, folder: Path, kind: str = "step") -> None:
 
     Raises runs.RunError if there are none.
     """
-    newest = folder / "checkpoints" / f"{kind}-{runs.newest_step(folder, kind)}"
-    try:
-        status = checkpoint(vae).read(str(newest))
-        status.expect_partial().assert_existing_objects_matched()  # the optimizer's part is not wanted
-    except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-        raise runs.RunError(f"{folder} has no weights for these networks ({one_line(str(error))})") from None
+    name = f"{kind}-{runs.newest_step(folder, kind)}"
+    if wrong := read(checkpoint(vae), folder, name, all_of_it=False):  # the optimizer's part is not wanted
+        raise runs.RunError(f"{folder / 'checkpoints' / name} {wrong}")
 
 
 def start_from(settings: Settings, vae: Any, say: Say) -> None:

@@ -15,7 +15,7 @@ from utils import best, curves, likelihood, pictures, report, runs, size, verdic
 from utils.batches import brightness
 from utils.bounds import ReconstructionLoss
 from utils.chance import IMPORTANCE_NOISE, TEST_NOISE, random_key, standard_normal
-from utils.console import waiting_bar
+from utils.console import Say, waiting_bar
 from utils.dataset import Dataset, in_equal_batches
 from utils.files import write_json
 from utils.settings import Settings
@@ -112,6 +112,7 @@ def judge(
     evaluate: Evaluate,
     estimates: list[np.ndarray] | None,
     decode: Callable,
+    say: Say,
 ) -> dict[str, Any]:
     """Write the trained model's report and pictures into its folder; return the report.
 
@@ -126,7 +127,7 @@ def judge(
     judged["skipped_images"] = report.skipped_images(dataset)
     write_json(folder / "report.json", judged)
     curves.save_curves(folder / "curves.png", history, s, judged)
-    pictures.write_film(folder, pictures.names_of(s)[0])
+    pictures.write_film(folder, pictures.names_of(s)[0], say)
     if s.latent_dim == 2 and not s.noise_dim and s.prior == "standard" and not s.autoencoder:
         (last,) = [line for line in history if line["split"] == "test"][-1:]
         pictures.write_manifold(folder, s, partial(decode, vae), z_mean, dataset.test_labels, last)

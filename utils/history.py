@@ -11,8 +11,9 @@ import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
 
 from utils.checkpoints import os_errors
+from utils.console import Say
 from utils.files import write_whole
-from utils.runs import read_history
+from utils.runs import history_lines
 from utils.start import tf
 
 
@@ -82,25 +83,42 @@ def write_likelihood(folder: Path, step: int, judged: dict[str, Any]) -> None:
 
 
 # --- what came after a checkpoint -------------------------------------------------------------------------------------
-def cut_back(folder: Path, step: int) -> None:
-    """Drop from the history and the event files what came after `step`: the resumed run will write it again."""
-    kept = [line for line in read_history(folder) if line["step"] <= step] if step else []
+def cut_back(folder: Path, step: int, say: Say) -> None:
+    """Drop from the history and the event files what came after `step`: the resumed run will write it again.
+
+    `say` is given a line for what is damaged there, and so is lost.
+    """
+    lines = history_lines(folder)
+    if lost := lines.count(None):
+        say(f"note       {lost:,} of {len(lines):,} lines of history.jsonl are damaged, and so are dropped")
+    kept = [line for line in lines if line and line["step"] <= step] if step else []
     write_whole(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-    for path in (folder / "tensorboard").rglob("events.out.tfevents.*"):
-        if step:
-            cut_events(path, step)
-        else:
-            path.unlink()
+    for split in ("", "train", "test"):  # "": where older code wrote them
+        place = folder / "tensorboard" / split
+        for path in place.iterdir() if place.is_dir() else ():
+            if path.name.startswith("events.out.tfevents.") and path.is_file() and not path.is_symlink():
+                if step:
+                    cut_events(path, step, say)
+                else:
+                    path.unlink()
 
 
-def cut_events(path: Path, step: int) -> None:
-    """Keep the records of a TensorBoard event file up to `step`; a last one that a crash cut short goes too."""
-    beside = path.with_name(f".{path.name}")
+def cut_events(path: Path, step: int, say: Say) -> None:
+    """Keep the records of a TensorBoard event file up to `step`; a last one that a crash cut short goes too.
+
+    What is behind a damaged one cannot be read; `say` is given a line.
+    """
+    beside, count = path.with_name(f".{path.name}"), 0
     try:
-        with os_errors(path), tf.io.TFRecordWriter(str(beside)) as writer, contextlib.suppress(tf.errors.DataLossError):
-            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                if Event.FromString(record).step <= step:
-                    writer.write(record)
+        with os_errors(path), tf.io.TFRecordWriter(str(beside)) as writer:
+            try:
+                for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                    count += 1
+                    if Event.FromString(record).step <= step:
+                        writer.write(record)
+            except tf.errors.DataLossError as error:
+                if "truncated" not in error.message:
+                    say(f"note       {path} is damaged: TensorBoard has lost what follows its record {count:,}")
     except OSError:
         beside.unlink(missing_ok=True)
         raise

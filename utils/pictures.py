@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import shlex
 import textwrap
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.console import Say
 from utils.dataset import Dataset
 from utils.files import write_whole
 from utils.report import NO_ELBO
@@ -154,8 +156,9 @@ def write_grids(folder: Path, s: Settings, grids: dict[str, np.ndarray], epoch: 
 
 
 def grids_of(folder: Path, name: str) -> list[Path]:
-    """A run's grids called `name`, in the order of their epochs."""
-    return sorted(folder.glob(f"{name}_[0-9]*.png"), key=number_of)
+    """A run's grids called `name`, in the order of their epochs or steps; files of other names are not its own."""
+    found = [path for path in folder.glob(f"{name}_*.png") if re.fullmatch(rf"{name}_[0-9]+\.png", path.name)]
+    return sorted(found, key=number_of)
 
 
 def number_of(path: Path) -> int:
@@ -182,15 +185,33 @@ def write_frame(folder: Path, s: Settings, name: str, sheet: np.ndarray, line: L
     save_png(folder / "film" / f"{name}_{line['step']}.png", captioned(sheet, about))
 
 
-def write_film(folder: Path, name: str) -> None:
+def write_film(folder: Path, name: str, say: Say) -> None:
     """Write training.gif: a run's grids called `name`, small steps early and large ones late.
+
+    `say` is given a line for pictures that cannot be read.
 
     Behind the untrained network come the frames of the first epoch, then the grids of the epochs that are `thinned`.
     """
     grids = {number_of(path): path for path in grids_of(folder, name)}
     before = [path for epoch, path in grids.items() if epoch == 0]
     later = [grids[epoch] for epoch in thinned([epoch for epoch in grids if epoch > 0])]
-    save_gif(folder / "training.gif", before + grids_of(folder / "film", name) + later)
+    frames = before + grids_of(folder / "film", name) + later
+    whole = [path for path in frames if is_whole(path)]
+    if len(whole) < len(frames):
+        first = next(path for path in frames if path not in whole)
+        say(f"note       {len(frames) - len(whole):,} pictures cannot be read, e.g. {first}; training.gif lacks them")
+    if whole:
+        save_gif(folder / "training.gif", whole)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a picture can be read to its end."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+        return True
+    except Exception:  # Pillow's decoders fail in every way there is
+        return False
 
 
 def thinned(epochs: Sequence[int]) -> list[int]:

@@ -182,7 +182,7 @@ class Recorder:
         checkpoints.restore(self.checkpoint, folder, self.say)
         workers.broadcast(crew, [*self.vae.weights, *optimizer.variables, self.sums_so_far, self.start])
         self.step = int(optimizer.iterations.numpy())
-        history.cut_back(folder, self.step)
+        history.cut_back(folder, self.step, self.say)
         checkpoints.drop_best_after(folder, self.step)
         self.best = best.best_of(s, runs.read_history(folder))
         runs.note_changes(folder, s)
@@ -352,7 +352,7 @@ class Recorder:
         except (KeyboardInterrupt, Stopped) as stopped:
             self.stopped = stopped
             self.say("\nstopping   the log-likelihood is left out; report and pictures follow")
-        judged = evaluation.judge(self.vae, self.s, self.dataset, self.folder, evaluate, estimates, decode)
+        judged = evaluation.judge(self.vae, self.s, self.dataset, self.folder, evaluate, estimates, decode, self.say)
         history.write_likelihood(self.folder, self.step, judged)
         self.say(report.table(judged))
         if skipped := report.skipped(self.dataset):

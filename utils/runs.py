@@ -10,6 +10,8 @@ tensorboard/    event files of training (train/) and of tests (test/), with them
 
 import contextlib
 import datetime
+import errno
+import hashlib
 import itertools
 import json
 import os
@@ -18,6 +20,7 @@ import re
 import shlex
 import stat
 import subprocess
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +32,7 @@ from utils.settings import BEFORE, Command, Settings, SettingsError, load_saved,
 
 PACKAGES = ("tensorflow", "keras", "numpy")  # whose versions params.json notes
 LONGEST_NAME = 80
+MOST_EPOCHS = 10**6  # of a run
 PATHS = ("data_dir", "start_from")  # of which a name has the last part
 NOT_IN_NAMES = frozenset({"run_name", "output_dir", "log_every", "images_every", "checkpoint_every"})  # same training
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -140,15 +144,8 @@ def create(
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise no_place(settings, f"{parent}: {error.strerror}") from None
-    for name in names_for(settings, parent):
-        folder = parent / name
-        try:
-            folder.mkdir()  # fails when it exists, also if another run made it a moment ago
-            break
-        except FileExistsError:
-            if settings.run_name:
-                raise taken(folder) from None
     about = {
+        "id": uuid.uuid4().hex,  # which its checkpoints have, too
         "settings": settings.model_dump(mode="json"),
         "unread": unread(),  # settings that have no effect, so that the run can do without them later
         "image_shape": list(image_shape),  # (H, W, C), so that the networks can be built without the images
@@ -159,12 +156,30 @@ def create(
         "device": device,
         "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
     }
+    beside = parent / f".new-{uuid.uuid4().hex}"  # so that the folder appears with its params.json, or not at all
+    beside.mkdir()
     try:
-        write_json(folder / "params.json", about)
-    except OSError:
-        folder.rmdir()  # so that the name is free again
+        write_params(beside, about)
+        for name in names_for(settings, parent):
+            folder = parent / name
+            try:
+                if os.path.lexists(folder):
+                    raise FileExistsError
+                beside.rename(folder)  # fails when another run made it a moment ago
+                return folder
+            except (FileExistsError, NotADirectoryError):
+                pass
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+            if settings.run_name:
+                raise taken(folder)
+        raise AssertionError("names never end")
+    except BaseException:
+        (beside / "params.json").unlink(missing_ok=True)
+        if beside.is_dir():
+            beside.rmdir()
         raise
-    return folder
 
 
 def folder_of_runs(output_dir: str) -> Path:
@@ -189,6 +204,8 @@ def no_place(settings: Settings, why: str) -> RunError:
 def taken(folder: Path) -> RunError:
     """RUN_NAME is that of another run or of anything else that is there."""
     way_out = f"choose another, or go on with it: --resume {shlex.quote(str(folder.absolute()))}"
+    if not (folder / "params.json").is_file():
+        way_out = "choose another; what is there is no run"
     return RunError(f"run_name: {folder.name!r} is taken ({folder}); {way_out}")
 
 
@@ -213,14 +230,48 @@ def find(run: str, output_dir: str, option: str = "--resume") -> Path:
 
 def read_params(folder: Path) -> dict[str, Any]:
     """What params.json holds. Raises RunError if it can't be read or is not what a run wrote."""
+    path = folder / "params.json"
     try:
-        about = json.loads((folder / "params.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder / 'params.json'} can't be read: {error}") from None
-    kinds = {"schedule_epochs": int, "settings": dict}
-    if not (isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in kinds.items())):
-        raise RunError(f"{folder / 'params.json'} is not what a run wrote: settings or schedule_epochs is missing")
+        about = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} can't be read: {error}") from None
+    if not (isinstance(about, dict) and isinstance(about.get("settings"), dict)):
+        raise RunError(f"{path} is not what a run wrote: settings is missing")
+    epochs = about.get("schedule_epochs")
+    if type(epochs) is not int or not 1 <= epochs <= MOST_EPOCHS:
+        raise RunError(f"{path} is not what a run wrote: schedule_epochs is {str(epochs)[:40]}")
+    if "checksum" in about and about["checksum"] != checksum(about):
+        raise RunError(f"{path} is damaged or was edited: its checksum is of another text; put the old one back")
     return about
+
+
+def id_of(folder: Path) -> str | None:
+    """What tells a run from all others; None of one that was made before there were any. Raises RunError."""
+    return read_params(folder).get("id") if (folder / "params.json").exists() else None
+
+
+def write_params(folder: Path, about: dict[str, Any]) -> None:
+    """Write params.json with its checksum, whole or not at all. Raises OSError."""
+    write_json(folder / "params.json", about | {"checksum": checksum(about)})
+
+
+def checksum(about: dict[str, Any]) -> str:
+    """The SHA-256 of all else that params.json holds."""
+    rest = {name: value for name, value in about.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def check_can_go_on(folder: Path, settings: Settings) -> None:
+    """Raise RunError if what a resumed run deletes in is a link, or if the checkpoints that it made are gone.
+
+    A run that was killed before its first checkpoint begins again.
+    """
+    for name in ("checkpoints", "tensorboard", "film", ".lock"):
+        if (folder / name).is_symlink():
+            raise RunError(f"{folder / name} is a link; a resumed run would delete and write where it leads")
+    step = max((line["step"] for line in read_history(folder)), default=0)
+    if not saved_steps(folder) and ((folder / "report.json").exists() or step > settings.checkpoint_every):
+        raise RunError(f"{folder}: its checkpoints are gone, so it can't go on after step {step:,}; start a new run")
 
 
 def saved_settings(folder: Path, say: Say, given: dict[str, Any] | None = None) -> Settings:
@@ -240,7 +291,9 @@ def asked_for(command: Command, say: Say) -> tuple[Settings, Path | None]:
     if command.resume is None:
         return command.settings, None
     folder = find(command.resume, command.settings.output_dir)
-    return resumed(saved_settings(folder, say, command.given), command.given), folder
+    settings = resumed(saved_settings(folder, say, command.given), command.given)
+    check_can_go_on(folder, settings)
+    return settings, folder
 
 
 def note_changes(folder: Path, settings: Settings) -> None:
@@ -258,7 +311,7 @@ def note_changes(folder: Path, settings: Settings) -> None:
     without += [name for name in no_effect if name not in before]
     after = about | {"settings": before | changed, "unread": without}
     if after != about:
-        write_json(folder / "params.json", after)
+        write_params(folder, after)
 
 
 @contextlib.contextmanager
@@ -290,18 +343,35 @@ def locked(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
 
 # --- history ----------------------------------------------------------------------------------------------------------
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of history.jsonl, without one that a crash cut short."""
+    """The lines of history.jsonl, without those that are damaged."""
+    return [line for line in history_lines(folder) if line]
+
+
+def history_lines(folder: Path) -> list[dict[str, Any] | None]:
+    """The lines of history.jsonl, None for one that is damaged; a last one that a crash cut short is left out."""
     path = folder / "history.jsonl"
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
-    return lines
+    texts = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [history_line(text) for text in texts[:-1]] + list(filter(None, map(history_line, texts[-1:])))
+
+
+def history_line(text: bytes) -> dict[str, Any] | None:
+    """A line of the history; None for anything else."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or line.get("split") not in ("train", "test") or type(line.get("step")) is not int:
+        return None
+    needed = all(type(line.get(name)) in (int, float) for name in ("epoch", "objective", "reconstruction"))
+    others = all(type(line.get(name)) in (int, float, type(None)) for name in ("kl", "kl_weight", "elbo"))
+    return line if needed and others else None
 
 
 def saved_steps(folder: Path, kind: str = "step") -> list[int]:
     """The steps of the checkpoints in a run's folder, oldest first; of the kind "best" those of the best tests."""
-    return sorted(int(path.stem.removeprefix(f"{kind}-")) for path in (folder / "checkpoints").glob(f"{kind}-*.index"))
+    place = folder / "checkpoints"
+    names = os.listdir(place) if place.is_dir() else []
+    return sorted(int(found[1]) for name in names if (found := re.fullmatch(rf"{kind}-(0|[1-9]\d*)\.index", name)))
 
 
 # --- weights to start from --------------------------------------------------------------------------------------------
