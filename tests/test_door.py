@@ -47,7 +47,7 @@ NO_CACHE = ["--data-dir", "new"]
     ("words", "told"),
     [
         (["--resume", "none"], "--resume none: no such run in predictions; there is done"),
-        (["--resume", "no\0ne"], "--resume no\0ne: no such run in predictions; there is done"),
+        (["--resume", "no\0ne"], r"--resume no\\x00ne: no such run in predictions; there is done"),
         (["--resume", "done", "--latent-dim", "2"], r"--latent-dim 2 contradicts the run's 3; .*"),
         (["--resume", "done", "--data-dir", "file"], "data_dir: 'file' is not allowed; file is not a folder"),
         (["--start-from", "none"], "--start-from none: no such run in predictions; there is done"),
