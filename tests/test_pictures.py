@@ -177,7 +177,7 @@ def test_the_manifold_grows_to_the_right_in_z1_and_upwards_in_z2_by_quantiles_of
         below = [[(1 + math.erf(value / math.sqrt(2))) / 2 for value in point] for point in z]
         return np.reshape(below, (-1, 1, 2, 1))
 
-    pictures.write_manifold(tmp_path, from_params(), decode, np.zeros((9, 2)), np.arange(9), LINE)
+    pictures.write_manifold(tmp_path, from_params(), decode, np.zeros((9, 2)), np.arange(9), (), LINE)
     sheet = opened(tmp_path / "manifold.png")[:40:2, 600::2, 0]  # to the right of the codes
     shares = np.rint(255 * (np.arange(20) + 0.5) / 20)
     for found, expected in ((sheet[:, ::2], shares), (sheet[:, 1::2], shares[::-1, np.newaxis])):
@@ -192,7 +192,7 @@ def test_the_codes_beside_the_manifold_are_coloured_by_label_around_the_prior(co
     )
     z_mean = np.random.default_rng(0).normal(scale=5, size=(400, 2))
     labels = np.random.default_rng(1).permutation(np.arange(400) % count * 3)
-    assert pictures.draw_codes(z_mean, labels, 1.96, side=610).shape == (610, 610, 3)
+    assert pictures.draw_codes(z_mean, labels, (), 1.96, side=610).shape == (610, 610, 3)
     (axes,) = figures[0].axes
     (codes,) = axes.collections
     np.testing.assert_allclose(codes.get_offsets(), z_mean)
@@ -274,7 +274,7 @@ def test_the_projector_finds_codes_labels_and_thumbnails(tmp_path):
     thumbnails = (20 * np.arange(5 * 2 * 3, dtype=np.uint8) % 251).reshape(5, 2, 3, 1)
     codes = np.array([[0.5, -1.25], [2, 3], [-4, 0.0625], [6, 7], [8, 9]], np.float32)
     labels = np.array([3, 1, 4, 1, 5], np.uint8)
-    pictures.write_projector(tmp_path, codes, labels, thumbnails)
+    pictures.write_projector(tmp_path, codes, labels, (), thumbnails)
 
     config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig()).embeddings[0]
     np.testing.assert_array_equal(np.loadtxt(tmp_path / config.tensor_path, delimiter="\t"), codes)
@@ -290,7 +290,7 @@ def test_the_projector_finds_codes_labels_and_thumbnails(tmp_path):
 
 def test_the_projector_is_given_no_more_numbers_than_it_can_read(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "PROJECTED", 1_000)
-    pictures.write_projector(tmp_path, np.zeros((9, 400)), np.arange(9), np.zeros((9, 2, 2, 1), np.uint8))
+    pictures.write_projector(tmp_path, np.zeros((9, 400)), np.arange(9), (), np.zeros((9, 2, 2, 1), np.uint8))
     assert np.loadtxt(tmp_path / "latents.tsv").shape == (2, 400)
     assert np.loadtxt(tmp_path / "labels.tsv").tolist() == [0, 1]
 
@@ -315,3 +315,15 @@ def test_the_film_leaves_out_what_it_cannot_read_with_a_line_and_what_is_not_its
     assert said == [f"note       {told}"]
     with Image.open(tmp_path / "training.gif") as film:
         assert film.n_frames == 3
+
+
+def test_labels_are_shown_by_their_names_whatever_is_in_these(tmp_path):
+    names = ("cat", "$x_1$ and a name that is too long for a legend", "画像", "two\nlines\tand a tab", "\ud800")
+    assert pictures.drawable(names[1]) == r"\$x_1\$ and a name that..."
+    assert pictures.drawable(names[2]) == "??"
+    z_mean, labels = np.random.default_rng(0).normal(size=(50, 2)), np.arange(50) % 5
+    assert pictures.draw_codes(z_mean, labels, names, 1.96, side=310).shape == (310, 310, 3)  # without a warning
+    pictures.write_projector(tmp_path, z_mean, labels, names, np.zeros((50, 2, 2, 1), np.uint8))
+    lines = (tmp_path / "labels.tsv").read_text().splitlines()
+    assert len(lines) == 50
+    assert lines[:5] == ["cat", names[1], "画像", "two lines and a tab", "?"]

@@ -130,7 +130,8 @@ def judge(
     pictures.write_film(folder, pictures.names_of(s)[0], say)
     if s.latent_dim == 2 and not s.noise_dim and s.prior == "standard" and not s.autoencoder:
         (last,) = [line for line in history if line["split"] == "test"][-1:]
-        pictures.write_manifold(folder, s, partial(decode, vae), z_mean, dataset.test_labels, last)
+        pictures.write_manifold(folder, s, partial(decode, vae), z_mean, dataset.test_labels, dataset.label_names, last)
     # Where TensorBoard has event files, because its projector looks nowhere else.
-    pictures.write_projector(folder / "tensorboard" / "test", z_mean, dataset.test_labels, dataset.test_images)
+    called = dataset.test_labels, dataset.label_names
+    pictures.write_projector(folder / "tensorboard" / "test", z_mean, *called, dataset.test_images)
     return judged

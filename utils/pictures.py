@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.console import Say
-from utils.dataset import Dataset
+from utils.dataset import Dataset, label_name
 from utils.files import write_whole
 from utils.report import NO_ELBO
 from utils.settings import Settings
@@ -24,6 +25,7 @@ from utils.settings import Settings
 PAPER = 255  # the brightness between and around images
 SHOWN_OF_A_LABEL = 3  # test images in the grid of reconstructions, where there are as many
 MOST_COLUMNS = 30  # of that grid
+LONGEST_LABEL = 24  # letters, in a legend
 SPRITE_SIDE = 2_800  # pixels
 PROJECTED = 2_000_000  # numbers in the codes that TensorBoard's projector has to read
 SCATTERED = 5_000  # test images whose codes stand beside the manifold
@@ -271,7 +273,7 @@ def settings_in_words(s: Settings, named: bool = False) -> list[str]:
 
 # --- the latents ------------------------------------------------------------------------------------------------------
 def write_manifold(
-    folder: Path, s: Settings, decode: Decode, z_mean: np.ndarray, labels: np.ndarray, line: Line
+    folder: Path, s: Settings, decode: Decode, z_mean: np.ndarray, labels: np.ndarray, names: Sequence[str], line: Line
 ) -> None:
     """Write manifold.png: left the codes (N, 2) of test images, coloured by their labels (N,), right a 2-D latent space
     decoded at 20 x 20 points that the prior makes equally likely. `line` is the last of the tests.
@@ -281,7 +283,7 @@ def write_manifold(
     sheet = grid(decode(np.stack([across.ravel(), up.ravel()], axis=1)), columns=20, gap=0)
     scale = 2 if len(sheet) <= 600 else 1
     right = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
-    left = draw_codes(z_mean[:SCATTERED], labels[:SCATTERED], quantiles[-1], side=max(len(right), 600))
+    left = draw_codes(z_mean[:SCATTERED], labels[:SCATTERED], names, quantiles[-1], side=max(len(right), 600))
     both = np.full((len(left), left.shape[1] + right.shape[1], 3), PAPER, np.uint8)
     both[:, : left.shape[1]], both[: len(right), left.shape[1] :] = left, right
     shown = f"where the encoder puts {min(SCATTERED, len(z_mean)):,} test images (left), and what the decoder makes of"
@@ -289,7 +291,7 @@ def write_manifold(
     save_png(folder / "manifold.png", captioned(both, caption(s, folder.name, shown, line), scale=1))
 
 
-def draw_codes(z_mean: np.ndarray, labels: np.ndarray, edge: float, side: int) -> np.ndarray:
+def draw_codes(z_mean: np.ndarray, labels: np.ndarray, names: Sequence[str], edge: float, side: int) -> np.ndarray:
     """A square picture, uint8 (side, side, 3), of codes (N, 2) by label (N,), with the prior and a square up to `edge`.
 
     The axes have all codes but the outermost 0.2 percent.
@@ -305,7 +307,8 @@ def draw_codes(z_mean: np.ndarray, labels: np.ndarray, edge: float, side: int) -
     axes.add_artist(Rectangle((-edge, -edge), 2 * edge, 2 * edge, fill=False, edgecolor="black", linewidth=1.2))
     if 1 < len(found) <= 20:
         handles, _ = codes.legend_elements(num=None)
-        axes.legend(handles, found, title="label", loc="upper right", fontsize=8, markerscale=0.8, framealpha=0.8)
+        called = [drawable(label_name(label, names)) for label in found]
+        axes.legend(handles, called, title="label", loc="upper right", fontsize=8, markerscale=0.8, framealpha=0.8)
     reach = max(3, 1.05 * float(np.quantile(np.abs(z_mean), 0.998)))
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="z1", ylabel="z2", aspect="equal")
     axes.set_title("codes z_mean; circles: 1 and 2 standard deviations of the prior; square: shown decoded", fontsize=8)
@@ -313,7 +316,16 @@ def draw_codes(z_mean: np.ndarray, labels: np.ndarray, edge: float, side: int) -
     return np.asarray(Image.open(content).convert("RGB").resize((side, side)))
 
 
-def write_projector(folder: Path, z_mean: np.ndarray, labels: np.ndarray, images: np.ndarray) -> None:
+def drawable(name: str) -> str:
+    """A name as matplotlib can draw it: short, without formulas, and "?" for what its font lacks."""
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    name = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 3]}..."
+    return "".join(letter if ord(letter) in known else "?" for letter in name).replace("$", r"\$")
+
+
+def write_projector(
+    folder: Path, z_mean: np.ndarray, labels: np.ndarray, names: Sequence[str], images: np.ndarray
+) -> None:
     """Write what TensorBoard's projector shows: codes (N, L), labels (N,), thumbnails of uint8 images (N, H, W, C).
 
     Of larger images it shows the first ones, as many as the 10,000 of MNIST have pixels, and of many latents too.
@@ -325,9 +337,10 @@ def write_projector(folder: Path, z_mean: np.ndarray, labels: np.ndarray, images
     sprite = grid(shown, columns=side, gap=0).squeeze()
     sprite = np.pad(sprite, [(0, sprite.shape[1] - sprite.shape[0])] + [(0, 0)] * (sprite.ndim - 1))
     save_png(folder / "sprite.png", Image.fromarray(sprite))
-    for name, values, form in (("latents.tsv", z_mean, "%.4f"), ("labels.tsv", labels, "%d")):
-        np.savetxt(content := io.BytesIO(), values[:count], form, delimiter="\t")
-        write_whole(folder / name, content.getvalue())
+    np.savetxt(content := io.BytesIO(), z_mean[:count], "%.4f", delimiter="\t")
+    write_whole(folder / "latents.tsv", content.getvalue())
+    called = (" ".join(label_name(label, names).split()) for label in labels[:count])
+    write_whole(folder / "labels.tsv", "".join(f"{name}\n" for name in called).encode(errors="replace"))
     config = (
         'embeddings {\n  tensor_name: "test images, z_mean"\n  tensor_path: "latents.tsv"\n'
         '  metadata_path: "labels.tsv"\n'
