@@ -61,7 +61,7 @@ def test_brightness_becomes_the_nearest_whole_number():
 CAPTION = "mnist-ce-z20-kl_weight_end4-seed1, epoch 7, step 7,020: gypsum; test ELBO -96.3 nats"
 
 
-@pytest.mark.parametrize(("channels", "width"), [(1, 200), (3, 200), (1, 40), (3, 1_000)])
+@pytest.mark.parametrize(("channels", "width"), [(1, 200), (3, 200), (1, 40), (3, 600)])
 def test_a_caption_stands_below_and_leaves_every_pixel_as_it_was(channels, width, tmp_path):
     sheet = np.random.default_rng(0).integers(256, size=(9, width, channels), dtype=np.uint8)
     picture = pictures.captioned(sheet, CAPTION, scale=3)
@@ -327,3 +327,11 @@ def test_labels_are_shown_by_their_names_whatever_is_in_these(tmp_path):
     lines = (tmp_path / "labels.tsv").read_text().splitlines()
     assert len(lines) == 50
     assert lines[:5] == ["cat", names[1], "画像", "two lines and a tab", "?"]
+
+
+@pytest.mark.parametrize(("width", "expected"), [(300, 600), (960, 1_920), (961, 961), (1_921, 1_920), (9_000, 1_920)])
+def test_a_grid_is_never_wider_than_a_screen(width, expected):
+    sheet = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8)[np.newaxis, :, np.newaxis], (90, width, 3))
+    picture = np.asarray(pictures.captioned(np.ascontiguousarray(sheet), "words"))
+    assert picture.shape[1] == expected
+    np.testing.assert_allclose(picture[:5, :, 0], np.linspace(0, 255, expected)[np.newaxis].repeat(5, axis=0), atol=2)

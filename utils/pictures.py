@@ -26,6 +26,7 @@ PAPER = 255  # the brightness between and around images
 SHOWN_OF_A_LABEL = 3  # test images in the grid of reconstructions, where there are as many
 MOST_COLUMNS = 30  # of that grid
 LONGEST_LABEL = 24  # letters, in a legend
+WIDEST = 1_920  # pixels of a grid, as a screen has
 SPRITE_SIDE = 2_800  # pixels
 PROJECTED = 2_000_000  # numbers in the codes that TensorBoard's projector has to read
 SCATTERED = 5_000  # test images whose codes stand beside the manifold
@@ -63,8 +64,11 @@ def grid(images: np.ndarray, columns: int, gap: int = 2, pair_rows: bool = False
 
 
 def captioned(sheet: np.ndarray, caption: str, scale: int = 2) -> Image.Image:
-    """A grid (H, W, C), enlarged `scale` times without smoothing, with a caption below it, wrapped to its width."""
-    sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+    """A grid (H, W, C), enlarged `scale` times without smoothing, with a caption below it, wrapped to its width.
+
+    It is enlarged less, or shrunk, where it would be wider than a screen.
+    """
+    sheet = as_wide_as_a_screen(sheet, scale)
     size = max(15, sheet.shape[1] // 80)  # so that it can be read in a picture that is scaled down
     font, margin = ImageFont.load_default(size), size // 2
     lines = wrapped(caption, font, sheet.shape[1] - 2 * margin)
@@ -74,6 +78,19 @@ def captioned(sheet: np.ndarray, caption: str, scale: int = 2) -> Image.Image:
         place = margin, len(sheet) + margin + round(1.4 * size * number)
         ImageDraw.Draw(picture).text(place, line, fill="black", font=font, anchor="lt")
     return picture
+
+
+def as_wide_as_a_screen(sheet: np.ndarray, scale: int) -> np.ndarray:
+    """A grid (H, W, C), enlarged `scale` times or, where that is too wide for a screen, as it is, or shrunk."""
+    height, width, channels = sheet.shape
+    if scale * width <= WIDEST:
+        return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+    if width <= WIDEST:
+        return sheet
+    size = WIDEST, max(1, round(height * WIDEST / width))
+    return np.asarray(Image.fromarray(sheet.squeeze()).resize(size, Image.Resampling.BOX)).reshape(
+        *size[::-1], channels
+    )
 
 
 def wrapped(text: str, font: Any, width: int) -> list[str]:
