@@ -327,9 +327,11 @@ def named(folder: Path, name: str, kind: str) -> Path:
     return folder / f"{stem}{'_best' * (kind == 'best')}{dot}{suffix}"
 
 
-def unfinished(folder: Path, samples: int, kind: str = "step") -> Path:
-    """The folder for what is finished of an evaluation, of its own for each code, checkpoint and number of samples."""
-    texts = [(folder / "params.json").read_text(), str(runs.newest_step(folder, kind)), str(samples)]
+def unfinished(folder: Path, samples: int, kind: str = "step", tested: str = "") -> Path:
+    """The folder for what is finished of an evaluation, of its own for each code, checkpoint, number of samples, and
+    text by which the images `tested` on are known.
+    """
+    texts = [(folder / "params.json").read_text(), str(runs.newest_step(folder, kind)), str(samples), tested]
     name = fingerprint([*texts, kind * (kind == "best"), code_of("experiments.evaluate")])
     return folder / f".evaluation-{name}"
 
@@ -341,7 +343,7 @@ def evaluate(folder: Path, samples: int, components: int, kind: str = "step") ->
     SettingsError, runs.RunError, DataError and OSError.
     """
     vae, s, dataset = load_run(folder, print, kind)
-    place = unfinished(folder, samples, kind)
+    place = unfinished(folder, samples, kind, str(dataset.test_ids.tolist()))
     identity = f"{place.name.removeprefix('.evaluation-')}-{components}"
     path = named(folder, "evaluation.json", kind)
     before = json.loads(path.read_text()) if path.exists() else {}

@@ -285,7 +285,7 @@ def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tup
     tf.get_logger().setLevel("ERROR")  # it warns of many functions traced, one for each training
     settings = from_params(**dict(settings) | {"run_name": folder.name, "output_dir": str(folder.parent)})
     started = folder if (folder / "params.json").exists() else None
-    dataset = data.prepare(settings, print) if watch else None
+    dataset = data.prepare(settings, print, started) if watch else None
 
     def keep(vae, step):
         place = folder / "watched"

@@ -14,7 +14,7 @@ from experiments import classifier, evaluate
 from tests.shared import set_xla
 from utils import checkpoints, data, runs
 from utils.batches import brightness
-from utils.dataset import TEST_BINARIZATION_KEY, Dataset, binarize
+from utils.dataset import TEST_BINARIZATION_KEY, Dataset, binarize, ids_of
 from utils.settings import BEFORE, from_params
 from utils.start import tf
 
@@ -31,7 +31,8 @@ def images(count, shape, seed):
 
 def grey_data(shape, train, test):
     labels = np.arange(train, dtype=np.uint8) % 10
-    return Dataset("tiny", images(train, shape, 0), labels, images(test, shape, 1), labels[:test], "a test")
+    x_train, x_test = images(train, shape, 0), images(test, shape, 1)
+    return Dataset("tiny", x_train, labels, x_test, labels[:test], "a test", test_ids=ids_of(x_test))
 
 
 @pytest.fixture
@@ -251,8 +252,8 @@ def test_an_interrupted_evaluation_goes_on_where_it_was_and_ends_as_an_unbroken_
     checkpoints.save(tf.train.Checkpoint(), folder, 9)  # other weights, other numbers
     places = {kept, evaluate.unfinished(folder, 100), evaluate.unfinished(folder, 200)}
     monkeypatch.setattr(evaluate, "code_of", lambda module: {"experiments.evaluate": "other"}[module])
-    places |= {evaluate.unfinished(folder, 200)}
-    assert len(places) == 4
+    places |= {evaluate.unfinished(folder, 200), evaluate.unfinished(folder, 200, tested="other images")}
+    assert len(places) == 5
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

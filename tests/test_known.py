@@ -1,13 +1,14 @@
 """utils/known.py: a run has the images that it began with, or a line says what has become of them."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.drawn import draw
-from utils import data, known, runs
+from utils import data, known, runs, tfds
 from utils.dataset import DataError
 from utils.settings import SettingsError, from_params
 
@@ -20,8 +21,8 @@ LINE = {"split": "train", "epoch": 1.0, "objective": 0.0, "reconstruction": 0.0}
 def begin(s):
     """A new run, which has seen nothing but its data."""
     dataset = data.prepare(s, print)
-    folder = runs.create(s, "CPU", dataset.train_images.shape[1:], dataset.details)
-    known.save(folder, dataset.record)
+    save = partial(known.save, found=dataset.record)
+    folder = runs.create(s, "CPU", dataset.train_images.shape[1:], dataset.details, save)
     (folder / "history.jsonl").write_text(json.dumps(LINE | {"step": 4}) + "\n")
     return folder, dataset
 
@@ -70,6 +71,56 @@ def test_what_the_weights_were_trained_on_is_not_tested_on_though_the_folder_has
     assert len(second.train_images) + len(second.test_images) == 80
     third = data.prepare(pictures.model_copy(update={"run_name": "three", "start_from": "two"}), print)
     assert not np.isin(third.test_ids, np.concatenate((first.train_ids, second.train_ids))).any()
+
+
+@pytest.mark.parametrize("more", [2, 60])
+@pytest.mark.parametrize("held_out", [0, 5])
+def test_images_stay_on_their_side_in_a_run_that_starts_from_another(pictures, tmp_path, held_out, more):
+    _, first = begin(s := pictures.model_copy(update={"held_out": held_out}))
+    for number in range(more):
+        draw(tmp_path / "images" / "dog" / f"{number:02}.png", number, "RGB", (30, 24))
+    again = s.model_copy(update={"run_name": "two", "start_from": "one"})
+    data.check_early(again)
+    second = data.prepare(again, print)
+    assert np.isin(first.test_ids, second.test_ids).all()
+    assert not np.isin(second.test_ids, first.train_ids).any()
+    if held_out:
+        np.testing.assert_array_equal(second.test_images[:], first.test_images[:])
+    else:
+        assert len(second.test_ids) - len(first.test_ids) <= 0.2 * more
+        assert len(second.train_ids) + len(second.test_ids) == 40 + more
+    with pytest.raises(SettingsError, match=r"^start_from: 'one' is not .*weights were trained on 3 of the"):
+        data.check_early(again.model_copy(update={"held_out": held_out + 3}))
+
+
+def make_old(folder):
+    """Make a run one that was made before runs saved their split."""
+    (folder / "data.npz").unlink()
+    about = runs.read_params(folder)
+    del about["data"]
+    runs.write_params(folder, about)
+
+
+def test_old_runs_of_which_one_began_with_the_other_have_seen_the_images_of_both(tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(60, 8, 8), dtype=np.uint8)
+    np.savez(
+        tmp_path / "mine.npz",
+        x_train=images[:50],
+        y_train=np.arange(50) // 25,
+        x_test=images[50:],
+        y_test=np.arange(10) // 5,
+    )
+    places = {"data_dir": str(tmp_path / "mine.npz"), "output_dir": str(tmp_path)}
+    s = from_params(**SMALL, dataset="arrays", **places, run_name="one")
+    make_old(begin(s)[0])
+    make_old(begin(s.model_copy(update={"run_name": "two", "start_from": "one", "labels": (1,)}))[0])
+    third = s.model_copy(update={"run_name": "three", "start_from": "two", "held_out": 30})
+    with pytest.raises(SettingsError, match=r"^start_from: 'two' .* trained on 30 of the 30 images"):
+        data.prepare(third, print)
+    runs.find("one", s.output_dir).joinpath("params.json").unlink()
+    said = []
+    data.prepare(runs.saved_settings(tmp_path / "two", print), said.append, tmp_path / "two")  # stays usable
+    assert said[0].startswith("note       what one was trained on, and may be tested on here, is not known: ")
 
 
 @pytest.mark.parametrize("is_old", [False, True])
@@ -133,3 +184,17 @@ def test_a_run_from_before_has_its_old_split_if_the_counts_match(pictures, tmp_p
     assert [name.decode() for name in dataset.test_names] == OLD_TEST
     known.save(folder, dataset.record)
     assert known.load(folder)["tested"].tolist() == dataset.test_ids.tolist()
+
+
+def test_a_run_from_before_has_the_old_split_of_tensorflow_datasets(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(tfds, "tfds", lambda s, say, as_before: asked.append(as_before))
+    s = from_params(**SMALL, dataset="tfds:toys", data_dir=str(tmp_path), output_dir=str(tmp_path), run_name="one")
+    folder = runs.create(s, "CPU", (8, 8, 3))
+    data.read(s, print, folder)
+    about = runs.read_params(folder)
+    del about["data"]
+    runs.write_params(folder, about)
+    data.read(s, print, folder)
+    data.read(s, print)
+    assert asked == [False, True, False]

@@ -25,19 +25,22 @@ def prepare(s: Settings, say: Say, folder: Path | None = None) -> Dataset:
     """
     saved = known.load(folder)
     whole = read(s, say, folder, saved)
-    seen = forbidden = np.zeros(0, np.uint64)
-    if s.start_from and folder is None:
-        seen, forbidden = seen_by(runs.find(s.start_from, s.output_dir, "--start-from"), s, say)
-        whole = with_seen_in_training(whole, forbidden, say)
+    other = None
+    if s.start_from and not saved and (folder is None or known.is_old(folder)):
+        other = started_from(s, folder, say)
+    if other and folder is None:
+        whole = with_sides_of(other, whole, say)
     check_whole(s, whole)
     dataset = chosen(s, whole, say)
-    if len(forbidden) and (count := int(np.isin(dataset.test_ids, forbidden).sum())):
+    if other and (count := int(np.isin(dataset.test_ids, known.not_to_test(other)).sum())):
         which = f"whose weights were trained on {count:,} of the {len(dataset.test_ids):,} images to test on"
-        raise SettingsError(f"start_from: {s.start_from!r} is not allowed, {which}; choose its HELD_OUT and LABELS")
+        if folder is None:
+            raise SettingsError(f"start_from: {s.start_from!r} is not allowed, {which}; choose its HELD_OUT and LABELS")
+        say(f"note       the run began with the weights of {s.start_from}, {which}")
     if s.binarize == "dynamic":
         dataset = dataset._replace(test_images=binarized(dataset.test_images, TEST_BINARIZATION_KEY))
     details = {**dataset.details, "labels": counts_by_name(dataset)}
-    return dataset._replace(details=details, record=saved or known.record(whole, dataset, seen))
+    return dataset._replace(details=details, record=saved or known.record(whole, dataset, other))
 
 
 def chosen(s: Settings, whole: Dataset, say: Say) -> Dataset:
@@ -54,33 +57,49 @@ def chosen(s: Settings, whole: Dataset, say: Say) -> Dataset:
     return dataset
 
 
-def seen_by(folder: Path, s: Settings, say: Say) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that the weights of a run were trained on, and those of them that may not be tested on.
+def started_from(s: Settings, folder: Path | None, say: Say) -> known.Record | None:
+    """What the run START_FROM has saved of its images.
 
-    A copy of an image that the run itself tested on may. Of a run that was saved without them they follow from its
-    settings, if its data are still there; else `say` is given a line.
+    If it was made before runs did, that follows from its settings, as long as its data are there; else `say` is given
+    a line. Raises runs.RunError, but not because of a run in `folder` that is under way.
     """
-    if saved := known.load(folder):
-        return saved["seen"], np.setdiff1d(saved["seen"], saved["tested"])
-    none = np.zeros(0, np.uint64)
     try:
-        other = runs.saved_settings(folder, lambda note: None)
-        dataset = chosen(other, read(other, lambda note: None, folder), lambda note: None)
-    except Problem:
-        say(f"note       what {folder.name} was trained on is not known, so it may be among the test images")
-        return none, none
-    return dataset.train_ids, np.setdiff1d(dataset.train_ids, dataset.test_ids)
+        other = runs.find(s.start_from, s.output_dir, "--start-from")
+        settings = runs.saved_settings(other, quiet)
+        return known.load(other) or prepare(settings, quiet, other).record
+    except Problem as error:
+        if folder is None and isinstance(error, runs.RunError):
+            raise
+        say(f"note       what {s.start_from} was trained on, and may be tested on here, is not known: {error}")
+        return None
 
 
-def with_seen_in_training(whole: Dataset, seen: np.ndarray, say: Say) -> Dataset:
-    """Where the split was drawn here, test images that were trained on before become training images."""
-    was_seen = np.isin(whole.test_ids, seen)
-    if not was_seen.any() or was_seen.all() or "drawn by" not in whole.details.get("split", ""):
+def quiet(note: str) -> None:
+    """Say nothing."""
+
+
+def with_sides_of(other: known.Record, whole: Dataset, say: Say) -> Dataset:
+    """The images that another run has had, on the side and in the order that they had there, behind those that are new.
+
+    So HELD_OUT takes the same ones. Where the split was not drawn here, each keeps the side that it is given.
+    """
+    ids = np.concatenate((whole.train_ids, whole.test_ids))
+    is_test = was_test = np.arange(len(ids)) >= len(whole.train_ids)
+    trained, tested = known.not_to_test(other), other["test_ids"]
+    if "drawn by" in whole.details.get("split", ""):
+        is_test = np.isin(ids, np.setdiff1d(tested, trained)) | (
+            was_test & ~np.isin(ids, [*trained, *other["train_ids"]])
+        )
+    place = known.places(np.concatenate((other["train_ids"], tested)), ids)
+    if (place < 0).all() or (np.array_equal(is_test, was_test) and (place >= 0).all()) or not is_test.any():
         return whole
-    say(f"note       {was_seen.sum():,} images drawn to test on were trained on before, and so are trained on again")
-    more, kept = moved(whole, was_seen, "test", "train"), moved(whole, ~was_seen, "test", "test")
-    both = {name: joined(getattr(whole, name), part) for name, part in more.items()}
-    return whole._replace(**both, **kept)
+    say(f"note       {(place >= 0).sum():,} images stay on the side they had in the run to start from; others are new")
+    order, fields = np.argsort(place, kind="stable"), {}
+    for what in OF_EACH_IMAGE:
+        both = joined(getattr(whole, f"train_{what}"), getattr(whole, f"test_{what}"))
+        for part, side in (("train", ~is_test), ("test", is_test)):
+            fields[f"{part}_{what}"] = None if both is None else rows_of(both, order[side[order]])
+    return whole._replace(**fields)
 
 
 def joined(first: Any, second: Any) -> Any:
@@ -163,11 +182,10 @@ def check_whole(s: Settings, dataset: Dataset) -> None:
 def check_early(s: Settings, folder: Path | None = None) -> None:
     """What `prepare` of the run in `folder`, if any, would refuse, as far as that is seen at once.
 
-    No image is decoded, nothing is fetched or written.
-
-    Raises SettingsError and DataError.
+    Nothing is fetched or written. Raises SettingsError, DataError and runs.RunError.
     """
     check_place(s)
+    known.load(folder)  # which may be damaged
     if s.dataset in mnist.TITLES:
         mnist.refuse_others(s.dataset, s.data_dir)
         labels = mnist.labels(s.dataset, s.data_dir)
@@ -177,13 +195,10 @@ def check_early(s: Settings, folder: Path | None = None) -> None:
         check(s, mnist.TITLES[s.dataset], *labels, mnist.LABEL_NAMES[s.dataset])
     elif s.dataset == "celeba":
         check(s, "CelebA", *celeba.celeba_labels(s.data_dir))
-    elif s.dataset == "folder":
-        if folder is None:
-            check(s, *folders.folder_labels(s.data_dir))
-        else:
-            check_whole(s, read(s, lambda note: None, folder, known.load(folder)))
-    elif s.dataset == "arrays" and arrays.is_read_fast(s.data_dir):
-        check_whole(s, read(s, lambda note: None, folder, known.load(folder)))
+    elif s.dataset == "folder" and folder is None and not s.start_from:
+        check(s, *folders.folder_labels(s.data_dir))
+    elif s.dataset == "folder" or (s.dataset == "arrays" and arrays.is_read_fast(s.data_dir)):
+        prepare(s, quiet, folder)
 
 
 def check_place(s: Settings) -> None:
@@ -198,11 +213,10 @@ def read(s: Settings, say: Say, folder: Path | None = None, saved: known.Record 
     Raises SettingsError and DataError.
     """
     check_place(s)
+    as_before = folder is not None and not saved and known.is_old(folder)
     if s.dataset == "folder":
         the_same = known.of_folder(s, saved, say) if saved else None
-        if folder is not None and not saved and known.is_old(folder):
-            the_same = known.of_old_folder(s, folder)
-        return folders.folder(s, say, the_same)
+        return folders.folder(s, say, known.of_old_folder(s, folder) if as_before else the_same)
     if s.dataset in mnist.TITLES:
         whole = mnist.load(s.dataset, s.data_dir, say)
     elif s.dataset == "arrays":
@@ -210,7 +224,7 @@ def read(s: Settings, say: Say, folder: Path | None = None, saved: known.Record 
     elif s.dataset == "celeba":
         whole = celeba.celeba(s, say)
     else:
-        whole = tfds.tfds(s, say)
+        whole = tfds.tfds(s, say, as_before)
     if saved:
         known.check(saved, whole)
     return whole

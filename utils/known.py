@@ -2,12 +2,12 @@
 
 data.npz holds of the whole data set the `train_ids` and `test_ids`, and of files their names and labels; of the images
 that LABELS and HELD_OUT leave, `tested`, and `seen`, all that the weights were ever trained on, also by START_FROM.
+The last 32 bytes are the SHA-256 of the others.
 """
 
 import base64
+import hashlib
 import io
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,12 +26,12 @@ WAY_OUT = "put them back as they were, or start a new run"
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
-def record(whole: Dataset, chosen: Dataset, seen: np.ndarray) -> dict[str, np.ndarray]:
-    """What is saved: of the whole data set, of the images chosen of it, and the ids that were `seen` before."""
+def record(whole: Dataset, chosen: Dataset, other: Record | None) -> dict[str, np.ndarray]:
+    """What is saved: of the whole data set, of the images chosen of it, and of the `other` run to start from."""
     if whole.train_ids is None:
         return {}
     found = {"train_ids": whole.train_ids, "test_ids": whole.test_ids, "tested": chosen.test_ids}
-    found["seen"] = np.union1d(seen, chosen.train_ids).astype(np.uint64)
+    found["seen"] = np.union1d(other["seen"], chosen.train_ids) if other else np.unique(chosen.train_ids)
     if whole.train_names is not None:
         found |= {"train_names": whole.train_names, "test_names": whole.test_names}
         found |= {"train_labels": whole.train_labels, "test_labels": whole.test_labels}
@@ -41,11 +41,23 @@ def record(whole: Dataset, chosen: Dataset, seen: np.ndarray) -> dict[str, np.nd
     return found
 
 
+def not_to_test(other: Record) -> np.ndarray:
+    """The ids that a run has been trained on, without copies of what it was tested on itself."""
+    return np.setdiff1d(other["seen"], other["tested"])
+
+
+def places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Where each of the ids (N,) stands among the `known` ones, the first time; -1 if it does not."""
+    found, first = np.unique(known, return_index=True)
+    at = np.minimum(np.searchsorted(found, ids), len(found) - 1)
+    return np.where(found[at] == ids, first[at], -1)
+
+
 def save(folder: Path, found: Record) -> None:
     """Write the record of a run that has none yet, whole or not at all. Raises OSError."""
     if found and not (folder / FILE).exists():
         np.savez_compressed(content := io.BytesIO(), **found)
-        write_whole(folder / FILE, content.getvalue())
+        write_whole(folder / FILE, content.getvalue() + hashlib.sha256(content.getvalue()).digest())
 
 
 def load(folder: Path | None) -> Record | None:
@@ -53,14 +65,17 @@ def load(folder: Path | None) -> Record | None:
     if folder is None:
         return None
     try:
-        with np.load(folder / FILE, allow_pickle=False) as file:
-            return dict(file)
+        content = (folder / FILE).read_bytes()
     except FileNotFoundError:
         if runs.read_history(folder) and not is_old(folder):
             raise runs.RunError(f"{folder / FILE} is missing: which images the run has had is not known") from None
         return None
-    except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
-        raise runs.RunError(f"{folder / FILE} is damaged ({error}); start a new run") from None
+    except OSError as error:
+        raise runs.RunError(f"{folder / FILE} can't be read: {error.strerror}") from None
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise runs.RunError(f"{folder / FILE} is damaged: its checksum is of other bytes; start a new run")
+    with np.load(io.BytesIO(content[:-32]), allow_pickle=False) as file:
+        return dict(file)
 
 
 def is_old(folder: Path) -> bool:

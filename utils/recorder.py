@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,9 @@ def recording(
         checkpoints.start_from(s, vae, say)
     device = f"{crew.replicas} x " * (crew.replicas > 1) + ("GPU" if HAS_GPU else "CPU")
     device += " with XLA" if xla_pays(vae.encoder, vae.decoder) else " without XLA"
-    folder = folder or runs.create(s, device, dataset.train_images.shape[1:], dataset.details)
-    known.save(folder, dataset.record)
+    save = partial(known.save, found=dataset.record)
+    folder = folder or runs.create(s, device, dataset.train_images.shape[1:], dataset.details, save)
+    save(folder)  # of a run that was begun before runs did
     run = Recorder(vae, s, dataset, folder, say, watch, watch_at, crew)
     say(report.header(run.s, dataset, device, folder))
     for doubt in report.doubts(run.s, run.last_step, dataset.train_images.shape[-1]):

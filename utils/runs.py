@@ -18,10 +18,11 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,12 @@ def difference(name: str, value: Any) -> str:
 
 
 def create(
-    settings: Settings, device: str, image_shape: Sequence[int], details: Mapping[str, Any] | None = None
-) -> Path:
+    settings: Settings, device: str, image_shape: Sequence[int], details: Mapping[str, Any] | None = None,
+    save: Callable[[Path], None] = lambda folder: None,
+) -> Path:  # fmt: skip
     """Make a new run's folder with its params.json and return it; an existing folder is never touched.
 
-    `details` are those of its Dataset.
+    `details` are those of its Dataset. `save` puts more into the folder, before it appears.
 
     Raises RunError if RUN_NAME is taken or OUTPUT_DIR can't be made, and OSError.
     """
@@ -160,6 +162,7 @@ def create(
     beside.mkdir()
     try:
         write_params(beside, about)
+        save(beside)
         for name in names_for(settings, parent):
             folder = parent / name
             try:
@@ -176,9 +179,8 @@ def create(
                 raise taken(folder)
         raise AssertionError("names never end")
     except BaseException:
-        (beside / "params.json").unlink(missing_ok=True)
         if beside.is_dir():
-            beside.rmdir()
+            shutil.rmtree(beside)
         raise
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from utils import old_split
 from utils.console import Say
 from utils.dataset import DataError, Dataset, LazyImages, draw_split, hashed
 from utils.images import BAR, Prepared, bad_images, decode, why_bad
@@ -15,10 +16,11 @@ from utils.settings import Settings
 TFDS_MODULES = ("tensorflow_datasets", "array_record")
 
 
-def tfds(s: Settings, say: Say) -> Dataset:
+def tfds(s: Settings, say: Say, as_before: bool = False) -> Dataset:
     """A set of TensorFlow Datasets, as in DATASET "tfds:cifar10", downloaded into DATA_DIR unless it is there.
 
-    Tested on is its split `test`, else `validation`, else a tenth of `train`, drawn as of a folder. Raises DataError.
+    Tested on is its split `test`, else `validation`, else a tenth of `train`, drawn as of a folder, or
+    `as_before` runs saved their split. Raises DataError.
     """
     title, skipped = s.dataset, set()
     sources, features = open_tfds(title.removeprefix("tfds:"), title, os.path.expanduser(s.data_dir))
@@ -51,7 +53,7 @@ def tfds(s: Settings, say: Say) -> Dataset:
                 "details": details | {"split": f"its splits train and {split}"},
             }
             return Dataset(title, images, labels, lazy_split(split), tested, source=s.data_dir, **about)
-    train, test = draw_split(labels, known)
+    train, test = old_split.draw_split(labels) if as_before else draw_split(labels, known)
     about |= {"train_ids": known[train], "test_ids": known[test]}
     about["details"] = details | {"split": "a tenth of its split train, drawn by a fixed key"}
     parts = images.rows(train), labels[train], images.rows(test), labels[test]
