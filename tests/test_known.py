@@ -179,6 +179,13 @@ def test_a_run_from_before_has_its_old_split_if_the_counts_match(pictures, tmp_p
     if count == 50:
         with pytest.raises(DataError, match=r"saved without its split, and an epoch was 9 steps, but is 11 now$"):
             data.prepare(pictures, print, folder)
+        with pytest.raises(DataError, match=r"saved without its split, and an epoch was 9 steps, but is 11 now$"):
+            data.prepare(pictures.model_copy(update={"run_name": "two", "start_from": "one"}), print)
+        (tmp_path / "images").rename(tmp_path / "others")
+        others = {"run_name": "two", "start_from": "one", "data_dir": str(tmp_path / "others")}
+        said = []
+        data.prepare(pictures.model_copy(update=others), said.append)
+        assert said[0].startswith("note       what one was trained on, and may be tested on here, is not known: ")
         return
     dataset = data.prepare(pictures, print, folder)
     assert [name.decode() for name in dataset.test_names] == OLD_TEST

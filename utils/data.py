@@ -61,14 +61,18 @@ def started_from(s: Settings, folder: Path | None, say: Say) -> known.Record | N
     """What the run START_FROM has saved of its images.
 
     If it was made before runs did, that follows from its settings, as long as its data are there; else `say` is given
-    a line. Raises runs.RunError, but not because of a run in `folder` that is under way.
+    a line. Raises runs.RunError, and DataError if those data have changed and are trained on, but neither because of a
+    run in `folder` that is under way.
     """
+    settings = s
     try:
         other = runs.find(s.start_from, s.output_dir, "--start-from")
         settings = runs.saved_settings(other, quiet)
         return known.load(other) or prepare(settings, quiet, other).record
     except Problem as error:
-        if folder is None and isinstance(error, runs.RunError):
+        places = {os.path.realpath(os.path.expanduser(each.data_dir)) for each in (s, settings)}
+        is_same = settings.dataset == s.dataset and len(places) == 1
+        if folder is None and (is_same or isinstance(error, runs.RunError)):
             raise
         say(f"note       what {s.start_from} was trained on, and may be tested on here, is not known: {error}")
         return None
@@ -93,7 +97,8 @@ def with_sides_of(other: known.Record, whole: Dataset, say: Say) -> Dataset:
     place = known.places(np.concatenate((other["train_ids"], tested)), ids)
     if (place < 0).all() or (np.array_equal(is_test, was_test) and (place >= 0).all()) or not is_test.any():
         return whole
-    say(f"note       {(place >= 0).sum():,} images stay on the side they had in the run to start from; others are new")
+    new = f"{(place < 0).sum():,} are new"
+    say(f"note       {(place >= 0).sum():,} images stay on the side they had in the run to start from; {new}")
     order, fields = np.argsort(place, kind="stable"), {}
     for what in OF_EACH_IMAGE:
         both = joined(getattr(whole, f"train_{what}"), getattr(whole, f"test_{what}"))
