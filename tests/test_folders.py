@@ -248,8 +248,8 @@ def test_what_a_run_has_had_is_taken_whatever_else_is_there_by_now(tmp_path):
         draw(tmp_path / "cat" / f"{number:02}.png", number, "L")
     before = load_folder(tmp_path)
     known = Known(
-        before.train_names, before.test_names, before.train_labels, before.test_labels, before.label_names,
-        before.train_images.image_shape, before.details["white"],
+        before.train_names, before.test_names, before.train_labels, before.test_labels, before.train_images.numbers,
+        before.test_images.numbers, before.label_names, before.train_images.image_shape, before.details["white"],
     )  # fmt: skip
     for number in range(20):
         draw(tmp_path / "ant" / f"{number:02}.png", 31 + number, "RGB")
@@ -301,3 +301,13 @@ def test_a_folder_is_prepared_like_mnist(tmp_path):
     np.testing.assert_array_equal(drawn.train_images[:], plain.train_images[:])  # these are drawn epoch by epoch
     with pytest.raises(SettingsError, match=r"^labels: 3 is not allowed; .* has a, b, c$"):
         data.prepare(from_params(**chosen | {"labels": (3,)}), say)
+
+
+def test_images_to_train_on_are_numbered_first_because_random_draws_have_these_keys(tmp_path):
+    for part in ("test", "train"):
+        for number in range(6):
+            draw(tmp_path / part / ("dog", "cat")[number % 2] / f"{number}.png", number + 6 * (part == "test"), "L")
+    dataset = load_folder(tmp_path)
+    assert sorted(dataset.train_images.numbers) == list(range(6))
+    assert dataset.test_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.test_images.numbers.tolist() == list(range(6, 12))

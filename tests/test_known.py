@@ -36,7 +36,9 @@ def pictures(tmp_path):
     return from_params(**SMALL, dataset="folder", **places, run_name="one")
 
 
-def test_pictures_that_are_new_are_left_out_with_a_line(pictures, tmp_path):
+@pytest.mark.parametrize("binarize", ["none", "dynamic"])
+def test_pictures_that_are_new_are_left_out_with_a_line(pictures, tmp_path, binarize):
+    pictures = pictures.model_copy(update={"binarize": binarize})
     folder, before = begin(pictures)
     for number in range(40):
         draw(tmp_path / "images" / ("ant", "cat")[number % 2] / f"{number:02}.jpg", number)
@@ -45,6 +47,7 @@ def test_pictures_that_are_new_are_left_out_with_a_line(pictures, tmp_path):
     assert said == ["note       40 images are new since the run began, e.g. ant/00.jpg; they are left out"]
     for name in ("train_images", "test_images", "train_labels", "test_ids"):
         np.testing.assert_array_equal(getattr(after, name)[:], getattr(before, name)[:])
+    np.testing.assert_array_equal(after.train_images.numbers, before.train_images.numbers)  # the keys of random draws
     assert after.label_names == ("cat",)
 
 
@@ -189,6 +192,7 @@ def test_a_run_from_before_has_its_old_split_if_the_counts_match(pictures, tmp_p
         return
     dataset = data.prepare(pictures, print, folder)
     assert [name.decode() for name in dataset.test_names] == OLD_TEST
+    assert dataset.test_images.numbers.tolist() == [int(name[4:6]) for name in OLD_TEST]
     known.save(folder, dataset.record)
     assert known.load(folder)["tested"].tolist() == dataset.test_ids.tolist()
 

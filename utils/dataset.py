@@ -110,12 +110,17 @@ class Dataset(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The images of a folder that a run has had, in its order, and how they are prepared."""
+    """The images of a folder that a run has had, in its order, and how they are prepared.
+
+    The numbers, together 0 to N - 1, are those of LazyImages: they are keys of random draws.
+    """
 
     train_names: np.ndarray  # bytes (N,), from the folder on
     test_names: np.ndarray
     train_labels: np.ndarray
     test_labels: np.ndarray
+    train_numbers: np.ndarray
+    test_numbers: np.ndarray
     label_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     white: int  # images.Prepared.white

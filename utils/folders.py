@@ -65,14 +65,13 @@ def folder(s: Settings, say: Say, known: Known | None = None) -> Dataset:
 
 def only_known(found: Found, known: Known) -> Found:
     """The images of a folder that a run has had, in its order; they are there (utils/known.py has checked it)."""
-    names = np.concatenate((known.train_names, known.test_names))
+    by_number = np.argsort(np.concatenate((known.train_numbers, known.test_numbers)))
+    names = np.concatenate((known.train_names, known.test_names))[by_number]
+    labels = np.concatenate((known.train_labels, known.test_labels))[by_number]
     order = np.argsort(found.names)
-    places = order[np.searchsorted(found.names, names, sorter=order)]
-    train, test = np.split(np.arange(len(names)), [len(known.train_names)])
-    labels = np.concatenate((known.train_labels, known.test_labels))
-    return found._replace(
-        names=names, labels=labels, label_names=known.label_names, ids=found.ids[places], train=train, test=test
-    )
+    ids = found.ids[order[np.searchsorted(found.names, names, sorter=order)]]
+    parts = {"train": known.train_numbers, "test": known.test_numbers}
+    return found._replace(names=names, labels=labels, label_names=known.label_names, ids=ids, **parts)
 
 
 def folder_labels(data_dir: str) -> tuple[str, np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -105,7 +104,8 @@ def look(data_dir: str) -> Found:
     left_out += [(part, bytes(name)) for part, name in zip(parts[~used], names[~used], strict=True)]
     names, ids, parts = names[used], ids[used], parts[used]
     label_names, labels = np.unique(labels[used], return_inverse=True)
-    labels = labels.astype(np.int32)
+    order = np.lexsort((labels, parts == "test"))  # of names, too: the numbers of images are the keys of random draws
+    names, ids, parts, labels = names[order], ids[order], parts[order], labels[order].astype(np.int32)
     if split:
         train, test = (np.flatnonzero(parts == part) for part in ("train", "test"))
         train = np.random.default_rng(SPLIT_KEY).permutation(train)

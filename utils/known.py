@@ -1,8 +1,8 @@
 """Which images a run has had: they are saved with it, so that nothing it was trained on is ever tested on.
 
-data.npz holds of the whole data set the `train_ids` and `test_ids`, and of files their names and labels; of the images
-that LABELS and HELD_OUT leave, `tested`, and `seen`, all that the weights were ever trained on, also by START_FROM.
-The last 32 bytes are the SHA-256 of the others.
+data.npz holds of the whole data set the `train_ids` and `test_ids`, and of files their names, labels and numbers; of
+the images that LABELS and HELD_OUT leave, `tested`, and `seen`, all that the weights were ever trained on, also by
+START_FROM. The last 32 bytes are the SHA-256 of the others.
 """
 
 import base64
@@ -35,6 +35,7 @@ def record(whole: Dataset, chosen: Dataset, other: Record | None) -> dict[str, n
     if whole.train_names is not None:
         found |= {"train_names": whole.train_names, "test_names": whole.test_names}
         found |= {"train_labels": whole.train_labels, "test_labels": whole.test_labels}
+        found |= {"train_numbers": whole.train_images.numbers, "test_numbers": whole.test_images.numbers}
         found["label_names"] = np.array(whole.label_names, str)
         found["image_shape"] = np.array(whole.train_images.shape[1:])
         found["white"] = np.array(whole.details.get("white", 65_535))
@@ -120,7 +121,7 @@ def of_folder(s: Settings, saved: Record, say: Say) -> Known:
         first = shown(bytes(new[0]))
         say(f"note       {len(new):,} images are new since the run began, e.g. {first}; they are left out")
     names_of = tuple(map(str, saved["label_names"]))
-    arrays = (saved[f"{part}_{what}"] for what in ("names", "labels") for part in parts)
+    arrays = (saved[f"{part}_{what}"] for what in ("names", "labels", "numbers") for part in parts)
     return Known(*arrays, names_of, tuple(map(int, saved["image_shape"])), int(saved["white"]))
 
 

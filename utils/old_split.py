@@ -21,7 +21,7 @@ def old_folder(data_dir: str, size: int) -> Known:
     """The images that a run of that time has had, if the folder is still as it was. Raises DataError."""
     root, names, labels, label_names, train, test = list_folder(data_dir)
     channels = 1 if is_grey(root, names) else 3
-    parts = names[train], names[test], labels[train], labels[test]
+    parts = names[train], names[test], labels[train], labels[test], train, test
     return Known(*parts, label_names, (size, size, channels), white=65_535)
 
 
