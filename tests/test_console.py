@@ -113,6 +113,7 @@ ROOM = "Out of memory allocating 8589934592 bytes."  # as XLA says it, on a GPU 
         tf.errors.ResourceExhaustedError(None, None, "failed to allocate memory"),
         tf.errors.InternalError(None, None, f"RESOURCE_EXHAUSTED: {ROOM}"),
         tf.errors.UnknownError(None, None, ROOM),
+        tf.errors.AbortedError(None, None, "Status: 1, message: could not create a primitive, in file mkl_conv.cc"),
     ],
     ids=lambda error: type(error).__name__,
 )

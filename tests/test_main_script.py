@@ -840,9 +840,19 @@ def test_memory_that_runs_out_costs_a_line_and_leaves_a_run_to_go_on_with(finish
         patch.setattr(recorder.history, "write_line", exhaust)
         assert here(*FEW, *words) == 1
     [line] = without_bar(capsys.readouterr().err)
-    told = r"main\.py: error: out of memory in step 1\d; lower BATCH_SIZE.*; the checkpoint of step 6 is good; .*"
+    told = r"main\.py: error: out of memory after step 1\d; lower BATCH_SIZE.*; the checkpoint of step 6 is good; .*"
     assert re.fullmatch(told + "--resume .*done", line)
     assert here("--resume", "done") == 0
     ends = [history(folder)[-1] for folder in (finished, small / "predictions" / "done")]
     assert [end["step"] for end in ends] == [18, 18]
     assert ends[0]["objective"] == ends[1]["objective"]
+
+
+def test_memory_that_runs_out_before_the_first_checkpoint_costs_a_line(small, capsys, monkeypatch):
+    def exhaust(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(recorder.history, "write_line", exhaust)
+    assert here(*FEW) == 1
+    [line] = without_bar(capsys.readouterr().err)
+    assert re.fullmatch(r"main\.py: error: out of memory after step \d; lower .*; there is no checkpoint yet", line)

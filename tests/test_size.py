@@ -134,4 +134,5 @@ def test_layers_of_ones_own_need_no_shapes():
     x = keras.Input((5,))
     network = keras.Model(x, Own()(x))
     assert size.most_at_once(network) == 2**26 // 8
+    assert size.most_at_once(keras.Model(x, keras.ops.concatenate([x, x, x], axis=1))) == 2**26 // (3 * 5 + 15)
     assert size.most_at_once(keras.Sequential([keras.Input((5,)), keras.layers.Dense(9)])) == 2**26 // 14

@@ -19,7 +19,14 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 Say = Callable[[str], None]  # what shows a line on the console
-NO_MEMORY = ("ResourceExhausted", "RESOURCE_EXHAUSTED", "OOM when allocating", "out of memory", "Out of memory")
+NO_MEMORY = (
+    "ResourceExhausted",
+    "RESOURCE_EXHAUSTED",
+    "OOM when allocating",
+    "out of memory",
+    "Out of memory",
+    "could not create a primitive",
+)  # the last is what oneDNN, TensorFlow's convolutions on a CPU, says
 TO_LOWER = "lower BATCH_SIZE, BOUND_CHUNK, IMAGE_SIZE or the sizes of layers, or end other programs"
 
 

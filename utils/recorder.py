@@ -125,9 +125,10 @@ def recording(
             if not is_out_of_memory(error):
                 raise
             steps = runs.saved_steps(folder)
-            left = f"the checkpoint of step {steps[-1]:,} is good; where there is more memory, go on with: {go_on}"
-            left = left if steps else "there is no checkpoint yet"
-            raise OutOfMemory(f"out of memory in step {run.step + 1:,}; {TO_LOWER}; {left}") from None
+            left = "there is no checkpoint yet"
+            if steps:
+                left = f"the checkpoint of step {steps[-1]:,} is good; where there is more memory, go on with: {go_on}"
+            raise OutOfMemory(f"out of memory after step {run.step:,}; {TO_LOWER}; {left}") from None
     say(pictures.look_at(folder))
     if run.stopped:
         say(f"\nstopped    without the log-likelihood, which comes with: {go_on}")
