@@ -203,13 +203,17 @@ def in_batches(compute: Callable, images: Images, size: int | None = None, doing
     Anything else that has rows can take the place of the images. `size` is evaluated_at_once unless it is given. If it
     takes long, a bar shows what it is `doing`; "" shows none.
     """
-    size, parts = size or evaluated_at_once(images.shape), []
+    size, joined = size or evaluated_at_once(images.shape), []
     with waiting_bar(doing, len(images)) as bar:
         for start in range(0, len(images), size):
             batch = images[start : start + size]
-            parts.append(compute(batch, np.int32(start)))
+            outputs = [np.asarray(output) for output in compute(batch, np.int32(start))]
+            # Each part goes to its place at once, because parts that are joined at the end take the memory twice.
+            joined = joined or [np.empty((len(images), *output.shape[1:]), output.dtype) for output in outputs]
+            for whole, output in zip(joined, outputs, strict=True):
+                whole[start : start + len(batch)] = output
             bar.update(len(batch))
-    return [np.concatenate(output) for output in zip(*parts, strict=True)]
+    return joined
 
 
 def in_equal_batches(compute: Callable, images: Images, size: int | None = None, doing: str = "") -> list[np.ndarray]:
