@@ -70,7 +70,8 @@ def most_at_once(*networks: keras.Model, prior: Prior | None = None) -> int:
 
     Without gradients, the memory is that of the widest layer, because the others are let go.
     """
-    wide = [sum(sizes) for network in networks for sizes in numbers_of(network)]
+    known = [network for network in networks if isinstance(network, keras.Model)]  # others have no shapes
+    wide = [sum(sizes) for network in known for sizes in numbers_of(network)]
     wide += [6 * weight.shape[0] for weight in (prior.weights if prior else ()) if weight.shape]  # in log_mixture
     return max(1, FORWARD // max(wide, default=1))
 
