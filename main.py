@@ -396,7 +396,8 @@ def train(
     which changes nothing in what is learned. `crew` is who trains together. Raises console.Problem with the line for
     the user, OSError and, when interrupted, console.Stopped or KeyboardInterrupt.
     """
-    dataset = data.prepare(s, say, folder)
+    with workers.all_or_none(crew):
+        dataset = data.prepare(s, say, folder)
     workers.check_same(crew, dataset)
     size.check_fits(build_vae, s, dataset.train_images.shape[1:], say)
     vae = build_vae(s, dataset.train_images.shape[1:])

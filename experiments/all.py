@@ -42,7 +42,9 @@ def main(study: Study) -> int:
             print(f"{name}: stopped with exit code {code}; the same command goes on from here", file=sys.stderr)
             return code
     # Of an experiment that was stopped and went on, the minutes are those of its last part.
-    minutes = [json.loads(mark(study._replace(name=name)).read_text())["seconds"] / 60 for name in EXPERIMENTS]
+    minutes = [
+        json.loads(mark(study._replace(name=name)).read_text(encoding="utf-8"))["seconds"] / 60 for name in EXPERIMENTS
+    ]
     for name, spent in zip(EXPERIMENTS, minutes, strict=True):
         print(f"{name:<14} {spent:5.1f} minutes")
     print(f"{'all':<14} {sum(minutes):5.1f} minutes")

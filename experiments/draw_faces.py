@@ -389,7 +389,7 @@ def begin(folder: Path, what: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise FolderTaken(f"{folder} is a file; name a folder")
     if note.exists():
-        if (begun := note.read_text().strip()) != what:
+        if (begun := note.read_text(encoding="utf-8").strip()) != what:
             ways_out = f"draw with {begun} to finish it, or delete {IMAGE_FOLDER} and {UNFINISHED}"
             raise FolderTaken(f"{folder} holds another set, not finished: {ways_out}")
         for rest in (folder / IMAGE_FOLDER).glob(".*"):  # what a killed process had not yet renamed

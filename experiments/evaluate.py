@@ -331,7 +331,12 @@ def unfinished(folder: Path, samples: int, kind: str = "step", tested: str = "")
     """The folder for what is finished of an evaluation, of its own for each code, checkpoint, number of samples, and
     text by which the images `tested` on are known.
     """
-    texts = [(folder / "params.json").read_text(), str(runs.newest_step(folder, kind)), str(samples), tested]
+    texts = [
+        (folder / "params.json").read_text(encoding="utf-8"),
+        str(runs.newest_step(folder, kind)),
+        str(samples),
+        tested,
+    ]
     name = fingerprint([*texts, kind * (kind == "best"), code_of("experiments.evaluate")])
     return folder / f".evaluation-{name}"
 
@@ -346,7 +351,7 @@ def evaluate(folder: Path, samples: int, components: int, kind: str = "step") ->
     place = unfinished(folder, samples, kind, str(dataset.test_ids.tolist()))
     identity = f"{place.name.removeprefix('.evaluation-')}-{components}"
     path = named(folder, "evaluation.json", kind)
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if before.get("identity") == identity:
         print(f"run        {folder}, step {before['step']:,}, evaluated before")
         return before

@@ -158,7 +158,7 @@ def check_replaceable(place: Path, name: str, run: str | None) -> None:
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     try:
-        found = json.loads((place / "export.json").read_text())
+        found = json.loads((place / "export.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
     if not (isinstance(found, dict) and "run" in found):

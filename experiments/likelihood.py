@@ -159,8 +159,8 @@ def train(settings: Settings) -> tuple[Path, dict[str, float]]:
     folder = Path(settings.output_dir) / settings.run_name
     path = folder / "minutes.json"
     if (folder / "report.json").exists():
-        return folder, json.loads(path.read_text())
-    before = json.loads(path.read_text()) if path.exists() else {"clock": 0, "processor": 0}
+        return folder, json.loads(path.read_text(encoding="utf-8"))
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"clock": 0, "processor": 0}
     started = {"clock": time.perf_counter(), "processor": time.process_time()}
 
     def note_minutes(*_):
@@ -176,7 +176,7 @@ def train(settings: Settings) -> tuple[Path, dict[str, float]]:
     finally:
         if folder.exists():
             note_minutes()
-    return folder, json.loads(path.read_text())
+    return folder, json.loads(path.read_text(encoding="utf-8"))
 
 
 def make_row(name: str, asked: argparse.Namespace) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def publish(numbers: dict[str, Any], asked: argparse.Namespace) -> None:
     Prints their table too, and puts it in the README.
     """
     path = asked.images / ("likelihood-held-out.json" if asked.held_out else "likelihood.json")
-    before = json.loads(path.read_text())["rows"] if path.exists() else {}
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
     rows = {name: (before | numbers)[name] for name in ROWS if name in before | numbers}
     tables = {"likelihood": table_of(rows)}
     asked.images.mkdir(parents=True, exist_ok=True)
@@ -217,7 +217,7 @@ def publish(numbers: dict[str, Any], asked: argparse.Namespace) -> None:
     print(f"\n{tables['likelihood']}")
     if asked.images == ROOT / "images":
         readme = ROOT / "README.md"
-        write_whole(readme, with_tables(readme.read_text(), tables).encode())
+        write_whole(readme, with_tables(readme.read_text(encoding="utf-8"), tables).encode())
 
 
 def save_figure(path: Path, rows: dict[str, Any]) -> None:

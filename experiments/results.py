@@ -59,7 +59,7 @@ def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> No
         print(f"\n{text}")
     if not study.quick and study.images == ROOT / "images":
         path = ROOT / "README.md"
-        write_whole(path, with_tables(path.read_text(), tables).encode())
+        write_whole(path, with_tables(path.read_text(encoding="utf-8"), tables).encode())
 
 
 def with_tables(readme: str, tables: dict[str, str]) -> str:

@@ -97,7 +97,7 @@ class Trained(NamedTuple):
     @property
     def report(self) -> dict[str, Any]:
         """The report of the run, report.json."""
-        return json.loads((self.folder / "report.json").read_text())
+        return json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
 
     @property
     def settings(self) -> Settings:
@@ -108,7 +108,7 @@ class Trained(NamedTuple):
 
     def history(self, split: str) -> list[dict[str, Any]]:
         """The history's lines of a split, "train" or "test"."""
-        lines = map(json.loads, (self.folder / "history.jsonl").read_text().splitlines())
+        lines = map(json.loads, (self.folder / "history.jsonl").read_text(encoding="utf-8").splitlines())
         return [line for line in lines if line["split"] == split]
 
     @property
@@ -179,13 +179,13 @@ def is_finished(study: Study) -> bool:
     """Whether this code has finished this study, and its numbers are where it put them."""
     if not mark(study).exists() or not (study.images / f"{study.name}.json").exists():
         return False
-    marked = json.loads(mark(study).read_text())
+    marked = json.loads(mark(study).read_text(encoding="utf-8"))
     return marked["code"] == code_of(f"experiments.{study.name}") and marked["numbers"] == numbers_of(study)
 
 
 def numbers_of(study: Study) -> str:
     """A fingerprint of the numbers that a study has written."""
-    return fingerprint([(study.images / f"{study.name}.json").read_text()])
+    return fingerprint([(study.images / f"{study.name}.json").read_text(encoding="utf-8")])
 
 
 # --- trainings --------------------------------------------------------------------------------------------------------

@@ -109,9 +109,9 @@ def main_run(title, home, epochs, quick):
         places = {"output_dir": scratch, "run_name": "run"}
         command = [sys.executable, "main.py", *options(SETTINGS | changed | places)]
         ended, folder = run_process(title, command, home), Path(scratch, "run")
-        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
         elbo = [line["elbo"] for line in lines if line["split"] == "test"][-1]
-        commit = json.loads((folder / "params.json").read_text())["git_commit"]
+        commit = json.loads((folder / "params.json").read_text(encoding="utf-8"))["git_commit"]
         return times(title, folder, epochs, ended) | {"test_elbo": elbo, "git_commit": commit}
 
 

@@ -97,6 +97,15 @@ def test_a_worker_gives_up_waiting_in_one_line():
         workers.wait_for_others(addresses, 0, pytest.fail, patience=0.6)
 
 
+def test_a_worker_is_waited_for_at_its_own_address_only():
+    (address,) = free_addresses(1)
+    with workers.listen(address) as here:
+        assert here.getsockname()[0] == "127.0.0.1"
+    port = address.rpartition(":")[2]
+    with workers.listen(f"203.0.113.7:{port}") as here:  # an address that this machine has not got
+        assert here.getsockname() == ("0.0.0.0", int(port))
+
+
 def test_a_port_that_is_taken_is_named():
     addresses = free_addresses(2)
     port = addresses[0].rpartition(":")[2]
@@ -173,7 +182,8 @@ mirrored.assign([me.index + 0.25, 7.0])
 workers.broadcast(me, [mirrored, plain])
 text = workers.broadcast_text(me, "gr\\u00fcn" if me.is_chief else "another, longer one")
 flags = [workers.agree(me, flag) for flag in (False, me.index == 1, me.index == 0)]
-print(json.dumps([mirrored.numpy().tolist(), int(plain.numpy()), text, flags, shares(me.strategy)]), flush=True)
+whys = [workers.texts_of_all(me, text) for text in ("", "\u00fc" * (me.index + 1), "one" if me.index else "")]
+print(json.dumps([mirrored.numpy().tolist(), int(plain.numpy()), text, flags, shares(me.strategy), whys]), flush=True)
 try:
     with workers.losses_told(me):
         workers.agree(me, False)
@@ -226,7 +236,8 @@ def test_two_processes_share_what_the_chief_has_and_the_end_of_one_ends_the_othe
         for process in processes:
             process.kill()
     for index, (out, _) in enumerate(outputs):
-        values, number, text, flags, shares = json.loads(out)
+        values, number, text, flags, shares, whys = json.loads(out)
+        assert whys == [["", ""], ["\u00fc", "\u00fc\u00fc"], ["", "one"]]
         assert (values, number, text, flags) == ([0.25, 7.0], 2**40, "grün", [False, True, True])
         assert shares == [[HALVES[index]], [MEAN], [MEAN_OF_SUMS]]
     assert [process.returncode for process in processes] == [1, -signal.SIGKILL]

@@ -175,6 +175,7 @@ def test_a_worker_that_is_told_to_stop_takes_the_chief_along_which_saves(faces, 
     [
         (["--seed", "6"], "main.py: error: seed: 6 here, but 5 on the chief; all workers train with the same"),
         (["--data-dir", "nowhere"], "main.py: error: nowhere"),
+        (["--kl-steps", "0"], "main.py: error: kl_steps: 0 here, but 20 on the chief"),
     ],
 )
 def test_a_worker_with_other_settings_or_without_the_data_ends_in_a_line(words, told, faces, tmp_path):
@@ -183,5 +184,20 @@ def test_a_worker_with_other_settings_or_without_the_data_ends_in_a_line(words, 
     worker = start([*WORDS, *words], tmp_path / "worker1", faces, addresses, 1)
     assert worker.wait(60) in (1, 2)
     assert chief.wait(60) == 1
-    assert told in (tmp_path / "worker1.txt").read_text()
-    assert "main.py: error: worker 1 (" in (tmp_path / "worker0.txt").read_text()
+    here, chiefs = ((tmp_path / f"worker{index}.txt").read_text() for index in (1, 0))
+    assert told in here
+    why = next(line for line in here.splitlines() if "error: " in line).removeprefix("main.py: error: ")
+    assert f"main.py: error: worker 1 ({addresses[1]}) could not begin: {why}\n" in chiefs
+    assert "--resume" not in chiefs
+    assert not (tmp_path / "worker0").exists()
+
+
+def test_all_workers_hear_what_is_wrong_with_the_run_that_the_chief_is_to_go_on_with(faces, tmp_path):
+    addresses = free_addresses(2)
+    words = [["--resume", "nothing"], WORDS]
+    both = [start(words[index], tmp_path / f"worker{index}", faces, addresses, index) for index in (0, 1)]
+    assert [process.wait(60) for process in both] == [2, 1]
+    why = f"--resume nothing: no such run in {tmp_path}/worker0; there is none"
+    assert f"main.py: error: {why}\n" in (tmp_path / "worker0.txt").read_text()
+    chief = f"worker 0 (the chief, {addresses[0]})"
+    assert f"main.py: error: {chief} could not begin: {why}\n" in (tmp_path / "worker1.txt").read_text()

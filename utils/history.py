@@ -50,7 +50,7 @@ def event_writer(folder: Path, split: str, suffix: str = ".v2") -> Iterator[tf.s
 
 def write_line(folder: Path, events: dict[str, tf.summary.SummaryWriter], line: dict[str, Any]) -> None:
     """Add a line to history.jsonl, and its numbers to TensorBoard, for which `events` is by split. Raises OSError."""
-    with open(folder / "history.jsonl", "a") as file:
+    with open(folder / "history.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
     with os_errors(folder / "tensorboard"), events[line["split"]].as_default(step=line["step"]):
         for name, value in line.items():

@@ -44,6 +44,8 @@ def together(command: Command) -> Iterator[tuple[Settings, Path | None, Say, wor
         settings, folder = agree_on_run(command, crew, Path(scratch))
         if not crew.is_chief:
             print(f"worker     {crew.index} of {crew.count - 1}; the chief, {crew.addresses[0]}, reports how it goes")
+        elif crew.count > 1:
+            print("note       whoever reaches a worker's port can read and write files as its user: trust the network")
         yield settings, folder, print if crew.is_chief else lambda line: None, crew
 
 
@@ -52,30 +54,25 @@ def agree_on_run(command: Command, crew: workers.Workers, scratch: Path) -> tupl
 
     The chief alone has the run; another worker gets the folder `scratch`. Raises SettingsError and runs.RunError.
     """
-    settings, folder, failed = command.settings, None, None
+    settings, folder = command.settings, None
     horizon = settings.epochs
-    try:
+    with workers.all_or_none(crew):
         if crew.is_chief:
             settings, folder = runs.asked_for(command, print)
             horizon = runs.read_params(folder)["schedule_epochs"] if folder else settings.epochs
         workers.check_batch_size(settings.batch_size, settings.free_bits, crew.replicas)
-    except (SettingsError, runs.RunError) as error:
-        failed = error
-    about = {"settings": settings.model_dump(mode="json"), "schedule_epochs": horizon, "failed": failed and str(failed)}
-    about |= known.for_others(folder) if crew.count > 1 else {}
+    about = {"settings": settings.model_dump(mode="json"), "schedule_epochs": horizon}
     told = json.loads(workers.broadcast_text(crew, json.dumps(about)))
-    if failed:
-        raise failed
+    with workers.all_or_none(crew):
+        chiefs = settings if crew.is_chief else load_saved(told["settings"], print)
+        for name, here in settings:
+            there = getattr(chiefs, name)
+            if command.resume is None and name not in PLACES and here != there:
+                raise SettingsError(
+                    f"{name}: {here!r} here, but {there!r} on the chief; all workers train with the same"
+                )
     if crew.is_chief:
         return settings, folder
-    if told["failed"]:
-        raise runs.RunError(f"the chief says: {told['failed']}")
-    chiefs = load_saved(told["settings"], print)
-    for name, here in settings:
-        there = getattr(chiefs, name)
-        if command.resume is None and name not in PLACES and here != there:
-            raise SettingsError(f"{name}: {here!r} here, but {there!r} on the chief; all workers train with the same")
-    known.from_chief(scratch, told)
     write_json(scratch / "params.json", told)
     return chiefs.model_copy(update={"data_dir": settings.data_dir, "output_dir": settings.output_dir}), scratch
 

@@ -215,7 +215,9 @@ def git_commit() -> str | None:
     """The commit of this code, with "+changes" if files differ from it; None where git or the repository is missing."""
     try:
         ask = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-        return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ask, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

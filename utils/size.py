@@ -107,7 +107,7 @@ def memory() -> float:
     found = [math.inf]
     if hasattr(os, "sysconf"):  # not on Windows
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    texts = [Path(limit).read_text().strip() for limit in LIMITS if os.access(limit, os.R_OK)]
+    texts = [Path(limit).read_text(encoding="utf-8").strip() for limit in LIMITS if os.access(limit, os.R_OK)]
     return min(found + [int(text) for text in texts if text.isdecimal()])  # and not "max"
 
 

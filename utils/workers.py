@@ -6,6 +6,7 @@ writes files. What is called here is called by all workers, in the same order: e
 """
 
 import contextlib
+import errno
 import faulthandler
 import json
 import os
@@ -34,7 +35,7 @@ FORM = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "
 
 
 class WorkerLost(Problem):
-    """Another worker is gone, so that no step can be computed any more; its text says which."""
+    """Another worker is gone or can't begin, so that no step can be computed; its text says which."""
 
 
 class Workers(NamedTuple):
@@ -164,10 +165,18 @@ def name(addresses: Sequence[str], index: int) -> str:
 
 
 def listen(address: str) -> socket.socket:
-    """A socket at the port of `address`. Raises SettingsError if there can't be one."""
+    """A socket at `address`, or at its port where this machine has no such address. Raises SettingsError if there can't
+    be one.
+    """
     host, port = split(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server(("", port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        try:
+            return socket.create_server((host, port), family=family)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise
+            return socket.create_server(("", port), family=family)
     except OSError as error:
         reason = os.strerror(error.errno)
         raise SettingsError(f"TF_CONFIG: port {port} of {address} can't be used here ({reason})") from None
@@ -241,13 +250,41 @@ def broadcast(workers: Workers, variables: Sequence[Any]) -> None:
 
 def broadcast_text(workers: Workers, text: str) -> str:
     """The chief's text, which is not empty."""
-    if workers.count == 1:
-        return text
+    return text if workers.count == 1 else texts_of_all(workers, text if workers.is_chief else "")[0]
+
+
+def texts_of_all(workers: Workers, text: str) -> list[str]:
+    """The texts of all workers, the chief's first."""
     total = compile_sum(workers.strategy)
-    letters = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-    (length,) = total([tf.constant(len(letters) if workers.is_chief else 0)])
-    (received,) = total([tf.constant(letters if workers.is_chief else np.zeros(length, np.int32))])
-    return received.numpy().astype(np.uint8).tobytes().decode()
+    letters = np.frombuffer(text.encode(errors="backslashreplace"), np.uint8).astype(np.int32)
+    (lengths,) = total([tf.constant(np.eye(workers.count, dtype=np.int32)[workers.index] * len(letters))])
+    ends = np.cumsum(lengths)
+    mine = np.zeros(-(-ends[-1] // 4096) * 4096, np.int32)  # of few lengths, because each is compiled
+    mine[ends[workers.index] - len(letters) : ends[workers.index]] = letters
+    received = total([tf.constant(mine)])[0].numpy() if ends[-1] else mine
+    return [part.astype(np.uint8).tobytes().decode() for part in np.split(received, ends)[:-1]]
+
+
+@contextlib.contextmanager
+def all_or_none(workers: Workers) -> Iterator[None]:
+    """A Problem or an OSError of one worker in the block is raised there, and ends all others as well, which say why.
+
+    Within the block no worker may wait for another.
+    """
+    if workers.count == 1:
+        yield
+        return
+    failed = None
+    try:
+        yield
+    except (Problem, OSError) as error:
+        failed = error
+    whys = texts_of_all(workers, str(failed) if failed else "")
+    if any(whys):
+        with contextlib.suppress(*LOSSES):
+            agree(workers, True)  # nobody leaves before all have heard it
+        first = next(index for index, why in enumerate(whys) if why)
+        raise failed or WorkerLost(f"{name(workers.addresses, first)} could not begin: {whys[first]}")
 
 
 def check_same(workers: Workers, dataset: Dataset) -> None:
@@ -255,12 +292,12 @@ def check_same(workers: Workers, dataset: Dataset) -> None:
     ids = [ids for ids in (dataset.train_ids, dataset.test_ids) if ids is not None]
     here = [len(dataset.train_images), zlib.crc32(b"".join(part.tobytes() for part in ids))]
     chiefs = json.loads(broadcast_text(workers, json.dumps(here)))
-    if here[0] != chiefs[0]:
-        raise SettingsError(
-            f"{here[0]:,} training images here, but {chiefs[0]:,} on the chief; all workers need the same data"
-        )
-    if here != chiefs:
-        raise SettingsError("other images here than on the chief; all workers need the same data")
+    with all_or_none(workers):
+        if here[0] != chiefs[0]:
+            counts = f"{here[0]:,} training images here, but {chiefs[0]:,} on the chief"
+            raise SettingsError(f"{counts}; all workers need the same data")
+        if here != chiefs:
+            raise SettingsError("other images here than on the chief; all workers need the same data")
 
 
 def agree(workers: Workers, flag: bool) -> bool:
