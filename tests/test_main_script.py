@@ -25,7 +25,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 import main
 from tests.shared import REPOSITORY, contents, scalars, set_xla, users_environment
 from utils import checkpoints, console, curves, evaluation, pictures, recorder, report, runs, size
-from utils.dataset import TEST_BINARIZATION_KEY, binarize
+from utils.dataset import TEST_BINARIZATION_KEY, BadImage, binarize
 from utils.mnist import load
 from utils.settings import from_params, read_command_line
 from utils.start import tf
@@ -724,6 +724,36 @@ def test_a_second_signal_ends_at_once(small, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "healthy?" not in said
     assert "\nstopped    go on with: " in said
+
+
+def test_a_bad_image_to_test_on_leaves_a_checkpoint_to_go_on_from(small, capsys, monkeypatch):
+    def evaluate(images):
+        raise BadImage("x.png: not an image")
+
+    monkeypatch.setattr(evaluation, "compile_evaluation", lambda *_: evaluate)
+    monkeypatch.setattr(pictures, "write_grids", lambda *_: None)
+    assert here(*FEW, "--run-name", "bad") == 1
+    assert "x.png: not an image; with the next image in its place: python " in capsys.readouterr().err
+    assert runs.saved_steps(small / "predictions" / "bad") == [4, 6]  # the end of the first epoch, which was not tested
+
+
+@pytest.mark.parametrize("name", ["show_progress", "save"])  # in the first steps, and with the last checkpoint
+def test_two_signals_at_once_leave_the_checkpoint_that_is_promised(name, small, capsys, monkeypatch):
+    owner = {"show_progress": report, "save": checkpoints}[name]
+    real = getattr(owner, name)
+
+    def interrupt(*arguments):
+        real(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(owner, name, real)
+
+    monkeypatch.setattr(owner, name, interrupt)
+    assert here(*FEW, "--run-name", "both", "--checkpoint-every", "1000") == 143
+    said = capsys.readouterr().out
+    assert "\nstopped    go on with: " in said
+    assert "healthy?" not in said
+    assert len(runs.saved_steps(small / "predictions" / "both")) == 1
 
 
 @pytest.mark.slow
