@@ -68,7 +68,13 @@ def test_what_a_killed_write_left_goes_and_nothing_else(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         files.write_whole(tmp_path / folder / "samples_000.png", b"")
     (tmp_path / "run" / "film").symlink_to(tmp_path / "elsewhere")
-    theirs = [".git", ".samples_000.png.jt6tzkmb", f".mine{files.UNFINISHED}", f"x.0123abcd{files.UNFINISHED}"]
+    theirs = [
+        ".git",
+        f".a.b{files.UNFINISHED}",
+        ".samples_000.png.jt6tzkmb",
+        f".mine{files.UNFINISHED}",
+        f"x.0123abcd{files.UNFINISHED}",
+    ]
     for name in theirs:
         (tmp_path / "run" / name).touch()
     files.remove_unfinished(tmp_path / "run")
