@@ -189,11 +189,38 @@ def test_every_format_is_read_by_its_content_and_the_rest_is_counted(tmp_path):
     found = sorted(numbers_of(dataset.train_images) + numbers_of(dataset.test_images))
     assert found == list(range(len(kinds)))
     assert dataset.details["left_out"] == [
-        "4 x not an image (e.g. a.csv)", "1 x an HTML page (e.g. a.html)", "1 x an empty file (e.g. b)",
-        "1 x a movie (e.g. clip.mov)", "1 x a Git LFS pointer; git lfs pull fetches the picture (e.g. lfs)",
+        "3 x not an image (e.g. a.csv)", "1 x an HTML page (e.g. a.html)", "1 x an empty file (e.g. b)",
+        "1 x an EPS picture, to be converted to PNG (e.g. c.eps)", "1 x a movie (e.g. clip.mov)",
+        "1 x a Git LFS pointer; git lfs pull fetches the picture (e.g. lfs)",
         "1 x a HEIC picture, to be converted to JPEG or PNG (e.g. photo.heic)",
         "1 x NumPy's data; DATASET = arrays reads it (e.g. x.npy)",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cover", ["cover.png", "all/cover.png"])
+def test_a_picture_beside_the_folders_hides_no_label_and_no_split(tmp_path, cover):
+    for number in range(24):
+        part, label = ("train", "val")[number % 2], ("cat", "dog")[number // 12]
+        for layout, within in (("plain", [label]), ("split", [part, label]), ("below", [label, part])):
+            draw((tmp_path / layout / "all").joinpath(*within, f"{number:02}.png"), number)
+    for layout in ("plain", "split", "below"):
+        draw(tmp_path / layout / cover, 40)
+    plain = load_folder(tmp_path / "plain")
+    assert plain.label_names == ("(no folder)", "cat", "dog")
+    for layout in ("split", "below"):
+        dataset = load_folder(tmp_path / layout)
+        assert sorted(numbers_of(dataset.test_images)) == list(range(1, 24, 2))
+        assert set(dataset.label_names) == {"cat", "dog"}
+        assert dataset.details["left_out"] == [f"1 x image beside the folders of the split (e.g. {cover})"]
+
+
+def test_a_link_in_one_label_takes_no_image_from_another(tmp_path):
+    for number in range(20):
+        draw(tmp_path / ("cat", "dog")[number % 2] / f"{number:02}.png", number)
+    os.symlink("../dog", tmp_path / "cat" / "alike")
+    dataset = load_folder(tmp_path)
+    assert np.bincount(np.concatenate((dataset.train_labels, dataset.test_labels))).tolist() == [10, 10]
+    assert dataset.details["left_out"] == ["1 x a link to a folder that was looked at already (e.g. cat/alike)"]
 
 
 def test_names_that_are_no_plain_text_are_read_and_shown_in_one_line(tmp_path):
@@ -215,15 +242,30 @@ def test_one_colour_picture_makes_all_colour_and_the_header_says_so(tmp_path):
     assert dataset.details["pixels"] == "colour; 11 of 12 are grey and are converted"
 
 
-@pytest.mark.parametrize(("largest", "white"), [(900, 1_023), (4_080, 4_095), (9_000, 16_383), (60_000, 65_535)])
-def test_16_bit_pixels_are_scaled_by_the_range_that_they_use(tmp_path, largest, white):
+@pytest.mark.parametrize("suffix", ["png", "pgm", "tif"])
+@pytest.mark.parametrize(
+    ("largest", "white"), [(200, 255), (900, 1_023), (4_080, 4_095), (9_000, 16_383), (60_000, 65_535)]
+)
+def test_16_bit_pixels_are_scaled_by_the_range_that_they_use(tmp_path, largest, white, suffix):
     for number in range(12):
         pixels = np.full((9, 9), largest if number == 3 else largest // 2, np.uint16)
-        Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
+        Image.fromarray(pixels).save(tmp_path / f"{number:02}.{suffix}")
     dataset = load_folder(tmp_path)
+    assert dataset.details["pixels"] == "grey"
     brightest = max(dataset.train_images[:].max(), dataset.test_images[:].max())
     assert brightest == pytest.approx(255 * largest / white, abs=1)
     assert f"{white:,} is white (the largest found is {largest:,})" in dataset.details["range"]
+
+
+@pytest.mark.parametrize(
+    ("largest", "warned"), [(4_095, "dark: 16-bit colours, the largest 16 of 255"), (65_535, None)]
+)
+def test_16_bit_colours_that_come_out_dark_are_reported(tmp_path, largest, warned):
+    for number in range(4):
+        pixels = np.full((9, 9, 3), largest - number, ">u2")
+        (tmp_path / f"{number}.ppm").write_bytes(b"P6 9 9 65535\n" + pixels.tobytes())
+    words = load_folder(tmp_path).details.get("range")
+    assert words == warned if warned is None else words.startswith(warned)
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def jpeg() -> bytes:
     return file.getvalue()
 
 
-def tiff_of_floats() -> bytes:
-    Image.new("F", (9, 9)).save(file := io.BytesIO(), "TIFF")
+def tiff_of_32_bits(mode: str, pixel: float) -> bytes:
+    Image.new(mode, (9, 9), pixel).save(file := io.BytesIO(), "TIFF")
     return file.getvalue()
 
 
@@ -93,8 +93,9 @@ BROKEN = {
     "text": (b"not found", "not an image"),
     "a web page": (b"\n<!DOCTYPE html><html>Quota exceeded</html>", "an HTML page"),
     "empty": (b"", "an empty file"),
-    "floats": (tiff_of_floats(), "pixels of 32 bits, of which nothing says what is white"),
-    "another format": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    "whole numbers": (tiff_of_32_bits("I", 65_536), "pixels of 32 bits, of which nothing says what is white"),
+    "floats": (tiff_of_32_bits("F", 0.5), "pixels of 32 bits, of which nothing says what is white"),
+    "another format": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "an EPS picture, to be converted to PNG"),
 }
 
 

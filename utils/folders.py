@@ -125,10 +125,11 @@ def find_files(root: Path) -> tuple[dict[bytes, int], list[tuple[str, bytes]]]:
     """The names of all files below a folder, from there on, each with the time of its last change in nanoseconds; and
     what is no file, as (why, name).
 
-    Links are followed, but no folder is looked at twice, so a link to a folder above is no trap. What systems leave
-    behind is not seen. Raises DataError for a folder that cannot be listed.
+    Links are followed, but no folder is looked at twice, so a link to a folder above is no trap; a folder is looked at
+    where it lies, not where a link to it does. What systems leave behind is not seen. Raises DataError for a folder
+    that cannot be listed.
     """
-    files, strange, seen = {}, [], set()
+    files, strange, seen, to_search = {}, [], set(), [(os.fsencode(root), b"")]
 
     def search(folder: bytes, within: bytes) -> None:
         status = os.stat(folder)
@@ -136,10 +137,13 @@ def find_files(root: Path) -> tuple[dict[bytes, int], list[tuple[str, bytes]]]:
             strange.append(("a link to a folder that was looked at already", within))
             return
         seen.add((status.st_dev, status.st_ino))
-        entries = [entry for entry in os.scandir(folder) if not entry.name.lower().startswith(NOT_SEEN)]
-        for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             name = os.path.join(within, entry.name)
-            if entry.is_dir():
+            if entry.name.lower().startswith(NOT_SEEN):
+                continue
+            if entry.is_dir() and entry.is_symlink():
+                to_search.append((entry.path, name))  # after all that is no link
+            elif entry.is_dir():
                 search(entry.path, name)
             elif entry.is_file():
                 files[name] = entry.stat().st_mtime_ns
@@ -147,7 +151,8 @@ def find_files(root: Path) -> tuple[dict[bytes, int], list[tuple[str, bytes]]]:
                 strange.append(("a broken link" if entry.is_symlink() else "not a file", name))
 
     try:
-        search(os.fsencode(root), b"")
+        for folder, within in to_search:  # which grows meanwhile
+            search(folder, within)
     except OSError as error:
         raise DataError(f"{shown(error.filename)}: {images.why_bad(error)}") from None
     return files, strange
@@ -163,7 +168,7 @@ def by_folders(folders: Sequence[list[bytes]]) -> tuple[np.ndarray, np.ndarray, 
     for at in (depth, depth + 1):  # animals/train/cat or animals/cat/train
         names = [path[at] if len(path) > at else b"" for path in folders]
         roles = np.array([PARTS.get(name.decode(errors="replace").lower(), "") for name in names])
-        if {"train"} < {*roles} - {""} and (at == depth or all(roles)):
+        if {"train"} < {*roles} - {""} and (at == depth or 2 * np.count_nonzero(roles) > len(roles)):
             break
     else:
         return np.full(len(folders), "train"), np.array([label(path, depth) for path in folders]), ""
@@ -182,9 +187,11 @@ def by_folders(folders: Sequence[list[bytes]]) -> tuple[np.ndarray, np.ndarray, 
 
 
 def wrappers(folders: Sequence[list[bytes]]) -> int:
-    """How many folders are around all others, as zips have them."""
+    """How many folders are around all others, as zips have them. A few images may lie beside these, such as a cover."""
     depth = 0
-    while all(len(path) > depth + 1 for path in folders) and len({path[depth] for path in folders}) == 1:
+    while len({path[depth] for path in folders if len(path) > depth}) == 1:
+        if 2 * sum(len(path) > depth + 1 for path in folders) <= len(folders):
+            break  # most images lie in this folder, so it is their label
         depth += 1
     return depth
 

@@ -22,7 +22,8 @@ GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
 BAR = {"ncols": 79, "ascii": " #", "disable": None, "leave": False}
 ENDS = 65_536  # bytes of a file, at its start and at its end, from which its id follows
 SURVEYED = 2_000  # images that are opened to see what a folder has
-WHITES = (1_023, 4_095, 16_383)  # of cameras and scanners that write 10, 12 or 14 bits into 16
+DEEP = ("I", "I;16", "I;16B", "I;16L")  # modes of grey pixels with more than 8 bits
+WHITES = (255, 1_023, 4_095, 16_383)  # of programs, cameras and scanners that write 8 to 14 bits into 16
 KINDS = {  # of files that are taken for images and are none that Pillow reads: how they start
     "a HEIC picture, to be converted to JPEG or PNG": (
         b"heic",
@@ -35,6 +36,7 @@ KINDS = {  # of files that are taken for images and are none that Pillow reads: 
     "a Git LFS pointer; git lfs pull fetches the picture": (b"version https://git-lfs",),
     "a zip archive; unpack it": (b"PK\x03\x04",),
     "a PDF": (b"%PDF",),
+    "an EPS picture, to be converted to PNG": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
     "NumPy's data; DATASET = arrays reads it": (b"\x93NUMPY",),
 }
 
@@ -123,11 +125,13 @@ def kind_of(start: bytes) -> str:
 
 def as_8_bit(image: Image.Image, mode: str, white: int = 65_535) -> Image.Image:
     """An image of any mode as "L" or "RGB", 8 bits a channel; what is transparent turns white."""
-    if image.mode.startswith("I;16"):
+    if image.mode in DEEP:
         pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 65_535:
+            raise DataError("pixels of 32 bits, of which nothing says what is white")
         pixels = pixels >> 8 if white == 65_535 else np.minimum(np.rint(pixels * (255 / white)), 255)
         image = Image.fromarray(pixels.astype(np.uint8))
-    if image.mode in ("I", "F"):
+    if image.mode == "F":
         raise DataError("pixels of 32 bits, of which nothing says what is white")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -202,27 +206,31 @@ class Survey(NamedTuple):
     count: int
     sizes: np.ndarray  # width and height (count, 2), as they are seen
     names: list[bytes]  # (count,)
-    deepest: int  # the largest value of a 16-bit pixel; 0 without such images
+    deepest: int  # the largest value of a grey 16-bit pixel; 0 without such images
+    brightest: int  # the same of 16-bit colours, of which Pillow gives the upper 8 bits
 
 
 def survey(folder: Path, names: np.ndarray) -> Survey:
     """Look at all images (N,) or, of more than 2,000, at these many; those that cannot be opened are left out."""
     some = names[np.unique(np.linspace(0, len(names) - 1, min(len(names), SURVEYED)).astype(int))]
 
-    def look(name: bytes) -> tuple[bytes, bool, tuple[int, int], int] | None:
+    def look(name: bytes) -> tuple[bytes, bool, tuple[int, int], int, int] | None:
         try:
             with warnings.catch_warnings(action="ignore"), Image.open(os.path.join(os.fsencode(folder), name)) as image:
                 size = image.size[::-1] if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else image.size
-                deepest = int(np.asarray(image).max()) if image.mode.startswith("I;16") else 0
-                return name, image.mode in GREY_MODES, size, deepest
+                is_deep = image.mode in DEEP
+                raw = "" if is_deep else str([tile[3] for tile in image.tile])  # e.g. RGB;16B, or 65535 of a PPM file
+                deepest = int(np.asarray(image).max()) if is_deep else 0
+                brightest = int(np.asarray(image.convert("RGB")).max()) if ";16" in raw or "65535" in raw else 0
+                return name, is_deep or image.mode in GREY_MODES, size, deepest, brightest
         except Exception:  # it is reported when it is read
             return None
 
     with ThreadPoolExecutor(READERS) as pool:
         seen = [each for each in pool.map(look, some) if each]
-    sizes = np.array([size for _, _, size, _ in seen]).reshape(-1, 2)
-    grey, deepest = sum(is_grey for _, is_grey, _, _ in seen), max((deep for *_, deep in seen), default=0)
-    return Survey(grey, len(seen), sizes, [name for name, *_ in seen], deepest)
+    names, grey, sizes, deepest, brightest = zip(*seen, strict=True) if seen else ((),) * 5
+    largest = max(deepest, default=0), max(brightest, default=0)
+    return Survey(sum(grey), len(seen), np.array(sizes).reshape(-1, 2), list(names), *largest)
 
 
 def prepared(found: Survey, size: int, crop: int, fit: str) -> Prepared:
@@ -261,6 +269,8 @@ def describe(found: Survey, how: Prepared, total: int) -> dict[str, str]:
     words["fit"] = f"{cut}; resized to {width} x {height}"
     if found.deepest:
         words["range"] = f"16-bit pixels, of which {how.white:,} is white (the largest found is {found.deepest:,})"
+    elif 0 < found.brightest < 64:
+        words["range"] = f"dark: 16-bit colours, the largest {found.brightest} of 255; write them with 8 bits a colour"
     return words
 
 
