@@ -1,6 +1,7 @@
 """utils/history.py: lines that add up, and the same numbers in TensorBoard."""
 
 import json
+import math
 import resource
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_event_files_are_cut_whether_splits_have_a_folder_each_or_as_in_older_ru
         written(tmp_path, [10, 20, 30], split)
     before = scalars(tmp_path)
     assert {tag for tag, _ in before} > {"kl", "train/kl", "test/kl"}
-    history.cut_back(tmp_path, 20, pytest.fail)
+    history.cut_back(tmp_path, 20, lambda line: None)  # the lines are there twice
     assert scalars(tmp_path) == {key: value for key, value in before.items() if key[1] <= 20}
 
 
@@ -135,14 +136,20 @@ def test_an_event_file_that_cannot_be_cut_for_want_of_room_stays_whole(tmp_path)
 
 
 def test_damage_in_the_middle_is_said_and_what_is_whole_is_kept(tmp_path):
-    line = {"split": "train", "epoch": 1.0, "objective": 1.0, "reconstruction": 1.0, "kl": None}
+    line = {"split": "train", "epoch": 1.0, "objective": 1.0, "reconstruction": 1.0}
+    line |= {"kl": None, "kl_weight": None, "elbo": None, "images_per_second": 5}
     good = [json.dumps(line | {"step": step}).encode() for step in (10, 20, 30)]
-    bad = [b"\xff\xfe", b"null", b"5", b"{}", json.dumps(line | {"step": "20"}).encode(), b"[" * 9_999]
-    (tmp_path / "history.jsonl").write_bytes(b"\n".join([good[0], *bad, *good[1:], b'{"step": 40, "sp']))
+    wrong = [{"step": "20"}, {"kl": True}, {"epoch": None}, {"objective": math.nan}, {"images_per_second": "5"}]
+    bad = [b"\xff\xfe", b"null", b"5", b"{}", b"[" * 9_999]
+    bad += [json.dumps(line | {"step": 20} | part).encode() for part in wrong]
+    (tmp_path / "history.jsonl").write_bytes(b"\n".join([*good[:0:-1], *bad, good[1], good[0], b'{"step": 40, "sp']))
     said = []
     history.cut_back(tmp_path, 20, said.append)
-    assert said == ["note       6 of 9 lines of history.jsonl are damaged, and so are dropped"]
+    assert said == ["note       11 of 14 lines of history.jsonl are damaged or double, and so are dropped"]
     assert (tmp_path / "history.jsonl").read_bytes() == b"".join(text + b"\n" for text in good[:2])
+    history.cut_back(tmp_path, 25, said.append, logged=20)
+    history.cut_back(tmp_path, 15, said.append, logged=15)
+    assert said[1:] == ["note       history.jsonl has lost its line of step 15, and maybe others"]
 
     written(tmp_path, [10, 20, 30])
     path, said = only_event_file(tmp_path), []
@@ -152,3 +159,20 @@ def test_damage_in_the_middle_is_said_and_what_is_whole_is_kept(tmp_path):
     history.cut_events(path, 30, said.append)
     assert len(said) == 1
     assert "is damaged: TensorBoard has lost what follows its record" in said[0]
+
+
+def test_only_event_files_of_a_run_are_cut_or_deleted(tmp_path):
+    written(tmp_path, [10])
+    (place,) = {path.parent for path in tmp_path.rglob("events.*")}
+    for name in ("events.out.tfevents.notes", "events.out.tfevents.1.vm.2.0.v2 (copy)", "my.log_likelihood-7"):
+        (place / name).write_text("theirs")
+    (place / "events.out.tfevents.1.vm.2.0.v2").symlink_to(place / "events.out.tfevents.notes")
+    before = contents(tmp_path)
+    history.cut_back(tmp_path, 10, pytest.fail)
+    history.write_likelihood(tmp_path, 7, {"test_nll": None, "test_log_density": None})
+    assert contents(tmp_path).keys() == before.keys()
+    for step in (0, 7):
+        history.cut_back(tmp_path, step, lambda line: None)
+        history.write_likelihood(tmp_path, 7, {"test_nll": 3.0, "test_log_density": None})
+    left = [path for path in place.iterdir() if path.read_text(errors="replace") == "theirs"]
+    assert len(left) == 4

@@ -1,6 +1,7 @@
 """utils/pictures.py: every pixel where it belongs, files that others can read."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -309,6 +310,7 @@ def test_the_film_leaves_out_what_it_cannot_read_with_a_line_and_what_is_not_its
     (tmp_path / "samples_002.png").write_bytes((tmp_path / "samples_002.png").read_bytes()[:40])
     for name in ("samples_best.png", "samples_mixture.png", "samples_0 (copy).png", "samples_12x.png"):
         (tmp_path / name).write_text("another's")
+    os.mkfifo(tmp_path / "samples_009.png")  # to open it would wait for ever
     said = []
     pictures.write_film(tmp_path, "samples", said.append)
     told = f"1 pictures cannot be read, e.g. {tmp_path}/samples_002.png; training.gif lacks them"

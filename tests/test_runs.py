@@ -297,13 +297,40 @@ def test_one_flipped_bit_of_params_json_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"batch_size": 1', '"batch_size": 3'))
     with pytest.raises(runs.RunError, match="is damaged or was edited: its checksum is of another text"):
         runs.read_params(folder)
+    path.write_text(path.read_text().replace('"checksum"', '"checksun"'))
+    with pytest.raises(runs.RunError, match="is damaged or was edited: its checksum is of another text"):
+        runs.read_params(folder)
 
 
-@pytest.mark.parametrize("epochs", [0, -1, 10**30, True, None, "3", 1.5, float("nan")])
-def test_params_json_with_an_impossible_horizon_is_refused(tmp_path, epochs):
-    (tmp_path / "params.json").write_text(json.dumps({"settings": {}, "schedule_epochs": epochs}))
-    with pytest.raises(runs.RunError, match="is not what a run wrote: schedule_epochs is"):
+def test_the_checksum_is_of_what_is_read_again(tmp_path):
+    about = {"settings": {}, "schedule_epochs": 1, "data": {"labels": {1: (2, 3), 10: (4, 5), 2: (6, 7)}}}
+    runs.write_params(tmp_path, about)  # whose keys have another order as texts
+    assert runs.read_params(tmp_path)["data"] == {"labels": {"1": [2, 3], "10": [4, 5], "2": [6, 7]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("schedule_epochs", epochs) for epochs in (0, -1, 10**30, True, None, "3", 1.5)]
+    + [("image_shape", shape) for shape in (None, [28, 28], [28, 28, "1"], [0, 28, 1], 28)]
+    + [("unread", names) for names in (5, [[]], "text")]
+    + [("data", None), ("settings", None)],
+)
+def test_params_json_with_what_no_run_writes_is_refused_by_name(tmp_path, name, value):
+    about = {"settings": {}, "schedule_epochs": 1} | {name: value}
+    (tmp_path / "params.json").write_text(json.dumps(about))
+    with pytest.raises(runs.RunError, match=f"is not what a run wrote: {name} is {re.escape(json.dumps(value))[:20]}"):
         runs.read_params(tmp_path)
+    (tmp_path / "params.json").write_text(json.dumps(about | {name: float("nan")}))
+    with pytest.raises(runs.RunError, match="can't be read: it holds NaN"):
+        runs.read_params(tmp_path)
+
+
+def test_what_a_killed_process_left_is_not_offered_as_a_run(tmp_path):
+    for name in ("mine", ".new-0123"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "params.json").touch()
+    with pytest.raises(runs.RunError, match=r"no such run in .*; there is mine$"):
+        runs.find("other", str(tmp_path))
 
 
 def test_a_run_whose_checkpoints_are_gone_or_linked_does_not_go_on(tmp_path):
@@ -312,16 +339,25 @@ def test_a_run_whose_checkpoints_are_gone_or_linked_does_not_go_on(tmp_path):
     line = {"split": "train", "epoch": 1.0, "objective": 1.0, "reconstruction": 1.0}
     (folder / "history.jsonl").write_text(json.dumps(line | {"step": 100}))
     runs.check_can_go_on(folder, settings)  # killed before its first checkpoint: nothing is lost
+    before = runs.read_params(folder)
+    runs.note_saved(folder)  # as a stop does, before CHECKPOINT_EVERY
+    with pytest.raises(runs.RunError, match="its checkpoints are gone, so it can't go on after step 100;"):
+        runs.check_can_go_on(folder, settings)
+    runs.write_params(folder, before)
     (folder / "history.jsonl").write_text(json.dumps(line | {"step": 101}))
     with pytest.raises(
         runs.RunError, match=r"its checkpoints are gone, so it can't go on after step 101; start a new run$"
     ):
         runs.check_can_go_on(folder, settings)
     (tmp_path / "elsewhere").mkdir()
-    (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(
-        runs.RunError, match=r"checkpoints is a link; a resumed run would delete and write where it leads$"
-    ):
+    (folder / "tensorboard").mkdir()
+    for name in ("checkpoints", "tensorboard/train"):
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(runs.RunError, match=f"{name} is a link; a resumed run would delete and write where it le"):
+            runs.check_can_go_on(folder, settings)
+        (folder / name).unlink()
+    (folder / "film").touch()
+    with pytest.raises(runs.RunError, match="film is no folder; move it away"):
         runs.check_can_go_on(folder, settings)
 
 

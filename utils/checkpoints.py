@@ -31,6 +31,7 @@ def checkpoint(vae: Any, **others: Any) -> tf.train.Checkpoint:
 def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
     """Write the checkpoint of `step` and drop all but the newest. Raises OSError (a full disk, no permission)."""
     write(checkpoint, folder, f"step-{step}")
+    runs.note_saved(folder)
     keep_newest(folder, KEPT_CHECKPOINTS)
 
 

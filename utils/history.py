@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from utils.checkpoints import os_errors
 from utils.console import Say
 from utils.files import write_whole
-from utils.runs import history_lines
+from utils.runs import history_lines, read_history
 from utils.start import tf
 
 
@@ -76,31 +77,40 @@ def write_likelihood(folder: Path, step: int, judged: dict[str, Any]) -> None:
     for name, value in found.items():
         if value is not None:
             suffix = f".{name}-{step}"
-            for old in (folder / "tensorboard" / "test").glob(f"*{suffix}"):
-                old.unlink()
+            for old in event_files(folder / "tensorboard" / "test"):
+                if old.name.endswith(suffix):
+                    old.unlink()
             with event_writer(folder, "test", suffix) as events, events.as_default(step=step):
                 tf.summary.scalar(name, value)
 
 
 # --- what came after a checkpoint -------------------------------------------------------------------------------------
-def cut_back(folder: Path, step: int, say: Say) -> None:
+def cut_back(folder: Path, step: int, say: Say, logged: int = 0) -> None:
     """Drop from the history and the event files what came after `step`: the resumed run will write it again.
 
-    `say` is given a line for what is damaged there, and so is lost.
+    `say` is given a line for what is damaged there, and so is lost. `logged` is the step of the last training line
+    that was written before the checkpoint; 0 if there was none.
     """
-    lines = history_lines(folder)
-    if lost := lines.count(None):
-        say(f"note       {lost:,} of {len(lines):,} lines of history.jsonl are damaged, and so are dropped")
-    kept = [line for line in lines if line and line["step"] <= step] if step else []
+    lines, count = read_history(folder), len(history_lines(folder))
+    if lost := count - len(lines):
+        say(f"note       {lost:,} of {count:,} lines of history.jsonl are damaged or double, and so are dropped")
+    kept = [line for line in lines if line["step"] <= step] if step else []
+    if logged and logged not in {line["step"] for line in kept}:
+        say(f"note       history.jsonl has lost its line of step {logged:,}, and maybe others")
     write_whole(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
     for split in ("", "train", "test"):  # "": where older code wrote them
-        place = folder / "tensorboard" / split
-        for path in place.iterdir() if place.is_dir() else ():
-            if path.name.startswith("events.out.tfevents.") and path.is_file() and not path.is_symlink():
-                if step:
-                    cut_events(path, step, say)
-                else:
-                    path.unlink()
+        for path in event_files(folder / "tensorboard" / split):
+            if step:
+                cut_events(path, step, say)
+            else:
+                path.unlink()
+
+
+def event_files(place: Path) -> list[Path]:
+    """TensorBoard's files in a folder, by the exact form of their names: time, machine, process, number, suffix."""
+    form = re.compile(r"events\.out\.tfevents\.\d+\..+\.\d+\.\d+\.(v2|log_(likelihood|density)-\d+)")
+    found = place.iterdir() if place.is_dir() else ()
+    return [path for path in found if form.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
 
 
 def cut_events(path: Path, step: int, say: Say) -> None:

@@ -176,8 +176,8 @@ def write_grids(folder: Path, s: Settings, grids: dict[str, np.ndarray], epoch: 
 
 def grids_of(folder: Path, name: str) -> list[Path]:
     """A run's grids called `name`, in the order of their epochs or steps; files of other names are not its own."""
-    found = [path for path in folder.glob(f"{name}_*.png") if re.fullmatch(rf"{name}_[0-9]+\.png", path.name)]
-    return sorted(found, key=number_of)
+    found = folder.glob(f"{name}_*.png")
+    return sorted((p for p in found if re.fullmatch(rf"{name}_[0-9]+\.png", p.name) and p.is_file()), key=number_of)
 
 
 def number_of(path: Path) -> int:

@@ -182,7 +182,7 @@ class Recorder:
         checkpoints.restore(self.checkpoint, folder, self.say)
         workers.broadcast(crew, [*self.vae.weights, *optimizer.variables, self.sums_so_far, self.start])
         self.step = int(optimizer.iterations.numpy())
-        history.cut_back(folder, self.step, self.say)
+        history.cut_back(folder, self.step, self.say, logged=int(self.start.numpy()))
         checkpoints.drop_best_after(folder, self.step)
         self.best = best.best_of(s, runs.read_history(folder))
         runs.note_changes(folder, s)

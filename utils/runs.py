@@ -228,7 +228,7 @@ def find(run: str, output_dir: str, option: str = "--resume") -> Path:
     for folder in (parent / run, Path(os.path.expanduser(run))):
         if os.path.isfile(folder / "params.json"):  # False for whatever can't be a path
             return folder
-    there = sorted(path.parent.name for path in parent.glob("*/params.json"))
+    there = sorted(path.parent.name for path in parent.glob("[!.]*/params.json"))  # a dot: a killed `create` left it
     raise RunError(f"{option} {run}: no such run in {parent}; there is {', '.join(there) or 'none'}")
 
 
@@ -236,17 +236,34 @@ def read_params(folder: Path) -> dict[str, Any]:
     """What params.json holds. Raises RunError if it can't be read or is not what a run wrote."""
     path = folder / "params.json"
     try:
-        about = json.loads(path.read_bytes())
+        about = json.loads(path.read_bytes(), parse_constant=no_number)
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} can't be read: {error}") from None
-    if not (isinstance(about, dict) and isinstance(about.get("settings"), dict)):
-        raise RunError(f"{path} is not what a run wrote: settings is missing")
-    epochs = about.get("schedule_epochs")
-    if type(epochs) is not int or not 1 <= epochs <= MOST_EPOCHS:
-        raise RunError(f"{path} is not what a run wrote: schedule_epochs is {str(epochs)[:40]}")
-    if "checksum" in about and about["checksum"] != checksum(about):
+    if wrong := not_of_a_run(about):
+        raise RunError(f"{path} is not what a run wrote: {wrong}")
+    if ("checksum" in about or "id" in about) and about.get("checksum") != checksum(about):
         raise RunError(f"{path} is damaged or was edited: its checksum is of another text; put the old one back")
     return about
+
+
+def no_number(text: str) -> None:
+    """Refuse NaN and infinity, which no run writes."""
+    raise ValueError(f"it holds {text}")
+
+
+def not_of_a_run(about: Any) -> str:
+    """Which part of params.json is not as runs write it, and what it is; "" if all are."""
+    if not isinstance(about, dict):
+        return "it is no JSON object"
+    epochs, shape, names = about.get("schedule_epochs"), about.get("image_shape", [1] * 3), about.get("unread", [])
+    sound = {
+        "settings": isinstance(about.get("settings"), dict),
+        "schedule_epochs": type(epochs) is int and 1 <= epochs <= MOST_EPOCHS,
+        "image_shape": isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape),
+        "unread": isinstance(names, list) and all(isinstance(name, str) for name in names),
+        "data": isinstance(about.get("data", {}), dict),
+    }
+    return next((f"{name} is {json.dumps(about.get(name))[:40]}" for name in sound if not sound[name]), "")
 
 
 def id_of(folder: Path) -> str | None:
@@ -256,6 +273,7 @@ def id_of(folder: Path) -> str | None:
 
 def write_params(folder: Path, about: dict[str, Any]) -> None:
     """Write params.json with its checksum, whole or not at all. Raises OSError."""
+    about = json.loads(json.dumps(about))  # as it will be read again
     write_json(folder / "params.json", about | {"checksum": checksum(about)})
 
 
@@ -266,15 +284,18 @@ def checksum(about: dict[str, Any]) -> str:
 
 
 def check_can_go_on(folder: Path, settings: Settings) -> None:
-    """Raise RunError if what a resumed run deletes in is a link, or if the checkpoints that it made are gone.
+    """Raise RunError if what a resumed run deletes in is no folder or a link, or if all checkpoints it made are gone.
 
     A run that was killed before its first checkpoint begins again.
     """
-    for name in ("checkpoints", "tensorboard", "film", ".lock"):
+    for name in ("checkpoints", "tensorboard", "tensorboard/train", "tensorboard/test", "film", ".lock"):
         if (folder / name).is_symlink():
             raise RunError(f"{folder / name} is a link; a resumed run would delete and write where it leads")
+        if name != ".lock" and (folder / name).exists() and not (folder / name).is_dir():
+            raise RunError(f"{folder / name} is no folder; move it away")
     step = max((line["step"] for line in read_history(folder)), default=0)
-    if not saved_steps(folder) and ((folder / "report.json").exists() or step > settings.checkpoint_every):
+    saved = read_params(folder).get("saved") or (folder / "report.json").exists() or step > settings.checkpoint_every
+    if saved and not saved_steps(folder):
         raise RunError(f"{folder}: its checkpoints are gone, so it can't go on after step {step:,}; start a new run")
 
 
@@ -298,6 +319,12 @@ def asked_for(command: Command, say: Say) -> tuple[Settings, Path | None]:
     settings = resumed(saved_settings(folder, say, command.given), command.given)
     check_can_go_on(folder, settings)
     return settings, folder
+
+
+def note_saved(folder: Path) -> None:
+    """Note in params.json that a run has had a checkpoint: without one it can't begin again. Raises OSError."""
+    if (folder / "params.json").exists() and not (about := read_params(folder)).get("saved"):
+        write_params(folder, about | {"saved": True})
 
 
 def note_changes(folder: Path, settings: Settings) -> None:
@@ -347,8 +374,9 @@ def locked(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
 
 # --- history ----------------------------------------------------------------------------------------------------------
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of history.jsonl, without those that are damaged."""
-    return [line for line in history_lines(folder) if line]
+    """The lines of history.jsonl by their steps, each step of a split once, without those that are damaged."""
+    lines = {(line["step"], line["split"]): line for line in history_lines(folder) if line}
+    return sorted(lines.values(), key=lambda line: line["step"])
 
 
 def history_lines(folder: Path) -> list[dict[str, Any] | None]:
@@ -359,16 +387,19 @@ def history_lines(folder: Path) -> list[dict[str, Any] | None]:
 
 
 def history_line(text: bytes) -> dict[str, Any] | None:
-    """A line of the history; None for anything else."""
+    """A line of the history, whose optional numbers are None if they are missing; None for anything else."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(line, dict) or line.get("split") not in ("train", "test") or type(line.get("step")) is not int:
+    if not isinstance(line, dict) or line.get("split") not in ("train", "test"):
         return None
-    needed = all(type(line.get(name)) in (int, float) for name in ("epoch", "objective", "reconstruction"))
-    others = all(type(line.get(name)) in (int, float, type(None)) for name in ("kl", "kl_weight", "elbo"))
-    return line if needed and others else None
+    numbers = {name: value for name, value in line.items() if name != "split" and value is not None}
+    if any(type(value) not in (int, float) or not abs(value) < 1e300 for value in numbers.values()):
+        return None
+    if not {"step", "epoch", "objective", "reconstruction"} <= numbers.keys() or type(line["step"]) is not int:
+        return None
+    return line | {name: None for name in ("kl", "kl_weight", "elbo") if name not in line}
 
 
 def saved_steps(folder: Path, kind: str = "step") -> list[int]:
