@@ -715,6 +715,27 @@ def test_a_signal_during_the_likelihood_leaves_a_finished_run_that_lacks_it(numb
     assert json.loads((folder / "report.json").read_text()) == expected
 
 
+def test_a_finished_run_that_lost_its_history_or_its_checkpoints_says_so_in_a_line(small, capsys):
+    assert here(*FEW, "--latent-dim", "2", "--run-name", "old") == 0
+    folder = small / "predictions" / "old"
+    (folder / "history.jsonl").write_text("null\n")
+    capsys.readouterr()
+    assert here("--resume", "old") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note ")]
+    assert said[:3] == [
+        "note       1 of 1 lines of history.jsonl are damaged or double, and so are dropped",
+        "note       history.jsonl has lost its line of step 18, and maybe others",
+        "note       manifold.png is not drawn, because history.jsonl has no line of a test",
+    ]
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "report.json").unlink()
+    before = contents(folder)
+    assert here("--resume", "old") == 2
+    told = "main.py: error: predictions/old: its checkpoints are gone, so it can't go on; start a new run\n"
+    assert capsys.readouterr().err == told
+    assert contents(folder) == before
+
+
 def test_a_second_signal_ends_at_once(small, capsys, monkeypatch):
     monkeypatch.setattr(console, "REPEATED", 0.0)  # however soon it comes
     for owner, name in ((evaluation.likelihood, "estimate"), (curves, "save_curves")):

@@ -296,7 +296,7 @@ def check_can_go_on(folder: Path, settings: Settings) -> None:
     step = max((line["step"] for line in read_history(folder)), default=0)
     saved = read_params(folder).get("saved") or (folder / "report.json").exists() or step > settings.checkpoint_every
     if saved and not saved_steps(folder):
-        raise RunError(f"{folder}: its checkpoints are gone, so it can't go on after step {step:,}; start a new run")
+        raise RunError(f"{folder}: its checkpoints are gone, so it can't go on; start a new run")
 
 
 def saved_settings(folder: Path, say: Say, given: dict[str, Any] | None = None) -> Settings:
