@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.shared import REPOSITORY
+from tests.shared import REPOSITORY, users_environment
 from utils import console
 from utils.console import run, waiting_bar
 from utils.start import tf
@@ -222,3 +222,15 @@ def test_work_goes_on_when_nobody_reads(tmp_path):
     process.stdout.close()
     assert process.wait(60) == 0
     assert (tmp_path / "done").exists()
+
+
+@pytest.mark.slow
+def test_a_home_that_cannot_be_written_is_no_noise():
+    code = "from utils import console; console.begin(); import utils.pictures; import utils.start"
+    hidden = ("MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "KERAS_HOME")
+    environment = {name: value for name, value in users_environment().items() if name not in hidden}
+    for home in ({"HOME": "/proc/nowhere"}, {}):
+        command = [sys.executable, "-c", code]
+        both = {name: value for name, value in environment.items() if name != "HOME"} | home
+        done = subprocess.run(command, cwd=REPOSITORY, env=both, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

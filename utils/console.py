@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -59,6 +60,7 @@ REPEATED = 0.5  # seconds in which a signal means what the one before did: a ter
 def begin() -> None:
     """Until `run`, Ctrl-C ends the program without a traceback. Whatever the console is, what is printed fits it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it finds no place for its cache harms nobody
     prepare_streams()
 
 
