@@ -170,6 +170,14 @@ def test_a_program_that_nohup_started_goes_on_when_its_terminal_closes():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_program_that_a_script_started_in_the_background_stops_at_sigint():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert console.run("program", lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_went_wrong_is_one_line_whatever_is_in_a_name(capsys):
     def fail(error):
         raise error

@@ -421,7 +421,7 @@ FEW += shlex.split("--activation relu --batch-size 100 --log-every 4 --checkpoin
 def few_images_in(folder, mnist):
     """`here` runs in this folder, with 600 images to train on and 200 to test on, and without what takes long: XLA's
     compilation, and drawing the curves."""
-    fields = (f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels"))
+    fields = (f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels", "ids"))
     parts = {name: getattr(mnist, name)[: 600 if "train" in name else 200] for name in fields}
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         set_xla(patch)

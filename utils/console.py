@@ -118,11 +118,15 @@ def stops() -> Callable[[int, Any], None]:
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Within the block `handler` is called for a signal of STOPPING, unless it is ignored, as by nohup."""
+    """Within the block `handler` is called for a signal of STOPPING, but for a SIGHUP that nohup has ignored.
+
+    A shell ignores SIGINT for what a script starts in the background, which is to be stopped by one all the same.
+    """
+    hang_up = getattr(signal, "SIGHUP", None)
     before = {number: signal.getsignal(number) for number in STOPPING}
     try:
         for number, now in before.items():
-            if now is not signal.SIG_IGN:
+            if number != hang_up or now is not signal.SIG_IGN:
                 signal.signal(number, handler)
         yield
     finally:
