@@ -358,9 +358,15 @@ def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Record
     """
     optimizer = build_optimizer(vae, s, run.horizon)
     train_steps, test = compile_train_steps(vae, optimizer, s, run.crew), compile_test(vae, s, evaluate)
+
+    def test_and_draw():
+        if run.test_is_due:
+            weight = kl_weight(run.step - 1, s)  # in the last step
+            run.write_test_line(*test(dataset.test_images, weight), weight)
+        run.write_pictures(partial(draw_grid, vae, s, dataset))
+
     with run.training(optimizer):  # from the newest checkpoint, if there is one
-        if run.step == 0:
-            run.write_pictures(partial(draw_grid, vae, s, dataset))
+        test_and_draw()  # the untrained network, or an epoch whose end could not be reported
         run.compile(train_steps)  # and start the clock
         for first, end, batches in run.batches():  # those of an epoch at once, or a stream's piece by piece
             while run.step < end:
@@ -372,10 +378,7 @@ def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Record
 
                 # 2. Report how it goes.
                 run.write_train_line(partial(kl_weight, s=s))
-                if run.test_is_due:
-                    weight = kl_weight(run.step - 1, s)  # in the last step
-                    run.write_test_line(*test(dataset.test_images, weight), weight)
-                run.write_pictures(partial(draw_grid, vae, s, dataset))
+                test_and_draw()
 
                 # 3. Save what a resumed run goes on from; last, so that all of this step is on the disk by then.
                 run.save()

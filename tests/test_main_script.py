@@ -722,11 +722,11 @@ def test_a_finished_run_that_lost_its_history_or_its_checkpoints_says_so_in_a_li
     capsys.readouterr()
     assert here("--resume", "old") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note ")]
-    assert said[:3] == [
+    assert said[:2] == [
         "note       1 of 1 lines of history.jsonl are damaged or double, and so are dropped",
         "note       history.jsonl has lost its line of step 18, and maybe others",
-        "note       manifold.png is not drawn, because history.jsonl has no line of a test",
     ]
+    assert [line["step"] for line in history(folder)] == [18]  # the test of the last epoch, which is made again
     shutil.rmtree(folder / "checkpoints")
     (folder / "report.json").unlink()
     before = contents(folder)
@@ -747,15 +747,30 @@ def test_a_second_signal_ends_at_once(small, capsys, monkeypatch):
     assert "\nstopped    go on with: " in said
 
 
-def test_a_bad_image_to_test_on_leaves_a_checkpoint_to_go_on_from(small, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BadImage("x.png: not an image"), "x.png: not an image; with the next image in its place: python "),
+        (MemoryError(), "out of memory after step 6; .*; the checkpoint of step 6 is good; "),
+    ],
+)
+def test_what_ends_a_test_leaves_a_checkpoint_and_the_resumed_run_makes_the_test(
+    error, told, done, small, capsys, monkeypatch
+):
     def evaluate(images):
-        raise BadImage("x.png: not an image")
+        raise error
 
-    monkeypatch.setattr(evaluation, "compile_evaluation", lambda *_: evaluate)
-    monkeypatch.setattr(pictures, "write_grids", lambda *_: None)
-    assert here(*FEW, "--run-name", "bad") == 1
-    assert "x.png: not an image; with the next image in its place: python " in capsys.readouterr().err
-    assert runs.saved_steps(small / "predictions" / "bad") == [4, 6]  # the end of the first epoch, which was not tested
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "compile_evaluation", lambda *_: evaluate)
+        assert here(*FEW, "--held-out", "0", "--run-name", "bad") == 1
+    assert re.search(told, capsys.readouterr().err)
+    folder = small / "predictions" / "bad"
+    assert runs.saved_steps(folder) == [4, 6]  # the end of the first epoch, which was not tested
+    assert here("--resume", "bad") == 0
+    lines = [[{**line, "images_per_second": 0} for line in history(each)] for each in (folder, done)]
+    assert lines[0] == lines[1]
+    assert contents(folder / "film").keys() == contents(done / "film").keys()
+    assert (folder / "samples_001.png").exists() == (done / "samples_001.png").exists()
 
 
 @pytest.mark.parametrize("name", ["show_progress", "save"])  # in the first steps, and with the last checkpoint
@@ -878,34 +893,26 @@ def test_a_full_disk_costs_a_line_and_nothing_that_was_there(owner, name, call, 
     assert all(checkpoint_of(folder, step) for step in runs.saved_steps(folder))
 
 
-@pytest.mark.slow
-def test_memory_that_runs_out_costs_a_line_and_leaves_a_run_to_go_on_with(finished, small, capsys, monkeypatch):
-    calls, real = [], recorder.history.write_line
+@pytest.mark.parametrize(("last", "left"), [(0, "there is no checkpoint yet"), (8, "the checkpoint of step 8 is good")])
+def test_memory_that_runs_out_in_a_step_costs_a_line_and_what_it_left_is_gone_on_from(
+    last, left, done, small, capsys, monkeypatch
+):
+    def exhausted(*arguments, real=main.compile_train_steps):
+        train_steps = real(*arguments)
 
-    def exhaust(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:  # in the second epoch
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-        real(*arguments)
+        def exhaust(batches, first, step, stop, sums):
+            if stop > last:
+                arguments[0].weights[0].assign_add(tf.ones(arguments[0].weights[0].shape))  # half a step
+                raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+            return train_steps(batches, first, step, stop, sums)
 
-    words = ["--run-name", "done", "--log-every", "6", "--checkpoint-every", "6"]
+        return exhaust
+
     with monkeypatch.context() as patch:
-        patch.setattr(recorder.history, "write_line", exhaust)
-        assert here(*FEW, *words) == 1
+        patch.setattr(main, "compile_train_steps", exhausted)
+        assert here(*FEW, "--run-name", "few") == 1
     [line] = without_bar(capsys.readouterr().err)
-    told = r"main\.py: error: out of memory after step 1\d; lower BATCH_SIZE.*; the checkpoint of step 6 is good; .*"
-    assert re.fullmatch(told + "--resume .*done", line)
-    assert here("--resume", "done") == 0
-    ends = [history(folder)[-1] for folder in (finished, small / "predictions" / "done")]
-    assert [end["step"] for end in ends] == [18, 18]
-    assert ends[0]["objective"] == ends[1]["objective"]
-
-
-def test_memory_that_runs_out_before_the_first_checkpoint_costs_a_line(small, capsys, monkeypatch):
-    def exhaust(*_):
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-
-    monkeypatch.setattr(recorder.history, "write_line", exhaust)
-    assert here(*FEW) == 1
-    [line] = without_bar(capsys.readouterr().err)
-    assert re.fullmatch(r"main\.py: error: out of memory after step \d; lower .*; there is no checkpoint yet", line)
+    assert re.match(rf"main\.py: error: out of memory after step {last}; lower BATCH_SIZE.*; {left}", line)
+    assert here("--resume", "few") == 0
+    ends = [history(small / "predictions" / name)[-1] | {"images_per_second": 0} for name in ("few", "done")]
+    assert ends[0] == ends[1]

@@ -97,6 +97,8 @@ def draw_curve(axes: Axes, lines: list[Line], name: str, s: Settings) -> None:
 def draw_weight(axes: Axes, lines: list[Line], s: Settings) -> None:
     """Draw the KL weight over steps into the panel of the objective, on an axis of its own, and name its ramp."""
     points = [(line["at"], line["kl_weight"]) for line in lines if line["split"] == "train"]
+    if not points:  # a history that has been damaged
+        return
     style = {"color": "grey", "linewidth": 0.9, "linestyle": ":", "marker": "o" * (len(points) == 1), "markersize": 3}
     right = axes.twinx()
     right.plot(*zip(*points, strict=True), **style)

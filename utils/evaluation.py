@@ -129,12 +129,8 @@ def judge(
     curves.save_curves(folder / "curves.png", history, s, judged)
     pictures.write_film(folder, pictures.names_of(s)[0], say)
     if s.latent_dim == 2 and not s.noise_dim and s.prior == "standard" and not s.autoencoder:
-        tests = [line for line in history if line["split"] == "test"]
-        called = dataset.test_labels, dataset.label_names
-        if tests:
-            pictures.write_manifold(folder, s, partial(decode, vae), z_mean, *called, tests[-1])
-        else:
-            say("note       manifold.png is not drawn, because history.jsonl has no line of a test")
+        (last,) = [line for line in history if line["split"] == "test"][-1:]
+        pictures.write_manifold(folder, s, partial(decode, vae), z_mean, dataset.test_labels, dataset.label_names, last)
     # Where TensorBoard has event files, because its projector looks nowhere else.
     called = dataset.test_labels, dataset.label_names
     pictures.write_projector(folder / "tensorboard" / "test", z_mean, *called, dataset.test_images)

@@ -134,7 +134,8 @@ def save_figure(path: Path, figure: Figure) -> None:
 # --- the grids and their film -----------------------------------------------------------------------------------------
 def samples(decode: Decode, latents: np.ndarray) -> np.ndarray:
     """The decoded `latents` (N, L) in rows of ten: a grid, uint8 (H', W', C)."""
-    return grid(decode(latents), columns=10)
+    rows = (to_uint8(decode(latents[start : start + 10])) for start in range(0, len(latents), 10))  # few as floats
+    return grid(np.concatenate([*rows]), columns=10)
 
 
 def reconstructions(reconstruct: Reconstruct, dataset: Dataset) -> np.ndarray:

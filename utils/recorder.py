@@ -160,18 +160,20 @@ class Recorder:
         self.film_steps = pictures.film_steps(self.steps_per_epoch, dataset.train_images.shape[1:])
         self.step = self.line_due = self.save_due = 0
         self.terms = tf.zeros(3)  # of the last step
-        self.tested: dict[str, Any] | None = None  # the newest test line
+        self.tested: dict[str, Any] | None = None  # the newest test line since the run was begun or gone on with
+        self.tested_step = 0  # of the newest test line, also of those before
         self.best: dict[str, Any] | None = None  # the best one, with HELD_OUT
         self.stopped: BaseException | None = None  # Ctrl-C or SIGTERM, while the log-likelihood was estimated
         # Of the history's next line: the sum of its terms, after which step it begins, when, and the wait for data.
         self.sums_so_far, self.start = tf.Variable(tf.zeros(3)), tf.Variable(0)
         self.last_line, self.clock, self.waited = 0, 0.0, 0.0
         self.called, self.steps_in_two_seconds = 0.0, 1
+        self.in_a_step = False  # where weights may have been changed in part
 
     @contextlib.contextmanager
     def training(self, optimizer: Any) -> Iterator[None]:
         """Within the block a run is trained: from the newest checkpoint if there is one; Ctrl-C waits for `save`. If
-        an image cannot be read, a checkpoint is saved first.
+        an image cannot be read, or memory is exhausted outside a step, a checkpoint is saved first.
 
         Raises RunError and OSError.
         """
@@ -184,7 +186,9 @@ class Recorder:
         self.step = int(optimizer.iterations.numpy())
         history.cut_back(folder, self.step, self.say, logged=int(self.start.numpy()))
         checkpoints.drop_best_after(folder, self.step)
-        self.best = best.best_of(s, runs.read_history(folder))
+        lines = runs.read_history(folder)
+        self.tested_step = max((line["step"] for line in lines if line["split"] == "test"), default=0)
+        self.best = best.best_of(s, lines)
         runs.note_changes(folder, s)
         if self.last_step > self.horizon and s.lr_schedule == "cosine":
             ends = self.horizon // self.steps_per_epoch
@@ -200,8 +204,10 @@ class Recorder:
             self.events = {"train": train_events, "test": test_events}
             try:
                 yield
-            except BadImage:  # of a batch or of a test
-                checkpoints.save(self.checkpoint, self.folder, self.step)
+            except Exception as error:
+                bad_image = isinstance(error, BadImage)  # of a batch or of a test
+                if bad_image or (self.step and not self.in_a_step and is_out_of_memory(error)):
+                    checkpoints.save(self.checkpoint, self.folder, self.step)
                 raise
             self.leave_if_stopped()  # by a signal since the last `save`
 
@@ -217,8 +223,8 @@ class Recorder:
 
     @property
     def test_is_due(self) -> bool:
-        """Whether the last step ended an epoch and this is the chief, who tests then."""
-        return self.step % self.steps_per_epoch == 0 and self.crew.is_chief
+        """Whether the last step ended an epoch, which has no test line yet, and this is the chief, who tests then."""
+        return self.step > self.tested_step and self.step % self.steps_per_epoch == 0 and self.crew.is_chief
 
     def compile(self, train_steps: Callable) -> None:
         """Call train_steps for no steps, so that the first speed that is shown is that of training; start the clock."""
@@ -244,13 +250,13 @@ class Recorder:
         every = self.s.log_every, self.s.checkpoint_every
         self.line_due, self.save_due = ((self.step // steps + 1) * steps for steps in every)
         seen = (due for due in (*self.watch_at, *self.film_steps) if due > self.step)
-        self.called = time.perf_counter()
+        self.called, self.in_a_step = time.perf_counter(), True
         soon = self.step + self.steps_in_two_seconds if self.crew.count == 1 else end
         return min(self.line_due, self.save_due, end, soon, *seen)
 
     def advance(self, sums: tf.Tensor, terms: tf.Tensor, step: tf.Tensor) -> None:
         """Take over what train_steps returned. Here, once for many steps, Python waits. Raises Diverged."""
-        made, self.step = int(step) - self.step, int(step)
+        made, self.step, self.in_a_step = int(step) - self.step, int(step), False
         seconds = max(time.perf_counter() - self.called, 1e-6)
         self.steps_in_two_seconds = max(1, int(2 * made / seconds))
         self.sums_so_far.assign(sums)
@@ -284,21 +290,28 @@ class Recorder:
         report.show_progress(self.bar, self.step, self.epoch, self.s.epochs, line)
 
     def write_test_line(self, terms: tf.Tensor, z_mean: np.ndarray, weight: tf.Tensor) -> None:
-        """Write a test line of the history; `z_mean` (N, L) is of the test images. Raises Diverged."""
+        """Write a test line of the history, and save the weights if they are the best so far.
+
+        `z_mean` (N, L) is of the test images. Raises Diverged.
+        """
         check_terms(terms, self.step, self.folder, self.s)
         active = None if self.s.autoencoder else report.active_units(z_mean)
-        self.tested = self._line("test", terms, weight) | {"active_units": active}
+        self.tested, self.tested_step = self._line("test", terms, weight) | {"active_units": active}, self.step
         history.write_line(self.folder, self.events, self.tested)
         self.best = best.best_of(self.s, [self.best, self.tested] if self.best else [self.tested])
+        if self.best and self.best["step"] == self.step:
+            check_weights(self.vae.weights, self.step, self.folder, self.s)
+            checkpoints.save_best(self.vae, self.folder, self.step)
 
     def write_pictures(self, draw: Callable[[str], np.ndarray]) -> None:
         """Write the pictures that are due; draw(name) returns a grid.
 
-        All grids are due at the start, every IMAGES_EVERY epochs and at the end. In between, within the first epoch, a
+        All grids are due at the start, with the tests of every IMAGES_EVERY epochs, and at the end. In between, within the first epoch, a
         frame of the film is due after steps 1, 2, 4, 8, ...
         """
         names = pictures.names_of(self.s)
-        if self.test_is_due and (self.epoch % self.s.images_every == 0 or self.step == self.last_step):
+        is_tested = self.tested["step"] == self.step if self.tested else self.step == 0 and self.crew.is_chief
+        if is_tested and (self.epoch % self.s.images_every == 0 or self.step == self.last_step):
             grids = {name: draw(name) for name in names}
             pictures.write_grids(self.folder, self.s, grids, self.epoch, self.tested)
             history.write_images(self.folder, self.events, self.step, grids)
@@ -314,16 +327,12 @@ class Recorder:
 
     # --- what is saved ------------------------------------------------------------------------------------------------
     def save(self) -> None:
-        """Call `watch` if this step is watched, and save the best weights so far, and a checkpoint if one is due or the
-        run is to stop.
+        """Call `watch` if this step is watched, and save a checkpoint if one is due or the run is to stop.
 
         Raises Stopped, once all is saved, and Diverged.
         """
         self.call_watch()
         stopped = workers.agree(self.crew, bool(self.signals))
-        if self.best and self.best["step"] == self.step:
-            check_weights(self.vae.weights, self.step, self.folder, self.s)
-            checkpoints.save_best(self.vae, self.folder, self.step)
         if stopped or self.step in (self.save_due, self.last_step):
             check_weights(self.vae.weights, self.step, self.folder, self.s)
             if self.crew.is_chief:
