@@ -5,7 +5,7 @@ import math
 import re
 import shlex
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ SHOWN_OF_A_LABEL = 3  # test images in the grid of reconstructions, where there 
 MOST_COLUMNS = 30  # of that grid
 LONGEST_LABEL = 24  # letters, in a legend
 WIDEST = 1_920  # pixels of a grid, as a screen has
+CODES_SIDE = 800  # pixels, at most, of the codes beside a manifold
 SPRITE_SIDE = 2_800  # pixels
 PROJECTED = 2_000_000  # numbers in the codes that TensorBoard's projector has to read
 SCATTERED = 5_000  # test images whose codes stand beside the manifold
@@ -68,7 +69,7 @@ def captioned(sheet: np.ndarray, caption: str, scale: int = 2) -> Image.Image:
 
     It is enlarged less, or shrunk, where it would be wider than a screen.
     """
-    sheet = as_wide_as_a_screen(sheet, scale)
+    sheet = shown_in(sheet, scale, WIDEST)
     size = max(15, sheet.shape[1] // 80)  # so that it can be read in a picture that is scaled down
     font, margin = ImageFont.load_default(size), size // 2
     lines = wrapped(caption, font, sheet.shape[1] - 2 * margin)
@@ -80,14 +81,14 @@ def captioned(sheet: np.ndarray, caption: str, scale: int = 2) -> Image.Image:
     return picture
 
 
-def as_wide_as_a_screen(sheet: np.ndarray, scale: int) -> np.ndarray:
-    """A grid (H, W, C), enlarged `scale` times or, where that is too wide for a screen, as it is, or shrunk."""
+def shown_in(sheet: np.ndarray, scale: int, widest: int) -> np.ndarray:
+    """A grid (H, W, C), enlarged `scale` times or, where that would be wider than `widest`, as it is, or shrunk."""
     height, width, channels = sheet.shape
-    if scale * width <= WIDEST:
+    if scale * width <= widest:
         return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
-    if width <= WIDEST:
+    if width <= widest:
         return sheet
-    size = WIDEST, max(1, round(height * WIDEST / width))
+    size = widest, max(1, round(height * widest / width))
     return np.asarray(Image.fromarray(sheet.squeeze()).resize(size, Image.Resampling.BOX)).reshape(
         *size[::-1], channels
     )
@@ -134,8 +135,13 @@ def save_figure(path: Path, figure: Figure) -> None:
 # --- the grids and their film -----------------------------------------------------------------------------------------
 def samples(decode: Decode, latents: np.ndarray) -> np.ndarray:
     """The decoded `latents` (N, L) in rows of ten: a grid, uint8 (H', W', C)."""
-    rows = (to_uint8(decode(latents[start : start + 10])) for start in range(0, len(latents), 10))  # few as floats
-    return grid(np.concatenate([*rows]), columns=10)
+    return grid(np.concatenate([*decoded_rows(decode, latents, columns=10)]), columns=10)
+
+
+def decoded_rows(decode: Decode, latents: np.ndarray, columns: int) -> Iterator[np.ndarray]:
+    """The decoded `latents` (N, L) as uint8, a row of so many at a time: as floats, all take much memory."""
+    for start in range(0, len(latents), columns):
+        yield to_uint8(decode(latents[start : start + columns]))
 
 
 def reconstructions(reconstruct: Reconstruct, dataset: Dataset) -> np.ndarray:
@@ -298,12 +304,12 @@ def write_manifold(
     """
     quantiles = scipy.stats.norm.ppf((np.arange(20) + 0.5) / 20)
     across, up = np.meshgrid(quantiles, quantiles[::-1])  # the second latent grows upwards, as on a map
-    sheet = grid(decode(np.stack([across.ravel(), up.ravel()], axis=1)), columns=20, gap=0)
-    scale = 2 if len(sheet) <= 600 else 1
-    right = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
-    left = draw_codes(z_mean[:SCATTERED], labels[:SCATTERED], names, quantiles[-1], side=max(len(right), 600))
-    both = np.full((len(left), left.shape[1] + right.shape[1], 3), PAPER, np.uint8)
-    both[:, : left.shape[1]], both[: len(right), left.shape[1] :] = left, right
+    rows = decoded_rows(decode, np.stack([across.ravel(), up.ravel()], axis=1), columns=20)
+    right = np.concatenate([shown_in(grid(row, columns=20, gap=0), 2, WIDEST - CODES_SIDE) for row in rows])
+    side = max(600, min(len(right), CODES_SIDE))
+    left = draw_codes(z_mean[:SCATTERED], labels[:SCATTERED], names, quantiles[-1], side)
+    both = np.full((max(len(left), len(right)), left.shape[1] + right.shape[1], 3), PAPER, np.uint8)
+    both[: len(left), : left.shape[1]], both[: len(right), left.shape[1] :] = left, right
     shown = f"where the encoder puts {min(SCATTERED, len(z_mean)):,} test images (left), and what the decoder makes of"
     shown += f" the square within, z1 across and z2 up from {quantiles[0]:.2f} to {quantiles[-1]:.2f} (right)"
     save_png(folder / "manifold.png", captioned(both, caption(s, folder.name, shown, line), scale=1))
@@ -349,7 +355,7 @@ def write_projector(
     Of larger images it shows the first ones, as many as the 10,000 of MNIST have pixels, and of many latents too.
     """
     height, width, channels = images.shape[1:]
-    count = min(len(images), (SPRITE_SIDE // max(height, width)) ** 2, max(1, PROJECTED // z_mean.shape[1]))
+    count = min(len(images), max(1, SPRITE_SIDE // max(height, width)) ** 2, max(1, PROJECTED // z_mean.shape[1]))
     side = int(np.ceil(np.sqrt(count)))  # the projector wants a square sprite
     shown = 255 - images[:count] if channels == 1 else images[:count]  # ink on paper, as points are drawn on white
     sprite = grid(shown, columns=side, gap=0).squeeze()

@@ -306,8 +306,8 @@ class Recorder:
     def write_pictures(self, draw: Callable[[str], np.ndarray]) -> None:
         """Write the pictures that are due; draw(name) returns a grid.
 
-        All grids are due at the start, with the tests of every IMAGES_EVERY epochs, and at the end. In between, within the first epoch, a
-        frame of the film is due after steps 1, 2, 4, 8, ...
+        All grids are due at the start, with the tests of every IMAGES_EVERY epochs, and at the end. In between, within
+        the first epoch, a frame of the film is due after steps 1, 2, 4, 8, ...
         """
         names = pictures.names_of(self.s)
         is_tested = self.tested["step"] == self.step if self.tested else self.step == 0 and self.crew.is_chief
@@ -379,7 +379,7 @@ def check_terms(terms: tf.Tensor, step: int, folder: Path, s: Settings) -> None:
 
 def check_weights(weights: Iterable[Any], step: int, folder: Path, s: Settings) -> None:
     """Raise Diverged if a weight is NaN or infinite."""
-    if broken := [weight.path for weight in weights if not np.isfinite(weight.numpy()).all()]:
+    if broken := [weight.path for weight in weights if not tf.reduce_all(tf.math.is_finite(weight))]:
         raise diverged(step, f"{broken[0]} has weights that are not finite", folder, s)
 
 
