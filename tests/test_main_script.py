@@ -893,6 +893,23 @@ def test_a_full_disk_costs_a_line_and_nothing_that_was_there(owner, name, call, 
     assert all(checkpoint_of(folder, step) for step in runs.saved_steps(folder))
 
 
+@pytest.mark.slow
+def test_a_step_that_a_real_limit_does_not_hold_costs_a_line(tmp_path):
+    images = np.arange(40, dtype=np.uint8)[:, None, None].repeat(256, axis=1).repeat(256, axis=2)
+    np.save(tmp_path / "images.npy", images)
+    words = shlex.split("--dataset arrays --image-size 256 --architecture conv --channels 400 4 --batch-size 32")
+    words += ["--data-dir", str(tmp_path / "images.npy"), "--output-dir", str(tmp_path), "--encoder-layers", "8"]
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (1_400_000_000,) * 2)  # a layer of 400 x 128 x 128 takes 840 MB
+
+    command = [sys.executable, "main.py", *words, "--decoder-layers", "8"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert done.returncode == 1
+    told = "main.py: error: out of memory after step 0; lower BATCH_SIZE, .*; there is no checkpoint yet"
+    assert re.fullmatch(told, without_bar(done.stderr)[-1])
+
+
 @pytest.mark.parametrize(("last", "left"), [(0, "there is no checkpoint yet"), (8, "the checkpoint of step 8 is good")])
 def test_memory_that_runs_out_in_a_step_costs_a_line_and_what_it_left_is_gone_on_from(
     last, left, done, small, capsys, monkeypatch

@@ -3,6 +3,7 @@
 import math
 import re
 import resource
+import sys
 
 import pytest
 
@@ -88,8 +89,10 @@ def test_memory_is_that_of_the_machine_or_of_the_container_if_that_has_less(monk
     assert size.memory() == machine
     (tmp_path / "two").write_text("1000000\n")
     assert size.memory() == 10**6
-    monkeypatch.delattr(size.os, "sysconf")
     (tmp_path / "two").unlink()
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: {resource.RLIMIT_DATA: (2_000_000, -1)}.get(kind, (-1, -1)))
+    assert size.memory() == 2_000_000
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert size.memory() == math.inf
 
 

@@ -35,7 +35,7 @@ def check_fits(build: Callable[..., Any], s: Settings, image_shape: tuple[int, .
     name = what_to_lower(build, s, image_shape)
     raise SettingsError(
         f"{name}: {getattr(s, name)!r} is not allowed; {millions(count)} M parameters need {in_bytes(needed)} or more, "
-        f"with gradients and Adam's moments, but this machine has {in_bytes(there)}; lower it"
+        f"with gradients and Adam's moments, but there are {in_bytes(there)} of memory; lower it"
     )
 
 
@@ -103,10 +103,16 @@ def what_to_lower(build: Callable[..., Any], s: Settings, image_shape: tuple[int
 
 
 def memory() -> float:
-    """The bytes of memory that this process may have at most; infinity where that is not known."""
+    """The bytes of memory that this process may have at most, by the machine, its container and `ulimit`; infinity
+    where that is not known.
+    """
     found = [math.inf]
-    if hasattr(os, "sysconf"):  # not on Windows
+    with contextlib.suppress(ImportError):  # on Windows
+        import resource
+
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+        found += [limit for limit in limits if limit != resource.RLIM_INFINITY]
     texts = [Path(limit).read_text(encoding="utf-8").strip() for limit in LIMITS if os.access(limit, os.R_OK)]
     return min(found + [int(text) for text in texts if text.isdecimal()])  # and not "max"
 
