@@ -205,13 +205,13 @@ def test_a_name_that_is_no_text_is_shown_with_its_bytes():
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_any_console_shows_any_text(encoding):
-    code = r"from utils import console; console.begin(); print('\u72ac \udce9 x')"
+    code = r"from utils import console; console.begin(); print('\u72ac \udce9 x\n\x1b[31m')"
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, check=True
     )
     dog = "\u72ac" if encoding == "utf-8" else r"\u72ac"
-    assert (done.stdout.decode(encoding), done.stderr) == (f"{dog} \\udce9 x\n", b"")
+    assert (done.stdout.decode(encoding), done.stderr) == (f"{dog} \\udce9 x\n\\x1b[31m\n", b"")
 
 
 def test_work_goes_on_when_nobody_reads(tmp_path):

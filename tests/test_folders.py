@@ -113,6 +113,18 @@ LAYOUTS = {  # files by what they should be: train and test labels of the pictur
     "test goes before val": (["training/a", "valid/a", "Testing/a"], "a", "a", "the folders training and Testing"),
     "a folder around": (["set/x/train/a", "set/x/dev/a"], "a", "a", "the folders train and dev"),
     "parts below classes": (["a/train", "a/test", "b/train", "b/test"], "ab", "ab", "the folders train and test"),
+    "a word of the name": (
+        ["TrainingSet/a", "TrainingSet/b", "test_images/a"],
+        "ab",
+        "a",
+        "the folders TrainingSet and test_images",
+    ),
+    "twice": (
+        ["seg_train/seg_train/a", "seg_train/seg_train/b", "seg_test/seg_test/b"],
+        "ab",
+        "b",
+        "the folders seg_train and seg_test",
+    ),
     "a folder around the classes": (
         ["train/all/a", "train/all/b", "test/all/a"],
         "ab",
@@ -137,6 +149,12 @@ def test_the_split_is_found_in_any_layout(tmp_path, layout):
         layout == "test goes before val"
     )
     assert dataset.details["left_out"] == left_out
+
+
+def test_labels_whose_names_have_such_words_are_no_split():
+    labels = [b"train station", b"test tube", b"car", b"dog"]
+    parts, found, split = folders.by_folders([[label] for label in labels])
+    assert (list(parts), list(found), split) == (["train"] * 4, labels, "")
 
 
 def test_a_folder_around_the_classes_is_no_label(tmp_path):

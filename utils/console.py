@@ -150,9 +150,10 @@ class Console(io.TextIOWrapper):
     """A stream whose reader may leave (`| head`, a closed terminal): what is printed then is dropped, work goes on."""
 
     def write(self, text: str) -> int:
-        """As that of any text file."""
+        """As that of any text file; on stdout, where no bar is drawn, without escape sequences from names."""
+        on_stdout = self.name == "<stdout>"
         with unread_dropped():
-            super().write(text)
+            super().write("\n".join(map(in_one_line, text.split("\n"))) if on_stdout else text)
         return len(text)
 
     def flush(self) -> None:

@@ -26,7 +26,8 @@ def save_curves(path: Path, history: list[Line], s: Settings, report: dict[str, 
     lines = [line | {"elbo": line[NO_ELBO] if NO_ELBO in line else line["elbo"]} for line in placed(history)]
     titles = {
         "elbo": f"{bound_in_words(report)}, in nats per image; higher is better, and it compares over the whole run",
-        "objective": f"objective, what is minimised: {objective_in_words(s)}",
+        "objective": f"objective, what is minimised: {objective_in_words(s)}"
+        + "; star: the best checkpoint" * bool(report.get("best")),
         "reconstruction": "reconstruction loss, in nats per image",
         "kl": "KL, in nats per image",
         "active_units": f"active units: latents in use, of {s.latent_dim}",
@@ -47,6 +48,8 @@ def save_curves(path: Path, history: list[Line], s: Settings, report: dict[str, 
     if "active_units" in titles:
         panels["active_units"].set_ylim(0, 1.05 * s.latent_dim)
         panels["active_units"].yaxis.get_major_locator().set_params(integer=True)
+    if best := report.get("best"):
+        panels["objective"].plot(best["step"], best["objective"], color=TEST, marker="*", markersize=11)
     if "kl" in titles:
         draw_weight(panels["objective"], lines, s)
     for axes in [panels[name] for name in bars]:

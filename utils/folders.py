@@ -4,7 +4,9 @@ Nothing but names, labels and ids is kept in memory; images are read when they a
 """
 
 import os
+import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +59,7 @@ def folder(s: Settings, say: Say, known: Known | None = None) -> Dataset:
     lazy = images.lazy_files(found.root, found.names, how, s.skip_bad_images)
     train, test = found.train, found.test
     return Dataset(
-        found.root.resolve().name, lazy.rows(train), found.labels[train], lazy.rows(test), found.labels[test],
+        shown(found.root.resolve().name), lazy.rows(train), found.labels[train], lazy.rows(test), found.labels[test],
         source=shown(found.root), label_names=found.label_names, train_ids=found.ids[train], test_ids=found.ids[test],
         train_names=found.names[train], test_names=found.names[test], details=details,
     )  # fmt: skip
@@ -81,7 +83,7 @@ def folder_labels(data_dir: str) -> tuple[str, np.ndarray, np.ndarray, tuple[str
     """
     found = look(data_dir)
     labels = found.labels[found.train], found.labels[found.test]
-    return found.root.resolve().name, *labels, found.label_names
+    return shown(found.root.resolve().name), *labels, found.label_names
 
 
 def look(data_dir: str) -> Found:
@@ -165,10 +167,11 @@ def by_folders(folders: Sequence[list[bytes]]) -> tuple[np.ndarray, np.ndarray, 
     if it was not, where all are "train". A folder that holds all others is no label, nor is the name of a part.
     """
     depth = wrappers(folders)
-    for at in (depth, depth + 1):  # animals/train/cat or animals/cat/train
+    for at, role_of in product((depth, depth + 1), (role, loose_role)):  # animals/train/cat or animals/cat/train
         names = [path[at] if len(path) > at else b"" for path in folders]
-        roles = np.array([PARTS.get(name.decode(errors="replace").lower(), "") for name in names])
-        if {"train"} < {*roles} - {""} and (at == depth or 2 * np.count_nonzero(roles) > len(roles)):
+        roles = np.array([role_of(name) for name in names])
+        is_likely = (at, role_of) == (depth, role) or 2 * np.count_nonzero(roles) > len(roles)
+        if {"train"} < {*roles} - {""} and is_likely:
             break
     else:
         return np.full(len(folders), "train"), np.array([label(path, depth) for path in folders]), ""
@@ -177,13 +180,30 @@ def by_folders(folders: Sequence[list[bytes]]) -> tuple[np.ndarray, np.ndarray, 
     parts[roles == tested] = "test"
     parts[(roles == "val") & (tested == "test")] = "validation image, as there are test images"
     parts[roles == ""] = "image beside the folders of the split"
-    rest = [path[depth:at] + path[at + 1 :] for path in folders]
-    level = wrappers([path for path, role in zip(rest, roles, strict=True) if role])
+    rest = [path[depth:at] + path[at + 1 + is_double(path[at:]) :] for path in folders]  # training_set/training_set/cat
+    level = wrappers([path for path, part in zip(rest, roles, strict=True) if part])
     called = {
-        part: sorted({shown(name) for name, role in zip(names, roles, strict=True) if role == part}) for part in PARTS
+        part: sorted({shown(name) for name, other in zip(names, roles, strict=True) if other == part}) for part in PARTS
     }
     split = f"the folders {', '.join(called['train'])} and {', '.join(called[tested])}"
     return parts, np.array([label(path, level) for path in rest]), split
+
+
+def role(name: bytes) -> str:
+    """The part of a split that is a folder's name: "train", "test" or "val"; or ""."""
+    return PARTS.get(name.decode(errors="replace").lower(), "")
+
+
+def loose_role(name: bytes) -> str:
+    """The part that a folder's first or last word stands for, as in training_set, TestImages and seg_train; or ""."""
+    words = re.findall(r"[^\W\d_]+", name.decode(errors="replace").lower())
+    found = (PARTS.get(re.sub("(set|images?|data)$", "", word), "") for word in words[:1] + words[-1:])
+    return next(filter(None, found), "")
+
+
+def is_double(folders: list[bytes]) -> bool:
+    """Whether the first two folders stand for the same part, as in training_set/training_set."""
+    return len(folders) > 1 and loose_role(folders[0]) == loose_role(folders[1]) != ""
 
 
 def wrappers(folders: Sequence[list[bytes]]) -> int:

@@ -16,7 +16,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.console import Say
+from utils.console import Say, shown
 from utils.dataset import Dataset, label_name
 from utils.files import write_whole
 from utils.report import NO_ELBO
@@ -380,4 +380,4 @@ def look_at(folder: Path) -> str:
     names = [path.name for paths in newest for path in paths]
     names += [name for name in ("training.gif", "manifold.png", "curves.png") if (folder / name).exists()]
     logs = shlex.quote(str(folder.absolute().parent))
-    return f"\nlook at    {folder.absolute()}: {', '.join(names)}\n           tensorboard --logdir {logs}"
+    return f"\nlook at    {shown(folder.absolute())}: {', '.join(names)}\n           tensorboard --logdir {logs}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from utils.console import shown
 from utils.dataset import Dataset, LazyImages
 from utils.settings import LEARNED_WIDTH, Settings, ramp_end
 
@@ -79,7 +80,7 @@ def header(settings: Settings, dataset: Dataset, device: str, folder: Path) -> s
         *data_lines(dataset.details),
         f"model      {shape}, {device}",
         f"schedule   {schedule(s, len(dataset.train_images) // s.batch_size)}",
-        f"run        {folder}",
+        f"run        {shown(folder)}",
     ]
     return "\n".join(lines)
 
@@ -90,9 +91,9 @@ def data_lines(details: Mapping[str, Any]) -> list[str]:
     if details.get("split"):
         lines.append(f"split      {details['split']}")
     if len(labels) > 1 and details.get("split"):
-        shown = [f"{name} {train:,} + {test:,}" for name, (train, test) in islice(labels.items(), LISTED_LABELS)]
+        counts = [f"{name} {train:,} + {test:,}" for name, (train, test) in islice(labels.items(), LISTED_LABELS)]
         more = [f"and {len(labels) - LISTED_LABELS:,} more"] if len(labels) > LISTED_LABELS else []
-        lines.append(f"labels     {len(labels):,}: {', '.join(shown + more)}")
+        lines.append(f"labels     {len(labels):,}: {', '.join(counts + more)}")
     found = [details[name] for name in ("pixels", "sizes") if name in details]
     lines += [f"pictures   {', '.join(found)}"] if found else []
     lines += [f"           {details[name]}" for name in ("range", "fit") if name in details]
