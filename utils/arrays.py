@@ -67,11 +67,11 @@ def load(data_dir: str, say: Say) -> Dataset:
     parts, labels, names, more = chosen(found, path)
     left_out += more
     details = {"split": " and ".join(found.where for found in parts.values())}
-    if labels:
-        details["split"] += f"; labels from {' and '.join(found.where for found in labels.values())}"
+    places = " and ".join(found.where for found in labels.values())
     images, about = as_uint8(parts, any("emnist" in words(file.name) for file in files))
     labels, names, more = as_labels(labels, names)
     left_out += more
+    details["split"] += f"; labels from {places}" * bool(labels)
     numbers = [labels.get(part, np.zeros(len(images[part]), np.int32)) for part in images]
     if len(parts) == 1:
         ids = ids_of(images["train"])

@@ -118,7 +118,7 @@ def look(data_dir: str) -> Found:
             train, test = draw_split(labels, ids)
         except DataError as error:
             raise DataError(f"{shown(root)}: {error}") from None
-        split = f"no folders train and test, so {len(test):,} of {len(names):,} are tested on, drawn by a fixed key"
+        split = f"no folders train and test, so {len(test):,} of {len(names):,} are test images, drawn by a fixed key"
     names_of = tuple(shown(bytes(name)) if name else "(no folder)" for name in label_names)
     return Found(root, names, labels, names_of, ids, train, test, split, images.counted(left_out))
 
