@@ -33,6 +33,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ if __name__ == "__main__":
 import main as vae_main
 from experiments import classifier, figures, latent
 from experiments.fingerprint import code_of, fingerprint
-from utils import data, likelihood, mnist, report, runs, size
+from utils import data, likelihood, mnist, pictures, report, runs, size
 from utils.batches import brightness
 from utils.chance import GRID_LATENTS, random_key
 from utils.dataset import Dataset, binarized, filled_up, rows_of
@@ -234,17 +235,22 @@ def evaluate_samples(
         },
         "frechet": None,
     }
-    count = min(len(train), len(z))  # as many of each, since the distance depends on how many there are
+    judged = grey.test_images.shape[1:] == (28, 28, 1)
+    count = min(len(train), len(z), len(z) if judged else SHOWN)  # the distance depends on how many of each there are
     chosen = np.random.default_rng(CHOICE).permutation(len(train))[:count]  # whatever the seed: the floor is the same
-    sets = {"reconstructions": vae_main.reconstruct(vae, rows_of(train, chosen))}
+
+    def made(make: Callable, of: np.ndarray) -> np.ndarray:  # as floats where they are judged, else as uint8
+        return make(vae, of) if judged else np.concatenate([*pictures.decoded_rows(partial(make, vae), of, 10)])
+
+    sets = {"reconstructions": made(vae_main.reconstruct, rows_of(train, chosen))}
     if not s.autoencoder:
         prior_latents = vae_main.sample_prior(vae, count, random_key(s.seed, GRID_LATENTS, 1))
-        sets["samples from the prior"] = vae_main.decode(vae, prior_latents)
+        sets["samples from the prior"] = made(vae_main.decode, prior_latents)
         numbers["prior"] = {"log_density_of_latents": float(np.mean(vae.prior.log_density(tf.constant(z))))}
     noise = rng.standard_normal((count, s.noise_dim), np.float32)
     drawn = np.concatenate([latent.draw_mixture(mixture, count, s.seed), noise], axis=1)
-    sets["samples from the mixture"] = vae_main.decode(vae, drawn)
-    if grey.test_images.shape[1:] == (28, 28, 1):
+    sets["samples from the mixture"] = made(vae_main.decode, drawn)
+    if judged:
         print("judging    by a small classifier, trained for it on the grey training images")
         numbers["frechet"] = frechet_distances(sets, grey, chosen, count)
     distances = {name: f", {distance:.1f}" for name, distance in (numbers["frechet"] or {}).items()}

@@ -162,20 +162,13 @@ def test_a_second_signal_at_once_is_the_same_wish_and_a_later_one_is_another(cap
     assert len(ends) == 2
 
 
-def test_a_program_that_nohup_started_goes_on_when_its_terminal_closes():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 0), (signal.SIGINT, 130)])
+def test_nohup_keeps_a_program_from_a_closed_terminal_and_a_background_job_stops_at_sigint(number, code):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        assert console.run("program", lambda: os.kill(os.getpid(), signal.SIGHUP)) == 0
+        assert console.run("program", lambda: os.kill(os.getpid(), number)) == code
     finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_a_program_that_a_script_started_in_the_background_stops_at_sigint():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        assert console.run("program", lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
-    finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def test_what_went_wrong_is_one_line_whatever_is_in_a_name(capsys):
