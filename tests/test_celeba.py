@@ -193,6 +193,16 @@ def test_bad_images_of_celeba_are_told_or_replaced_and_counted(faces):
     assert dataset.test_images.skipped == {f"{faces}/img_align_celeba/000004.jpg: an empty file"}
 
 
+def test_an_image_of_another_size_is_another_image(faces):
+    before = load_celeba(faces)
+    with open(faces / "img_align_celeba" / "000005.jpg", "ab") as file:
+        file.write(b"more")
+    after = load_celeba(faces)
+    assert (before.train_ids == after.train_ids).all()
+    assert (before.test_ids != after.test_ids).tolist() == [name == b"000005.jpg" for name in after.test_names]
+    assert before.test_ids.tolist() != after.test_ids.tolist()
+
+
 def zipped(faces, monkeypatch):
     """Put the images into the zip, and only there; its MD5 passes for the published one."""
     archive = faces / "img_align_celeba.zip"

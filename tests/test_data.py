@@ -47,6 +47,18 @@ def prepared(monkeypatch, dataset, said, **chosen):
     return data.prepare(from_params(**{"binarize": "none", "batch_size": 1} | chosen), said.append)
 
 
+def test_pictures_where_mnist_is_to_be_are_named(monkeypatch, tmp_path):
+    whole, said = toy([0, 1], [1]), []
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "notes.txt").touch()
+    prepared(monkeypatch, whole, said, data_dir=str(tmp_path))
+    assert said == []
+    (tmp_path / "cats" / "1.JPG").touch()
+    prepared(monkeypatch, whole, said, data_dir=str(tmp_path))
+    told = f"DATASET = 'mnist', so {tmp_path}/cats/1.JPG is not read; DATASET = 'folder' trains on such images"
+    assert said == [f"note       {told}"]
+
+
 def test_labels_are_chosen_by_name_or_number_and_counted_by_name(monkeypatch):
     whole, said = toy([0, 1, 1, 2, 2, 2], [2, 1], ("ant", "bee", "2")), []
     assert prepared(monkeypatch, whole, said).details["labels"] == {"ant": [1, 0], "bee": [2, 1], "2": [3, 1]}

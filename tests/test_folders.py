@@ -65,6 +65,7 @@ def test_train_and_test_are_the_split(tmp_path):
     assert sorted(numbers_of(dataset.train_images)) == [number for number in range(20) if number % 3]
     assert numbers_of(dataset.test_images) == [0, 3, 6, 9, 12, 15, 18]
     assert dataset.test_labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert set(dataset.train_labels[-5:]) == {0, 1}  # what HELD_OUT would take
     assert (dataset.train_labels == (np.array(numbers_of(dataset.train_images)) >= 10)).all()
 
 

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.drawn import draw
 from utils import images
@@ -49,6 +49,40 @@ def test_images_stand_upright(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_array_equal(read(tmp_path / "turned.png", 16, 0, 3), upright)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_of_upright_pictures(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("L", (9, 5)).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = ImageOps.exif_transpose(image).size
+    assert images.survey(tmp_path, np.array([b"a.png"])).sizes.tolist() == [[*expected]]
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [
+        ({"shape": (4, 16, 1), "fit": "keep"}, [1, 0.25, 1 / 16]),  # 4 times as wide as high
+        ({"shape": (16, 16, 1)}, [0.25, 1, 0.25]),
+        ({"shape": (16, 16, 1), "crop": 16}, [1 / 16, 1 / 16, 1 / 16]),
+        ({"shape": (16, 16, 1), "fit": "pad"}, [1, 1, 1]),
+    ],
+)
+def test_what_part_of_a_picture_is_left(how, kept):
+    sizes = np.array([(128, 32), (64, 64), (32, 128)])
+    np.testing.assert_allclose(images.kept_of(sizes, images.Prepared(**how)), kept)
+
+
+def test_files_that_differ_at_one_end_only_have_other_ids(tmp_path):
+    paths = [os.fsencode(tmp_path / name) for name in ("one", "two", "same", "three")]
+    for path, (start, end) in zip(paths, ["aa", "ab", "aa", "ba"], strict=True):
+        with open(path, "w") as file:
+            file.write(start + "x" * 200_000 + end)
+    _, ids = images.look_at_files(tuple(paths), (0,) * 4)
+    assert len(set(ids)) == 3
+    assert ids[0] == ids[2]
 
 
 RED = (255, 0, 0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from utils import arrays, celeba, folders, known, mnist, runs, tfds
-from utils.console import Problem, Say
+from utils.console import Problem, Say, shown
 from utils.dataset import TEST_BINARIZATION_KEY, DataError, Dataset, binarized, label_name, rows_of
 from utils.files import why_no_folder
 from utils.settings import Settings, SettingsError, with_kl_steps
@@ -223,6 +223,9 @@ def read(s: Settings, say: Say, folder: Path | None = None, saved: known.Record 
         the_same = known.of_folder(s, saved, say) if saved else None
         return folders.folder(s, say, known.of_old_folder(s, folder) if as_before else the_same)
     if s.dataset in mnist.TITLES:
+        if own := folders.first_image(s.data_dir):
+            way = "DATASET = 'folder' trains on such images"
+            say(f"note       DATASET = {s.dataset!r}, so {shown(own)} is not read; {way}")
         whole = mnist.load(s.dataset, s.data_dir, say)
     elif s.dataset == "arrays":
         whole = arrays.load(s.data_dir, say)

@@ -6,7 +6,7 @@ Nothing but names, labels and ids is kept in memory; images are read when they a
 import os
 import re
 from collections.abc import Sequence
-from itertools import product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,6 +121,13 @@ def look(data_dir: str) -> Found:
         split = f"no folders train and test, so {len(test):,} of {len(names):,} are test images, drawn by a fixed key"
     names_of = tuple(shown(bytes(name)) if name else "(no folder)" for name in label_names)
     return Found(root, names, labels, names_of, ids, train, test, split, images.counted(left_out))
+
+
+def first_image(data_dir: str) -> Path | None:
+    """An image in a folder or in one below it, by the end of its name; None if there is none."""
+    root = Path(os.path.expanduser(data_dir))
+    near = islice(chain(root.glob("*"), root.glob("*/*")), 10_000)
+    return next((path for path in near if os.fsencode(path.suffix.lower()) in images.suffixes()), None)
 
 
 def find_files(root: Path) -> tuple[dict[bytes, int], list[tuple[str, bytes]]]:
