@@ -33,6 +33,22 @@ def test_the_newest_three_checkpoints_are_kept_and_nothing_else(tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == names
 
 
+def test_a_checkpoint_that_is_deleted_in_part_does_not_count(tmp_path, monkeypatch):
+    saved(tmp_path, 5, 80)
+    deleted, real = [], Path.unlink
+
+    def fail_later(path):
+        if deleted:
+            raise OSError
+        deleted.append(path)
+        real(path)
+
+    monkeypatch.setattr(Path, "unlink", fail_later)
+    with pytest.raises(OSError):  # noqa: PT011 (that of the disk)
+        checkpoints.keep_newest(tmp_path)
+    assert runs.saved_steps(tmp_path) == [80]
+
+
 def test_of_a_finished_run_the_newest_checkpoint_is_kept_and_it_goes_on_from_there(tmp_path):
     saved(tmp_path, 5, 80, 9)
     checkpoints.keep_newest(tmp_path)

@@ -185,6 +185,22 @@ def test_the_manifold_grows_to_the_right_in_z1_and_upwards_in_z2_by_quantiles_of
         assert np.abs(found - np.broadcast_to(expected, (20, 20))).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(28, 28, 800 + 1_120), (16, 32, 600 + 640), (100, 100, 800 + 1_120), (20, 100, 600 + 1_120)],
+)
+def test_a_manifold_is_no_wider_than_a_screen_and_decoded_a_row_at_a_time(height, width, expected, tmp_path):
+    counts = []
+
+    def decode(z):
+        counts.append(len(z))
+        return np.zeros((len(z), height, width, 1), np.float32)
+
+    pictures.write_manifold(tmp_path, from_params(), decode, np.zeros((9, 2)), np.arange(9), (), LINE)
+    assert opened(tmp_path / "manifold.png").shape[1] == expected
+    assert counts == [20] * 20
+
+
 @pytest.mark.parametrize("count", [1, 2, 10, 15, 40])
 def test_the_codes_beside_the_manifold_are_coloured_by_label_around_the_prior(count, monkeypatch):
     figures, real = [], Figure.savefig
