@@ -27,8 +27,9 @@ SHOWN_OF_A_LABEL = 3  # test images in the grid of reconstructions, where there 
 MOST_COLUMNS = 30  # of that grid
 LONGEST_LABEL = 24  # letters, in a legend
 WIDEST = 1_920  # pixels of a grid, as a screen has
-CODES_SIDE = 800  # pixels, at most, of the codes beside a manifold
+MANIFOLD = 1_120  # pixels of a manifold, and of the codes beside it, before both are made as wide as a screen
 SPRITE_SIDE = 2_800  # pixels
+FLOATS = 2**22  # of brightness, 17 MB, that are decoded at once to be drawn, or one row of a grid
 PROJECTED = 2_000_000  # numbers in the codes that TensorBoard's projector has to read
 SCATTERED = 5_000  # test images whose codes stand beside the manifold
 FILM_PIXELS = 128 * 128 * 3  # of an image; larger ones get no frames of the first epoch, because a grid has 100 images
@@ -139,9 +140,13 @@ def samples(decode: Decode, latents: np.ndarray) -> np.ndarray:
 
 
 def decoded_rows(decode: Decode, latents: np.ndarray, columns: int) -> Iterator[np.ndarray]:
-    """The decoded `latents` (N, L) as uint8, a row of so many at a time: as floats, all take much memory."""
-    for start in range(0, len(latents), columns):
-        yield to_uint8(decode(latents[start : start + columns]))
+    """The decoded `latents` (N, L) as uint8, row by row: the first, then as many at a time as FLOATS allows."""
+    first = to_uint8(decode(latents[:columns]))
+    yield first
+    at_once = columns * max(1, FLOATS // first.size)
+    for start in range(columns, len(latents), at_once):
+        some = to_uint8(decode(latents[start : start + at_once]))
+        yield from (some[row : row + columns] for row in range(0, len(some), columns))
 
 
 def reconstructions(reconstruct: Reconstruct, dataset: Dataset) -> np.ndarray:
@@ -305,8 +310,8 @@ def write_manifold(
     quantiles = scipy.stats.norm.ppf((np.arange(20) + 0.5) / 20)
     across, up = np.meshgrid(quantiles, quantiles[::-1])  # the second latent grows upwards, as on a map
     rows = decoded_rows(decode, np.stack([across.ravel(), up.ravel()], axis=1), columns=20)
-    right = np.concatenate([shown_in(grid(row, columns=20, gap=0), 2, WIDEST - CODES_SIDE) for row in rows])
-    side = max(600, min(len(right), CODES_SIDE))
+    right = np.concatenate([shown_in(grid(row, columns=20, gap=0), 2, MANIFOLD) for row in rows])
+    side = max(600, min(len(right), MANIFOLD))
     left = draw_codes(z_mean[:SCATTERED], labels[:SCATTERED], names, quantiles[-1], side)
     both = np.full((max(len(left), len(right)), left.shape[1] + right.shape[1], 3), PAPER, np.uint8)
     both[: len(left), : left.shape[1]], both[: len(right), left.shape[1] :] = left, right
