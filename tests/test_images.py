@@ -61,6 +61,17 @@ def test_sizes_are_those_of_upright_pictures(tmp_path, orientation):
     assert images.survey(tmp_path, np.array([b"a.png"])).sizes.tolist() == [[*expected]]
 
 
+@pytest.mark.parametrize(("first", "looked_at"), [(4_000, 9), (0, 2)])
+def test_all_images_are_looked_at_where_the_largest_pixel_matters(tmp_path, monkeypatch, first, looked_at):
+    monkeypatch.setattr(images, "SURVEYED", 2)
+    for number in range(9):
+        kind = np.uint16 if first else np.uint8
+        Image.fromarray(np.full((5, 5), first + number % 8, kind)).save(tmp_path / f"{number}.png")
+    names = np.array([b"%d.png" % number for number in range(9)])
+    found = images.survey(tmp_path, names)
+    assert (found.count, found.deepest) == (looked_at, first and first + 7)
+
+
 @pytest.mark.parametrize(
     ("how", "kept"),
     [

@@ -211,7 +211,10 @@ class Survey(NamedTuple):
 
 
 def survey(folder: Path, names: np.ndarray) -> Survey:
-    """Look at all images (N,) or, of more than 2,000, at these many; those that cannot be opened are left out."""
+    """Look at all images (N,) or, of more than 2,000, at these many; those that cannot be opened are left out.
+
+    If one of these has 16-bit pixels, all are looked at, because what is above the largest would turn white.
+    """
     some = names[np.unique(np.linspace(0, len(names) - 1, min(len(names), SURVEYED)).astype(int))]
 
     def look(name: bytes) -> tuple[bytes, bool, tuple[int, int], int, int] | None:
@@ -228,6 +231,8 @@ def survey(folder: Path, names: np.ndarray) -> Survey:
 
     with ThreadPoolExecutor(READERS) as pool:
         seen = [each for each in pool.map(look, some) if each]
+        if len(some) < len(names) and any(deepest for *_, deepest, _ in seen):
+            seen = [each for each in pool.map(look, names) if each]
     names, grey, sizes, deepest, brightest = zip(*seen, strict=True) if seen else ((),) * 5
     largest = max(deepest, default=0), max(brightest, default=0)
     return Survey(sum(grey), len(seen), np.array(sizes).reshape(-1, 2), list(names), *largest)
