@@ -366,7 +366,8 @@ def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Record
         run.write_pictures(partial(draw_grid, vae, s, dataset))
 
     with run.training(optimizer):  # from the newest checkpoint, if there is one
-        test_and_draw()  # the untrained network, or an epoch whose end could not be reported
+        if run.step == 0 or run.test_is_due:  # the untrained network, or an epoch whose end could not be reported
+            test_and_draw()
         run.compile(train_steps)  # and start the clock
         for first, end, batches in run.batches():  # those of an epoch at once, or a stream's piece by piece
             while run.step < end:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.shared import contents, full_disk
 from utils import checkpoints, runs
+from utils.settings import from_params
 from utils.start import tf
 
 
@@ -188,6 +189,22 @@ def test_a_run_may_be_in_a_folder_of_any_name(tmp_path, name):
     checkpoint, weights = state()
     checkpoints.restore(checkpoint, folder, pytest.fail)
     assert weights.numpy()[0, 0] == 1
+
+
+def test_an_edit_of_params_json_costs_a_run_that_is_under_way_no_checkpoint(tmp_path):
+    folder = runs.create(from_params(output_dir=str(tmp_path)), "CPU", (28, 28, 1))
+    before = (folder / "params.json").read_text()
+    edited = before.replace('"epochs": ', '"epochs": 1')
+    assert edited != before
+    (folder / "params.json").write_text(edited)
+    saved(folder, 5)
+    assert (folder / "params.json").read_text() == edited
+    with pytest.raises(runs.RunError, match="was edited"):
+        runs.read_params(folder)
+    (folder / "params.json").write_text(before)
+    checkpoint, weights = state()
+    checkpoints.restore(checkpoint, folder, pytest.fail)
+    assert (weights.numpy() == 5).all()
 
 
 def test_a_checkpoint_of_another_run_and_one_of_another_model_are_told_apart(tmp_path):

@@ -910,7 +910,10 @@ def test_a_step_that_a_real_limit_does_not_hold_costs_a_line(tmp_path):
     assert re.fullmatch(told, without_bar(done.stderr)[-1])
 
 
-@pytest.mark.parametrize(("last", "left"), [(0, "there is no checkpoint yet"), (8, "the checkpoint of step 8 is good")])
+@pytest.mark.parametrize(
+    ("last", "left"),
+    [(0, "there is no checkpoint yet"), *((step, f"the checkpoint of step {step} is good") for step in (4, 8))],
+)
 def test_memory_that_runs_out_in_a_step_costs_a_line_and_what_it_left_is_gone_on_from(
     last, left, done, small, capsys, monkeypatch
 ):
@@ -930,6 +933,8 @@ def test_memory_that_runs_out_in_a_step_costs_a_line_and_what_it_left_is_gone_on
         assert here(*FEW, "--run-name", "few") == 1
     [line] = without_bar(capsys.readouterr().err)
     assert re.match(rf"main\.py: error: out of memory after step {last}; lower BATCH_SIZE.*; {left}", line)
+    frames = contents(small / "predictions" / "few" / "film") if last else {}
     assert here("--resume", "few") == 0
+    assert frames.items() <= contents(small / "predictions" / "few" / "film").items()
     ends = [history(small / "predictions" / name)[-1] | {"images_per_second": 0} for name in ("few", "done")]
     assert ends[0] == ends[1]

@@ -234,16 +234,20 @@ def find(run: str, output_dir: str, option: str = "--resume") -> Path:
 
 def read_params(folder: Path) -> dict[str, Any]:
     """What params.json holds. Raises RunError if it can't be read or is not what a run wrote."""
-    path = folder / "params.json"
-    try:
-        about = json.loads(path.read_bytes(), parse_constant=no_number)
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} can't be read: {error}") from None
+    path, about = folder / "params.json", unchecked_params(folder)
     if wrong := not_of_a_run(about):
         raise RunError(f"{path} is not what a run wrote: {wrong}")
     if ("checksum" in about or "id" in about) and about.get("checksum") != checksum(about):
         raise RunError(f"{path} is damaged or was edited: its checksum is of another text; put the old one back")
     return about
+
+
+def unchecked_params(folder: Path) -> Any:
+    """What params.json holds, whatever that is. Raises RunError if it can't be read."""
+    try:
+        return json.loads((folder / "params.json").read_bytes(), parse_constant=no_number)
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{folder / 'params.json'} can't be read: {error}") from None
 
 
 def no_number(text: str) -> None:
@@ -267,8 +271,12 @@ def not_of_a_run(about: Any) -> str:
 
 
 def id_of(folder: Path) -> str | None:
-    """What tells a run from all others; None of one that was made before there were any. Raises RunError."""
-    return read_params(folder).get("id") if (folder / "params.json").exists() else None
+    """What tells a run from all others; None of one that was made before there were any. Raises RunError.
+
+    An edit of another part of params.json is not told here, so that it costs no run that is under way its checkpoint.
+    """
+    about = unchecked_params(folder) if (folder / "params.json").exists() else {}
+    return about.get("id") if isinstance(about, dict) else None
 
 
 def write_params(folder: Path, about: dict[str, Any]) -> None:
@@ -323,8 +331,9 @@ def asked_for(command: Command, say: Say) -> tuple[Settings, Path | None]:
 
 def note_saved(folder: Path) -> None:
     """Note in params.json that a run has had a checkpoint: without one it can't begin again. Raises OSError."""
-    if (folder / "params.json").exists() and not (about := read_params(folder)).get("saved"):
-        write_params(folder, about | {"saved": True})
+    with contextlib.suppress(RunError):  # edited meanwhile, which is told when the run is to go on
+        if not (about := read_params(folder)).get("saved"):
+            write_params(folder, about | {"saved": True})
 
 
 def note_changes(folder: Path, settings: Settings) -> None:
