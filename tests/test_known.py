@@ -72,6 +72,12 @@ def test_what_the_weights_were_trained_on_is_not_tested_on_though_the_folder_has
     _, second = begin(again)
     assert not np.isin(second.test_ids, first.train_ids).any()
     assert len(second.train_images) + len(second.test_images) == 80
+    scratch = tmp_path / "scratch"  # of another worker, whom the chief tells that the run is new
+    scratch.mkdir()
+    runs.write_params(scratch, {"settings": {}, "schedule_epochs": 1} | known.for_others(None))
+    elsewhere = data.prepare(again.model_copy(update={"run_name": "alike"}), print, scratch)
+    for name in ("train_ids", "test_ids", "train_labels", "test_labels"):
+        np.testing.assert_array_equal(getattr(elsewhere, name), getattr(second, name))
     third = data.prepare(pictures.model_copy(update={"run_name": "three", "start_from": "two"}), print)
     assert not np.isin(third.test_ids, np.concatenate((first.train_ids, second.train_ids))).any()
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import draw_faces
+from tests.drawn import draw
 from tests.shared import REPOSITORY, free_addresses, users_environment
 
 pytestmark = pytest.mark.slow
@@ -201,3 +202,20 @@ def test_all_workers_hear_what_is_wrong_with_the_run_that_the_chief_is_to_go_on_
     assert f"main.py: error: {why}\n" in (tmp_path / "worker0.txt").read_text()
     chief = f"worker 0 (the chief, {addresses[0]})"
     assert f"main.py: error: {chief} could not begin: {why}\n" in (tmp_path / "worker1.txt").read_text()
+
+
+def test_two_workers_keep_to_the_images_that_a_run_began_with(tmp_path):
+    for number in range(40):
+        draw(tmp_path / "images" / ("cat", "dog")[number % 2] / f"{number:02}.png", number)
+    words = ["--dataset", "folder", "--image-size", "8", "--batch-size", "8", "--epochs", "1", "--run-name", "r"]
+    words += ["--binarize", "none", "--loss", "mse", "--encoder-layers", "4", "--decoder-layers", "4"]
+    words += ["--nll-samples", "0", "--kl-steps", "2", "--log-every", "1"]
+    for more in (words, ["--resume", "r", "--epochs", "2"]):
+        both = start_two(more, tmp_path / "worker", tmp_path / "images")
+        consoles = [(tmp_path / f"worker{index}.txt") for index in (0, 1)]
+        assert [process.wait(120) for process in both] == [0, 0], [path.read_text() for path in consoles]
+        for number in range(40, 60):  # between the two
+            draw(tmp_path / "images" / "eel" / f"{number:02}.png", number)
+    told = "note       20 images are new since the run began, e.g. eel/40.png; they are left out"
+    assert [path.read_text().count(told) for path in consoles] == [1, 0]  # the chief speaks
+    assert history(tmp_path / "worker0")[-1]["step"] == 2 * (36 // 8)

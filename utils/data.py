@@ -25,16 +25,15 @@ def prepare(s: Settings, say: Say, folder: Path | None = None) -> Dataset:
     """
     saved = known.load(folder)
     whole = read(s, say, folder, saved)
-    other = None
-    if s.start_from and not saved and (folder is None or known.is_old(folder)):
-        other = started_from(s, folder, say)
-    if other and folder is None:
+    is_new = folder is None or not (saved or known.is_old(folder))  # on other workers a new run has a folder, too
+    other = started_from(s, is_new, say) if s.start_from and not saved else None
+    if other and is_new:
         whole = with_sides_of(other, whole, say)
     check_whole(s, whole)
     dataset = chosen(s, whole, say)
     if other and (count := int(np.isin(dataset.test_ids, known.not_to_test(other)).sum())):
         which = f"whose weights were trained on {count:,} of the {len(dataset.test_ids):,} images to test on"
-        if folder is None:
+        if is_new:
             raise SettingsError(f"start_from: {s.start_from!r} is not allowed, {which}; choose its HELD_OUT and LABELS")
         say(f"note       the run began with the weights of {s.start_from}, {which}")
     if s.binarize == "dynamic":
@@ -57,12 +56,12 @@ def chosen(s: Settings, whole: Dataset, say: Say) -> Dataset:
     return dataset
 
 
-def started_from(s: Settings, folder: Path | None, say: Say) -> known.Record | None:
+def started_from(s: Settings, is_new: bool, say: Say) -> known.Record | None:
     """What the run START_FROM has saved of its images.
 
     If it was made before runs did, that follows from its settings, as long as its data are there; else `say` is given
-    a line. Raises runs.RunError, and DataError if those data have changed and are trained on, but neither because of a
-    run in `folder` that is under way.
+    a line. Raises runs.RunError, and DataError if those data have changed and are trained on, but neither if the
+    run that began so is not new.
     """
     settings = s
     try:
@@ -72,7 +71,7 @@ def started_from(s: Settings, folder: Path | None, say: Say) -> known.Record | N
     except Problem as error:
         places = {os.path.realpath(os.path.expanduser(each.data_dir)) for each in (s, settings)}
         is_same = settings.dataset == s.dataset and len(places) == 1
-        if folder is None and (is_same or isinstance(error, runs.RunError)):
+        if is_new and (is_same or isinstance(error, runs.RunError)):
             raise
         say(f"note       what {s.start_from} was trained on, and may be tested on here, is not known: {error}")
         return None

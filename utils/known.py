@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,17 +85,21 @@ def is_old(folder: Path) -> bool:
     return "data" not in runs.read_params(folder)
 
 
-def for_others(folder: Path | None) -> dict[str, str]:
-    """What other workers are told of the images of the chief's run, if it has one, as JSON."""
+def for_others(folder: Path | None) -> dict[str, Any]:
+    """What params.json of other workers has of the images of the chief's run: "data", unless that is an old run, and
+    "record", unless that is a new one.
+    """
+    if folder is not None and is_old(folder):
+        return {}
     if folder is None or not (folder / FILE).is_file():
-        return {} if folder is not None and is_old(folder) else {"data": ""}
-    return {"data": base64.b64encode((folder / FILE).read_bytes()).decode()}
+        return {"data": {}}
+    return {"data": {}, "record": base64.b64encode((folder / FILE).read_bytes()).decode()}
 
 
-def from_chief(folder: Path, told: dict[str, str]) -> None:
-    """Write what for_others returned into a worker's own folder."""
-    if told.get("data"):
-        write_whole(folder / FILE, base64.b64decode(told["data"]))
+def from_chief(folder: Path, told: dict[str, Any]) -> None:
+    """Write into a worker's own folder the record that for_others returned, if there is one."""
+    if "record" in told:
+        write_whole(folder / FILE, base64.b64decode(told["record"]))
 
 
 # --- the same data again ----------------------------------------------------------------------------------------------

@@ -55,13 +55,14 @@ def agree_on_run(command: Command, crew: workers.Workers, scratch: Path) -> tupl
     The chief alone has the run; another worker gets the folder `scratch`. Raises SettingsError and runs.RunError.
     """
     settings, folder = command.settings, None
-    horizon = settings.epochs
+    horizon, images = settings.epochs, {}
     with workers.all_or_none(crew):
         if crew.is_chief:
             settings, folder = runs.asked_for(command, print)
             horizon = runs.read_params(folder)["schedule_epochs"] if folder else settings.epochs
+            images = known.for_others(folder) if crew.count > 1 else {}
         workers.check_batch_size(settings.batch_size, settings.free_bits, crew.replicas)
-    about = {"settings": settings.model_dump(mode="json"), "schedule_epochs": horizon}
+    about = {"settings": settings.model_dump(mode="json"), "schedule_epochs": horizon} | images
     told = json.loads(workers.broadcast_text(crew, json.dumps(about)))
     with workers.all_or_none(crew):
         chiefs = settings if crew.is_chief else load_saved(told["settings"], print)
@@ -73,6 +74,7 @@ def agree_on_run(command: Command, crew: workers.Workers, scratch: Path) -> tupl
                 )
     if crew.is_chief:
         return settings, folder
+    known.from_chief(scratch, told)
     write_json(scratch / "params.json", told)
     return chiefs.model_copy(update={"data_dir": settings.data_dir, "output_dir": settings.output_dir}), scratch
 
