@@ -63,7 +63,7 @@ def test_tests_and_pictures_are_due_at_ends_of_epochs_and_frames_of_the_film_in_
         run.advance(tf.zeros(3), tf.constant([7.0, 8 + step, 0.5]), tf.constant(step))
         found.append((run.epoch, run.test_is_due))
         if step in (10, 20):
-            run.tested, run.tested_step = history.history_line("test", step, 10, [7.0, 2, 3], 0.5), step
+            run.tested = history.history_line("test", step, 10, [7.0, 2, 3], 0.5)
             assert not run.test_is_due  # a second time
         run.write_pictures(str.upper)
     assert found == [(0, False), *[(1, False)] * 3, (1, True), *[(2, False)] * 2, (2, True)]
@@ -87,9 +87,9 @@ def test_tests_and_pictures_are_due_at_ends_of_epochs_and_frames_of_the_film_in_
     assert [path.stem for path, sheet, _ in captions if sheet == "RECONSTRUCTIONS"] == [
         "reconstructions_000", "reconstructions_002",
     ]  # fmt: skip
-    run.tested_step, run.crew = 0, workers.Workers(None, ("one:1", "two:2"), 1)
+    run.tested, run.crew = None, workers.Workers(None, ("one:1", "two:2"), 1)
     assert not run.test_is_due  # only the chief tests
-    run.step, run.tested = 0, None
+    run.step = 0
     run.write_pictures(pytest.fail)
 
 

@@ -232,7 +232,8 @@ def survey(folder: Path, names: np.ndarray) -> Survey:
     with ThreadPoolExecutor(READERS) as pool:
         seen = [each for each in pool.map(look, some) if each]
         if len(some) < len(names) and any(deepest for *_, deepest, _ in seen):
-            seen = [each for each in pool.map(look, names) if each]
+            bar = {**BAR, "desc": "looking", "unit": " images", "delay": 2, "total": len(names)}
+            seen = [each for each in tqdm(pool.map(look, names), **bar) if each]
     names, grey, sizes, deepest, brightest = zip(*seen, strict=True) if seen else ((),) * 5
     largest = max(deepest, default=0), max(brightest, default=0)
     return Survey(sum(grey), len(seen), np.array(sizes).reshape(-1, 2), list(names), *largest)

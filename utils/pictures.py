@@ -70,7 +70,7 @@ def captioned(sheet: np.ndarray, caption: str, scale: int = 2) -> Image.Image:
 
     It is enlarged less, or shrunk, where it would be wider than a screen.
     """
-    sheet = shown_in(sheet, scale, WIDEST)
+    sheet = scaled(sheet, scale, WIDEST)
     size = max(15, sheet.shape[1] // 80)  # so that it can be read in a picture that is scaled down
     font, margin = ImageFont.load_default(size), size // 2
     lines = wrapped(caption, font, sheet.shape[1] - 2 * margin)
@@ -82,7 +82,7 @@ def captioned(sheet: np.ndarray, caption: str, scale: int = 2) -> Image.Image:
     return picture
 
 
-def shown_in(sheet: np.ndarray, scale: int, widest: int) -> np.ndarray:
+def scaled(sheet: np.ndarray, scale: int, widest: int) -> np.ndarray:
     """A grid (H, W, C), enlarged `scale` times or, where that would be wider than `widest`, as it is, or shrunk."""
     height, width, channels = sheet.shape
     if scale * width <= widest:
@@ -140,7 +140,10 @@ def samples(decode: Decode, latents: np.ndarray) -> np.ndarray:
 
 
 def decoded_rows(decode: Decode, latents: np.ndarray, columns: int) -> Iterator[np.ndarray]:
-    """The decoded `latents` (N, L) as uint8, row by row: the first, then as many at a time as FLOATS allows."""
+    """The decoded `latents` (N, L) in rows of a grid, uint8 (columns, H, W, C), the last one perhaps shorter.
+
+    The first row is decoded alone, then as many at a time as FLOATS allows.
+    """
     first = to_uint8(decode(latents[:columns]))
     yield first
     at_once = columns * max(1, FLOATS // first.size)
@@ -310,7 +313,7 @@ def write_manifold(
     quantiles = scipy.stats.norm.ppf((np.arange(20) + 0.5) / 20)
     across, up = np.meshgrid(quantiles, quantiles[::-1])  # the second latent grows upwards, as on a map
     rows = decoded_rows(decode, np.stack([across.ravel(), up.ravel()], axis=1), columns=20)
-    right = np.concatenate([shown_in(grid(row, columns=20, gap=0), 2, MANIFOLD) for row in rows])
+    right = np.concatenate([scaled(grid(row, columns=20, gap=0), 2, MANIFOLD) for row in rows])
     side = max(600, min(len(right), MANIFOLD))
     left = draw_codes(z_mean[:SCATTERED], labels[:SCATTERED], names, quantiles[-1], side)
     both = np.full((max(len(left), len(right)), left.shape[1] + right.shape[1], 3), PAPER, np.uint8)

@@ -162,8 +162,7 @@ class Recorder:
         self.film_steps = pictures.film_steps(self.steps_per_epoch, dataset.train_images.shape[1:])
         self.step = self.line_due = self.save_due = 0
         self.terms = tf.zeros(3)  # of the last step
-        self.tested: dict[str, Any] | None = None  # the newest test line since the run was begun or gone on with
-        self.tested_step = 0  # of the newest test line, also of those before
+        self.tested: dict[str, Any] | None = None  # the newest test line
         self.best: dict[str, Any] | None = None  # the best one, with HELD_OUT
         self.stopped: BaseException | None = None  # Ctrl-C or SIGTERM, while the log-likelihood was estimated
         # Of the history's next line: the sum of its terms, after which step it begins, when, and the wait for data.
@@ -189,7 +188,7 @@ class Recorder:
         history.cut_back(folder, self.step, self.say, logged=int(self.start.numpy()))
         checkpoints.drop_best_after(folder, self.step)
         lines = runs.read_history(folder)
-        self.tested_step = max((line["step"] for line in lines if line["split"] == "test"), default=0)
+        self.tested = next((line for line in reversed(lines) if line["split"] == "test"), None)
         self.best = best.best_of(s, lines)
         runs.note_changes(folder, s)
         if self.last_step > self.horizon and s.lr_schedule == "cosine":
@@ -226,7 +225,8 @@ class Recorder:
     @property
     def test_is_due(self) -> bool:
         """Whether the last step ended an epoch, which has no test line yet, and this is the chief, who tests then."""
-        return self.step > self.tested_step and self.step % self.steps_per_epoch == 0 and self.crew.is_chief
+        is_new = self.step > (self.tested["step"] if self.tested else 0)
+        return is_new and self.step % self.steps_per_epoch == 0 and self.crew.is_chief
 
     def compile(self, train_steps: Callable) -> None:
         """Call train_steps for no steps, so that the first speed that is shown is that of training; start the clock."""
@@ -298,7 +298,7 @@ class Recorder:
         """
         check_terms(terms, self.step, self.folder, self.s)
         active = None if self.s.autoencoder else report.active_units(z_mean)
-        self.tested, self.tested_step = self._line("test", terms, weight) | {"active_units": active}, self.step
+        self.tested = self._line("test", terms, weight) | {"active_units": active}
         history.write_line(self.folder, self.events, self.tested)
         self.best = best.best_of(self.s, [self.best, self.tested] if self.best else [self.tested])
         if self.best and self.best["step"] == self.step:
