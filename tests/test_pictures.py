@@ -308,6 +308,19 @@ def test_the_projector_finds_codes_labels_and_thumbnails(tmp_path):
         np.testing.assert_array_equal(sprite[top : top + height, left : left + width], 255 - thumbnail[..., 0])
 
 
+@pytest.mark.parametrize(("count", "shape"), [(7, (4, 3)), (50, (9, 7)), (3, (100, 99)), (1, (5, 1))])
+def test_the_sprite_of_tall_images_is_square_and_has_full_rows(tmp_path, count, shape):
+    images = np.random.default_rng(0).integers(256, size=(count, *shape, 3), dtype=np.uint8)
+    pictures.write_projector(tmp_path, np.zeros((count, 2)), np.zeros(count, int), (), images)
+    with Image.open(tmp_path / "sprite.png") as picture:
+        sprite = np.asarray(picture)
+    assert sprite.shape[0] == sprite.shape[1]
+    columns = sprite.shape[1] // shape[1]  # as the projector counts them
+    for number, image in enumerate(images):
+        top, left = number // columns * shape[0], number % columns * shape[1]
+        np.testing.assert_array_equal(sprite[top : top + shape[0], left : left + shape[1]], image)
+
+
 def test_the_projector_is_given_no_more_numbers_than_it_can_read(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "PROJECTED", 1_000)
     pictures.write_projector(tmp_path, np.zeros((9, 400)), np.arange(9), (), np.zeros((9, 2, 2, 1), np.uint8))

@@ -364,11 +364,13 @@ def write_projector(
     """
     height, width, channels = images.shape[1:]
     count = min(len(images), max(1, SPRITE_SIDE // max(height, width)) ** 2, max(1, PROJECTED // z_mean.shape[1]))
-    side = int(np.ceil(np.sqrt(count)))  # the projector wants a square sprite
+    columns = math.isqrt(count - 1) + 1
+    while columns * width < -(-count // columns) * height:  # the projector wants a square sprite, with full rows
+        columns += 1
     shown = 255 - images[:count] if channels == 1 else images[:count]  # ink on paper, as points are drawn on white
-    sprite = grid(shown, columns=side, gap=0).squeeze()
-    sprite = np.pad(sprite, [(0, sprite.shape[1] - sprite.shape[0])] + [(0, 0)] * (sprite.ndim - 1))
-    save_png(folder / "sprite.png", Image.fromarray(sprite))
+    sprite = grid(shown, columns, gap=0)
+    sprite = np.pad(sprite, [(0, sprite.shape[1] - sprite.shape[0]), (0, 0), (0, 0)])
+    save_png(folder / "sprite.png", Image.fromarray(sprite.squeeze()))
     np.savetxt(content := io.BytesIO(), z_mean[:count], "%.4f", delimiter="\t")
     write_whole(folder / "latents.tsv", content.getvalue())
     called = (" ".join(label_name(label, names).split()) for label in labels[:count])
