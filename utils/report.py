@@ -268,8 +268,8 @@ def no_likelihood(s: Settings) -> str:
     return f"Not known to be a likelihood: {s.loss} is a loss of your own (utils/report.py, kind, knows which are)."
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as a few lines for the console."""
+def rows_of_report(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """The numbers of a report, each as a name and a text."""
     meaning, rows = report["kind"], []
     if report["test_kl"] is None:
         rows.append(("test reconstruction", f"{report['test_reconstruction']:.2f} nats"))
@@ -298,12 +298,21 @@ def table(report: dict[str, Any]) -> str:
     if best := report["best"]:
         chosen = f"epoch {best['epoch']:,}, step {best['step']:,}: objective {best['objective']:.2f}"
         rows.append(("best test", f"{chosen}; evaluate and export take it with --best"))
-    rows += [("note", sentence) for sentence in report["remarks"]]
+    return rows + [("note", sentence) for sentence in report["remarks"]]
+
+
+def answer(report: dict[str, Any]) -> tuple[str, list[str]]:
+    """Whether the run is healthy, in a few words, and what is wrong with it, a sentence each."""
     early = [f"Not finished: {sentence}" for sentence in report["unfinished"]]
-    answer = {"healthy": "Yes.", "unhealthy": "No.", "not finished": "".join(early)}[report["verdict"]]
-    lines = ["", f"Is this run healthy?  {answer}"]
-    lines += [f"  ! {sentence}" for sentence in report["problems"] + early * bool(report["problems"])]
-    return "\n".join(lines + [f"  {name:<22} {text}" for name, text in rows])
+    short = {"healthy": "Yes.", "unhealthy": "No.", "not finished": "".join(early)}[report["verdict"]]
+    return short, report["problems"] + early * bool(report["problems"])
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as a few lines for the console."""
+    short, problems = answer(report)
+    lines = ["", f"Is this run healthy?  {short}", *(f"  ! {sentence}" for sentence in problems)]
+    return "\n".join(lines + [f"  {name:<22} {text}" for name, text in rows_of_report(report)])
 
 
 def skipped_images(dataset: Dataset) -> list[str]:
