@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import best, curves, likelihood, pictures, report, runs, size, verdict
+from utils import best, curves, explore, likelihood, pictures, report, runs, size, verdict
 from utils.batches import brightness
 from utils.bounds import ReconstructionLoss
 from utils.chance import IMPORTANCE_NOISE, TEST_NOISE, random_key, standard_normal
@@ -134,4 +134,5 @@ def judge(
     # Where TensorBoard has event files, because its projector looks nowhere else.
     called = dataset.test_labels, dataset.label_names
     pictures.write_projector(folder / "tensorboard" / "test", z_mean, *called, dataset.test_images)
+    explore.leave_page(say, folder, vae, s, dataset, (reconstruction, kl), judged)
     return judged

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import batches, best, checkpoints, evaluation, history, known, pictures, report, runs, workers
+from utils import batches, best, checkpoints, evaluation, explore, history, known, pictures, report, runs, workers
 from utils.console import TO_LOWER, OutOfMemory, Problem, Say, Stopped, handled, is_out_of_memory, stops
 from utils.dataset import BadImage, DataError, Dataset, LazyImages
 from utils.files import remove_unfinished, write_json
@@ -129,6 +129,8 @@ def recording(
                 left = f"the checkpoint of step {steps[-1]:,} is good; where there is more memory, go on with: {go_on}"
             raise OutOfMemory(f"out of memory after step {run.step:,}; {TO_LOWER}; {left}") from None
     say(pictures.look_at(folder))
+    if page := explore.link(folder):
+        say(page)
     if run.stopped:
         say(f"\nstopped    without the log-likelihood, which comes with: {go_on}")
         raise run.stopped

@@ -1,0 +1,80 @@
+"""A page to play with a trained model in the browser: explore.html, in the run's folder.
+
+    python -m experiments.explore mnist-ce-z20
+    python -m experiments.explore predictions/mnist-ce-z20 --open
+
+`python main.py` leaves one at the end of a run. This command makes it for a run that has none, or that is not finished,
+from its newest checkpoint. The page is one file: it needs no network and no server, and can be mailed or put on the
+web. It shows a map of the test images, a slider for each latent, paper to draw on, walks between images, and samples.
+The model is in it, and computes in the browser.
+
+Models of more than 10 million parameters, or with layers of your own that the page does not know, get no page.
+"""
+
+# ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
+
+import argparse
+import json
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.load import load_run, read_run
+from utils import console
+from utils.console import Say, experiment_parser
+
+
+def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for. A mistake prints one line and exits with code 2."""
+    parser = experiment_parser("explore", __doc__)
+    parser.add_argument("--open", action="store_true", help="open it in the browser")
+    return read_run(parser, argv)
+
+
+if __name__ == "__main__":
+    console.begin()
+    ASKED = read_command_line()
+
+import main as vae_main
+from utils import explore, runs
+from utils.evaluation import compile_evaluation
+
+
+def saved_report(folder: Path) -> dict[str, Any] | None:
+    """The report of a run, if it has one. Raises RunError for one that cannot be read."""
+    path = folder / "report.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise runs.RunError(f"{path} cannot be read ({error}); without it there is a page without a report") from None
+
+
+def write_page(folder: Path, kind: str = "step", say: Say = print) -> Path:
+    """Write the page of a run's newest checkpoint of a `kind` (load.read_run); return where it is.
+
+    Raises SettingsError, runs.RunError, DataError, explore.NoPage and OSError.
+    """
+    vae, settings, dataset = load_run(folder, say, kind)
+    explore.check_size(vae)
+    reconstruction, kl, _ = compile_evaluation(vae, settings, vae_main.loss_terms)(dataset.test_images)
+    judged = saved_report(folder) if kind == "step" else None  # a report is of the last step
+    explore.write_page(folder, vae, settings, dataset, (reconstruction, kl), judged, kind)
+    say(explore.link(folder))
+    return folder.absolute() / explore.NAME
+
+
+def main(asked: argparse.Namespace) -> int:
+    """Write the page as the command line says; return the exit code."""
+
+    def work():
+        page = write_page(asked.run, asked.kind)
+        if asked.open and not webbrowser.open(page.as_uri()):
+            print("note       no browser was found; open the file yourself")
+
+    return console.run("explore", work, "no page was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main(ASKED))
