@@ -706,6 +706,7 @@ def test_a_signal_during_the_likelihood_leaves_a_finished_run_that_lacks_it(numb
     assert re.search(r"\nstopping   the log-likelihood is left out; .*\n", said)
     assert f"test ELBO              {report['test_elbo']:.2f} nats" in said
     assert f"look at    {folder}: samples_003.png" in said
+    assert f"explore    {(folder / 'explore.html').as_uri()}\n" in said
     told = re.search(
         r"\n\nstopped    without the log-likelihood, which comes with: python (\S+)/main\.py (.*)\n$", said
     )
