@@ -1,12 +1,14 @@
 // Pictures on canvases, colours, and work that is spread over the frames of the screen.
 
 export const element = (id) => document.getElementById(id);
-export const inNats = (value) => (value === null ? "–" : `${value.toFixed(1)} nats`);
 export const signed = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
+/** A number of nats as text; of a loss that is no likelihood without the unit. */
+export const inNats = (value, isLikelihood = true) =>
+  value === null ? "–" : `${signed(value, 1)}${isLikelihood ? " nats" : ""}`;
 export const theme = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-const PALETTE = [
-  "#4e79a7", "#e08a3c", "#d65f5f", "#6aada9", "#59a14f", "#c9a83a", "#a877a1", "#e58fa0", "#93705c", "#8f8883",
+const PALETTE = [ // each at least 3 : 1 from light and from dark paper
+  "#4a78b0", "#d0701f", "#d24b4b", "#2f8f8a", "#4f9440", "#a08112", "#a26cb0", "#dc5c93", "#8c6a55", "#7d8084",
 ];
 
 /** The colour of label number `label` of so many. */
@@ -80,6 +82,14 @@ export function inFrame(work) {
     });
     newest = given;
   };
+}
+
+let waiting = null;
+
+/** Have a screen reader say something, once nothing has changed for half a second. */
+export function announce(text) {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => (element("spoken").textContent = text), 500);
 }
 
 const SLICE = 10; // milliseconds of work in a frame, so that the page still answers

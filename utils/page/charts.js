@@ -35,7 +35,7 @@ export function costChart(svg, costs, what) {
     const x = part(cost) * width;
     const dearer = Math.round((100 * costs.filter((other) => other > cost).length) / costs.length);
     const beyond = cost > high ? ", beyond the right end" : "";
-    const caption = `${what} in nats: grey the test images, blue this one${beyond}. ${dearer} % of them cost more.`;
+    const caption = `${what}. Grey: the test images; blue: this picture${beyond}. ${dearer} % of them cost more.`;
     const axis = line("axis", 0, floor, width, floor), mark = line("stroke", x, 2, x, floor);
     fill(svg, width, height, [...bars, axis, ...ends, mark], caption);
     return caption;
@@ -44,33 +44,46 @@ export function costChart(svg, costs, what) {
 
 /** A function that shows the posterior of each latent and, if there is one, its KL in nats; it returns a caption. */
 export function posteriorChart(svg, about, vae, state) {
-  const order = state.order.slice(0, SHOWN), usual = usualKl(vae, state);
+  const order = state.order.slice(0, SHOWN), usual = usualKl(vae, state), plain = about.autoencoder;
+  const end = about.prior.kind === "standard" ? 4 : Math.ceil(farthest(state));
   return (posterior) => {
-    const each = vae.klPerLatent(posterior), { z_mean, z_log_std } = posterior, plain = about.autoencoder;
+    const each = vae.klPerLatent(posterior), { z_mean, z_log_std } = posterior;
     const width = svg.clientWidth || 400, left = 40, step = (width - left) / order.length;
     const wide = Math.min(0.7 * step, 40);
     const upper = 96, floor = upper + 80, top = upper + 22, height = (each ? floor : upper) + 24;
-    const end = plain ? Math.max(...z_mean.map(Math.abs), 1e-6) : 4;
     const up = (z) => upper / 2 - (Math.max(-1, Math.min(1, z / end)) * (upper - 8)) / 2;
     const most = each ? Math.max(usual, ...each) : 1;
     const scale = (y, text) => words(left - 8, y + 4, "end", text) + line("axis", left, y, width, y);
-    const parts = [end, 0, -end].map((z) => scale(up(z), signed(z, plain ? 1 : 0)));
+    const parts = [end, 0, -end].map((z) => scale(up(z), signed(z, 0)));
     if (each) parts.push(scale(floor, "0"), scale(top, most.toFixed(1)));
     order.forEach((latent, k) => {
       const x = left + (k + 0.5) * step, std = plain ? 0 : Math.exp(z_log_std[latent]);
       parts.push(line("stroke", x, up(z_mean[latent] + std), x, up(z_mean[latent] - std)));
-      parts.push(`<circle class="value" cx="${x}" cy="${up(z_mean[latent])}" r="3"/>`);
+      parts.push(mark(x, up(z_mean[latent]), Math.abs(z_mean[latent]) > end ? Math.sign(z_mean[latent]) : 0));
       const tall = each ? (each[latent] / most) * (floor - top) : 0;
       if (each) parts.push(bar(x - wide / 2, floor - tall, wide, tall));
       if (step >= 22 || k % 5 === 0) parts.push(words(x, height - 6, "middle", `z${latent + 1}`));
     });
-    const above = "Above: the posterior of each latent, its mean and one standard deviation up and down.";
-    const caption = [plain ? "The code." : above, each ? "Below: its KL in nats." : ""];
+    const above = "the posterior of each latent, its mean and one standard deviation up and down.";
+    const what = plain ? "The code." : each ? `Above: ${above} Below: its KL in nats.` : `Shown: ${above}`;
+    const caption = [what, "Latents in the order of the sliders."];
     if (about.latents > SHOWN) caption.push(`Of ${about.latents} latents the first ${SHOWN}.`);
     const told = each ? order.slice(0, 5).map((latent) => `z${latent + 1} ${each[latent].toFixed(1)} nats`) : [];
     fill(svg, width, height, parts, [...caption, told.join(", ")].join(" "));
     return caption.join(" ");
   };
+}
+
+/** A dot; a triangle for what lies beyond the end of the scale, upwards (1) or downwards (-1). */
+function mark(x, y, beyond) {
+  if (!beyond) return `<circle class="value" cx="${x}" cy="${y}" r="3"/>`;
+  return `<path class="value" d="M${x - 4},${y + 3 * beyond} L${x + 4},${y + 3 * beyond} L${x},${y - 4 * beyond} Z"/>`;
+}
+
+/** The size of a latent's mean that one in two hundred exceeds. */
+function farthest(state) {
+  const sizes = Array.from({ length: state.count }, (_, i) => Array.from(state.posterior(i).z_mean, Math.abs)).flat();
+  return sizes.sort((a, b) => a - b)[Math.floor(0.995 * (sizes.length - 1))] || 1;
 }
 
 /** The KL that the largest latent of one test image in a hundred exceeds: the usual height of the chart. */

@@ -1,11 +1,12 @@
 // Draw: a picture on the paper, what the model makes of it, and what it costs in nats.
-import { element, inFrame, inNats, paint, signed } from "./canvas.js";
+import { announce, element, inFrame, inNats, paint } from "./canvas.js";
 import { costChart, posteriorChart } from "./charts.js";
 import { createPaper } from "./paper.js";
 import { normals } from "./vae.js";
 
 export function createDraw(about, vae, state) {
-  const shape = about.shape, what = about.autoencoder ? "Reconstruction loss" : "Reconstruction + KL";
+  const shape = about.shape, isLikelihood = about.sum === "ELBO";
+  const what = about.autoencoder ? "Reconstruction loss" : "Reconstruction + KL, with one draw of z";
   const costs = Array.from({ length: state.count }, (_, i) => state.costs(i)).map(({ loss, kl }) => loss + (kl ?? 0));
   const showCost = costChart(element("cost-chart"), costs, what);
   const showPosterior = posteriorChart(element("posterior-chart"), about, vae, state);
@@ -17,12 +18,13 @@ export function createDraw(about, vae, state) {
     paint(element("draw-input"), x, shape, "what the encoder sees");
     paint(element("draw-mean"), vae.decode(posterior.z_mean), shape, "decoded mean of the posterior");
     if (!about.autoencoder) paint(element("draw-sample"), decoded, shape, "a decoded draw from the posterior");
-    element("draw-loss").textContent = loss === null ? "a loss of your own" : inNats(loss);
+    element("draw-loss").textContent = loss === null ? "a loss of your own" : inNats(loss, isLikelihood);
     element("draw-kl").textContent = inNats(kl);
-    element("draw-elbo").textContent = elbo === null ? "–" : `${signed(elbo, 1)} nats`;
+    element("draw-elbo").textContent = inNats(elbo, isLikelihood);
     if (loss !== null) element("cost-caption").textContent = showCost(loss + (kl ?? 0));
     element("posterior-caption").textContent = showPosterior(posterior);
     element("draw-note").textContent = paper.remarks();
+    if (!paper.hasSample()) announce(element("cost-caption").textContent);
   });
 
   const paper = createPaper(about, update);

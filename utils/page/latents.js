@@ -22,7 +22,7 @@ export function createLatents(about, vae, state) {
       <output for="slider-${latent}"></output><span class="nats"></span>`;
     const input = row.querySelector("input");
     row.querySelector(".nats").textContent = isStandard ? `${state.told[latent].toFixed(2)} nats` : "";
-    row.title = isInactive ? `${name} is inactive: it says nothing, and the decoder ignores it` : "";
+    row.title = isInactive ? `${name} is inactive: its mean hardly varies between images` : "";
     const back = () => move(latent, state.posterior(state.selected).z_mean[latent]);
     input.addEventListener("input", () => move(latent, Number(input.value)));
     input.addEventListener("focus", () => showStrip(latent));
@@ -32,7 +32,9 @@ export function createLatents(about, vae, state) {
     });
     row.querySelector(".prior").setAttribute("d", priorCurve(latent));
     element("sliders").append(row);
-    rows.push({ latent, input, output: row.querySelector("output"), posterior: row.querySelector(".posterior") });
+    const spoken = isStandard ? `, mean KL ${state.told[latent].toFixed(2)} nats${isInactive ? ", inactive" : ""}` : "";
+    const [output, posterior] = ["output", ".posterior"].map((part) => row.querySelector(part));
+    rows.push({ latent, spoken, input, output, posterior });
   }
 
   // --- curves ---
@@ -95,9 +97,10 @@ export function createLatents(about, vae, state) {
   }
 
   const show = inFrame(() => {
-    for (const { latent, input, output, posterior } of rows) {
+    for (const { latent, spoken, input, output, posterior } of rows) {
       input.value = state.z[latent];
       output.textContent = signed(state.z[latent]);
+      input.setAttribute("aria-valuetext", `${signed(state.z[latent])}${spoken}`);
       if (isNew) posterior.setAttribute("d", posteriorCurve(latent));
     }
     paint(element("latents-decoded"), vae.decode(state.z), shape, "decoded from the sliders");

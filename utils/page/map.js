@@ -1,10 +1,13 @@
 // The map: test images in a plane through the latent space. The place under the cursor is decoded.
-import { element, fineContext, gradually, inFrame, inNats } from "./canvas.js";
+import { announce, element, fineContext, gradually, inFrame, inNats } from "./canvas.js";
 import { labelColour, paint, resize, signed, theme, toPixels } from "./canvas.js";
 import { normals } from "./vae.js";
 
+const MARKS = "Thick ring: the selected image. Blue dot: the sliders.";
+const RINGS = "Thin rings: one and two standard deviations of an image's posterior.";
 const NEAR = 12; // pixels from a point at which it counts as pointed at
 const TILES = 22; // decoded images in a row behind the points
+const FARTHEST = 4.5; // standard deviations of the prior, up to which they are drawn
 
 /** The plane that is looked at: place(z) -> [x, y]; at(x, y, z) -> z moved within the plane to x, y; its names. */
 function planeOf(about, readTensor, kind, [i, j]) {
@@ -35,6 +38,8 @@ export function createMap(about, vae, state, readTensor) {
   const [axisX, axisY] = [element("axis-x"), element("axis-y")], names = about.labels.names;
   const points = document.createElement("canvas"), manifold = document.createElement("canvas");
   const shown = names.map(() => true), hasTiles = about.latents === 2 && !about.noise;
+  const isLikelihood = about.sum === "ELBO";
+  state.isShown = (i) => shown[about.labels.of[i]];
   let plane, places, reach, middle, view;
   let cursor = null, near = null, beside = null; // a place in the plane; the image there; the one beside the map
 
@@ -48,7 +53,8 @@ export function createMap(about, vae, state, readTensor) {
   document.querySelector(`[name=plane][value=${about.plane ? "pca" : "axes"}]`).checked = true;
   element("plane-choice").hidden = !about.plane;
   if (about.plane) {
-    element("pca-name").textContent = `PCA, ${Math.round(100 * about.plane.share)} % of the codes' variance`;
+    const share = Math.round(100 * about.plane.share), what = about.autoencoder ? "codes" : "means";
+    element("pca-name").textContent = `PCA, ${share} % of the variance of ${what}`;
   }
   element("manifold-choice").hidden = !hasTiles;
 
@@ -67,13 +73,18 @@ export function createMap(about, vae, state, readTensor) {
     reach = 1.08 * Math.max(about.autoencoder ? 1e-6 : 2.2, most);
     cursor = null;
     near = null;
-    const hidden = about.latents - 2;
     const spread = "Across: z1. Upwards means nothing: the points are spread, so that they can be told apart.";
     const axes = alone ? spread : `Across: ${plane.names[0]}, upwards: ${plane.names[1]}.`;
-    const which = hidden === 1 ? "The coordinate that it does not show is" : `The ${hidden} that it does not show are`;
-    element("plane-note").textContent = hidden > 0 ? `${axes} ${which} the selected image's.` : axes;
+    element("plane-note").textContent = [axes, restInWords(), MARKS, about.autoencoder ? "" : RINGS].join(" ");
     drawAll();
     point(null);
+  }
+
+  function restInWords() {
+    const hidden = about.latents - 2;
+    if (hidden <= 0) return "";
+    if (kind() === "pca") return "What lies off the plane stays as in the selected image: near points may differ.";
+    return `The other ${hidden === 1 ? "latent is" : `${hidden} latents are`} those of the selected image.`;
   }
 
   // --- drawing ---
@@ -94,7 +105,7 @@ export function createMap(about, vae, state, readTensor) {
     drawPrior(context);
     const size = Math.min(5, Math.max(2.2, 100 / Math.sqrt(state.count)));
     places.forEach((place, i) => {
-      if (!shown[about.labels.of[i]]) return;
+      if (!state.isShown(i)) return;
       dot(context, toScreen(place), size, labelColour(about.labels.of[i], names.length));
     });
   }
@@ -122,7 +133,9 @@ export function createMap(about, vae, state, readTensor) {
   // The manifold: the decoded images of a grid of places. Grey ones on light paper are drawn as ink, dark on light.
   const drawTiles = gradually(TILES * TILES, (number) => {
     const column = number % TILES, row = Math.floor(number / TILES), at = (k) => ((k + 0.5) / TILES) * view.width;
-    const x = vae.decode(plane.at(...fromScreen([at(column), at(row)]), rest()));
+    const place = fromScreen([at(column), at(row)]);
+    if (!about.autoencoder && Math.hypot(...place) > FARTHEST) return; // where there is hardly any image
+    const x = vae.decode(plane.at(...place, rest()));
     const isInk = shape[2] === 1 && !matchMedia("(prefers-color-scheme: dark)").matches;
     const pixels = toPixels(isInk ? x.map((value) => 1 - value) : x, shape);
     manifold.getContext("2d").putImageData(pixels, column * shape[1], row * shape[0]);
@@ -207,7 +220,7 @@ export function createMap(about, vae, state, readTensor) {
   function nearest([left, top], limit) {
     let found = null, least = limit ** 2;
     places.forEach((place, i) => {
-      if (!shown[about.labels.of[i]]) return;
+      if (!state.isShown(i)) return;
       const [x, y] = toScreen(place), distance = (x - left) ** 2 + (y - top) ** 2;
       if (distance < least) [found, least] = [i, distance];
     });
@@ -218,17 +231,22 @@ export function createMap(about, vae, state, readTensor) {
     const original = state.image(i), { z_mean } = state.posterior(i), { loss, kl } = state.costs(i);
     paint(element("near-image"), original, shape, `test image, ${state.label(i)}`);
     paint(element("near-reconstruction"), vae.decode(z_mean), shape, "its reconstruction");
-    element("near-label").textContent = `test image: ${state.label(i)}`;
-    const total = kl === null ? "" : `, KL ${inNats(kl)}, ${about.sum} ${signed(-(loss + kl), 1)} nats`;
-    element("near-costs").textContent = `Reconstruction ${inNats(loss)}${total}.`;
+    element("near-label").textContent = names.length > 1 ? `test image: ${state.label(i)}` : `test ${state.label(i)}`;
+    const total = kl === null ? "" : `, KL ${inNats(kl)}, ${about.sum} ${inNats(-(loss + kl), isLikelihood)}`;
+    element("near-costs").textContent = `In the run's test: reconstruction ${inNats(loss, isLikelihood)}${total}.`;
   };
 
   const point = inFrame((screen) => {
     if (screen) cursor = fromScreen(screen);
-    const [x, y] = cursor ?? places[state.selected], at = alone ? signed(x) : `${signed(x)}, ${signed(y)}`;
-    paint(element("under-cursor"), vae.decode(plane.at(x, alone ? 0 : y, rest())), shape, "decoded at the cursor");
-    element("cursor-text").textContent = `${cursor ? "Cursor" : "Selected image"} at ${at}.`;
+    // Without a cursor it is the code of the sliders, which are at the selected image until one is moved.
+    const z = cursor ? plane.at(...cursor, rest()) : state.z, isMoved = z.some((value, i) => value !== rest()[i]);
+    const what = cursor ? "cursor" : isMoved ? "sliders" : "ring";
+    const place = (cursor ?? plane.place(z)).slice(0, alone ? 1 : 2).map((value) => signed(value)).join(", ");
+    paint(element("under-cursor"), vae.decode(z), shape, `decoded at the ${what}`);
+    element("cursor-caption").textContent = `decoded at the ${what}`;
+    element("cursor-text").textContent = `The ${what} ${isMoved && !cursor ? "are" : "is"} at ${place}.`;
     near = screen ? nearest(screen, NEAR) : null;
+    if (screen) announce(`${element("cursor-text").textContent} ${near === null ? "" : state.label(near)}`);
     if (beside !== (near ?? state.selected)) showImage((beside = near ?? state.selected));
     draw();
   });
@@ -250,18 +268,22 @@ export function createMap(about, vae, state, readTensor) {
   });
   canvas.addEventListener("click", (event) => {
     const [left, top] = where(event), isDrag = Math.hypot(left - pressed[0], top - pressed[1]) > NEAR / 2;
-    if (!isDrag) select([left, top], 2 * NEAR);
+    if (!isDrag) select([left, top], event.pointerType === "mouse" ? NEAR : 2 * NEAR);
   });
-  canvas.addEventListener("pointerleave", (event) => {
-    if (event.pointerType !== "mouse") return; // a finger that is lifted leaves the cursor where it was
+  const leave = () => {
     cursor = null;
     point(null);
+  };
+  canvas.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "mouse") leave(); // a finger that is lifted leaves the cursor where it was
   });
   const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   canvas.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own
     const [across, up] = WAYS[event.key] ?? [0, 0];
     const [left, top] = toScreen(cursor ?? places[state.selected]), step = view.width / (event.shiftKey ? 15 : 60);
     if (event.key === "Enter") select([left, top], view.width);
+    else if (event.key === "Escape") leave();
     else if (across || up) {
       const inside = (value) => Math.min(view.width - 1, Math.max(1, value));
       point([inside(left + across * step), inside(top + up * step)]);
@@ -287,6 +309,11 @@ export function createMap(about, vae, state, readTensor) {
     });
     element("legend").append(button);
   });
+  const all = document.createElement("button");
+  all.type = "button";
+  all.textContent = "Show all";
+  all.addEventListener("click", () => filter(() => true));
+  element("legend").append(all);
   element("legend").hidden = names.length < 2;
 
   function filter(choose) {
@@ -299,15 +326,19 @@ export function createMap(about, vae, state, readTensor) {
 
   // --- when something changes ---
   for (const control of document.querySelectorAll("[name=plane]")) control.addEventListener("change", choosePlane);
-  for (const axis of [axisX, axisY]) {
+  for (const [axis, other] of [[axisX, axisY], [axisY, axisX]]) {
+    let before = axis.value;
+    axis.addEventListener("focus", () => (before = axis.value));
     axis.addEventListener("change", () => {
+      if (axis.value === other.value) other.value = before; // they change places
+      before = axis.value;
       document.querySelector("[name=plane][value=axes]").checked = true;
       choosePlane();
     });
   }
   element("manifold").addEventListener("change", drawAll);
   new ResizeObserver(drawAll).observe(canvas);
-  state.on(({ selected }) => (selected ? point(null) : draw()));
+  state.on(() => point(null));
   choosePlane();
   return { redraw: drawAll };
 }

@@ -26,10 +26,14 @@ function keepWhatIsTrue(about) {
     standard: isStandard,
     pulled: !about.autoencoder && Number(about.settings.KL_WEIGHT_END) > 0,
     learned: !about.autoencoder && !isStandard,
+    likelihood: about.sum === "ELBO",
+    unlike: !about.autoencoder && about.sum !== "ELBO",
+    labelled: about.labels.names.length > 1,
+    noise: about.noise > 0,
     rounded: about.settings.MIXED_PRECISION === "True",
   };
   for (const part of document.querySelectorAll("[data-if]")) part.hidden = !holds[part.dataset.if];
-  for (const part of document.querySelectorAll("[data-sum]")) part.textContent = about.sum;
+  for (const part of document.querySelectorAll("[data-sum]")) part.textContent = about.sum.replace("-", "−");
 }
 
 function describe(about, count) {
@@ -48,15 +52,16 @@ function describe(about, count) {
   element("summary").textContent =
     `${kind} of ${about.title}. Its encoder squeezes an image of ${pixels} into ${latents}${noise}; its decoder ` +
     `draws the image again from them.${prior[about.prior.kind]} It has ${(about.parameters / 1e6).toFixed(1)} M ` +
-    `parameters, was trained for ${number(about.step)} steps, and runs in this page, with ${number(count)} of its ` +
-    `${number(about.test_images)} test images.`;
+    `parameters, was trained for ${number(about.step)} steps, and runs in this page, with ` +
+    `${count < about.test_images ? `${number(count)} of its ${number(about.test_images)}` : `its ${number(count)}`} ` +
+    "test images.";
 }
 
 function list(id, rows) {
   for (const [name, text] of rows) {
     const [term, value] = ["dt", "dd"].map((tag) => document.createElement(tag));
     term.textContent = name;
-    value.textContent = text === "" ? "–" : text.replaceAll("+-", "±");
+    value.textContent = text === "" ? "–" : text.replaceAll("+-", "±").replace(/(^|[ (])-(?=[\d(])/g, "$1−");
     element(id).append(term, value);
   }
 }
@@ -88,9 +93,9 @@ function warn(words) {
 /** The model for the console and for tests: plain arrays in, plain arrays out. */
 function modelForConsole(vae, about) {
   const read = (values, length, what) => {
-    const flat = Array.from(values).flat(Infinity);
+    const flat = Array.from(values ?? []).flat(Infinity);
     if (flat.length === length && flat.every(Number.isFinite)) return Float32Array.from(flat);
-    throw new Error(`${what}: ${flat.length} values are not allowed; ${length} numbers are`);
+    throw new Error(`${what} must be ${length} numbers`);
   };
   const image = (x) => read(x, vae.pixels, "x"), latents = (z) => read(z, vae.size, "z");
   const plain = (found) => {
@@ -99,7 +104,10 @@ function modelForConsole(vae, about) {
   };
   return {
     shape: about.shape,
-    encode: (x) => plain(vae.encode(image(x))),
+    encode(x) {
+      const { z_mean, z_log_std } = vae.encode(image(x));
+      return plain(about.autoencoder ? { z_mean } : { z_mean, z_log_std });
+    },
     decode: (z) => Array.from(vae.decode(latents(z))),
     kl: (x) => vae.klPerLatent(vae.encode(image(x))),
     costs: (x, noise) => plain(vae.costs(image(x), vae.encode(image(x)), latents(noise))),
@@ -125,7 +133,8 @@ async function start() {
   };
   state.on(({ selected }) => selected && showSelected());
   element("another").addEventListener("click", () => {
-    state.change({ selected: Math.floor(Math.random() * state.count) });
+    const shown = Array.from({ length: state.count }, (_, i) => i).filter(state.isShown);
+    if (shown.length) state.change({ selected: shown[Math.floor(Math.random() * shown.length)] });
   });
   showSelected();
 

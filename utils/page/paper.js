@@ -17,7 +17,7 @@ export function createPaper(about, changed) {
   const whole = [0, 0, canvas.width, canvas.height];
   let isPlaced = false; // it lies as the model expects it, and is not to be centred
   let isSample = false; // it was put there for a start, and goes when something is drawn
-  let remark = "", last = null;
+  let remark = "", last = null, pointer = null, reading = 0;
 
   // --- from the paper to an image ---
   function seen() {
@@ -111,6 +111,7 @@ export function createPaper(about, changed) {
   }
 
   async function read(file) {
+    const mine = ++reading;
     let picture;
     try {
       picture = await createImageBitmap(file);
@@ -118,35 +119,42 @@ export function createPaper(about, changed) {
       element("draw-note").textContent = `${file.name} is not a picture that this browser can read.`;
       return;
     }
-    if (picture.width === width && picture.height === height) return place(picture, `${file.name}, as it is.`);
+    if (mine !== reading) return; // another one was chosen meanwhile
     clear();
+    const isExact = picture.width === width && picture.height === height;
     // As training cuts pictures: perhaps a square from the middle; then all of it, or as much as has the shape.
     const sides = [picture.width, picture.height], square = Math.min(about.crop, ...sides);
-    const cut = about.crop ? [square, square] : sides, keepsAll = centred || about.fit === "pad";
+    const cut = about.crop && !isExact ? [square, square] : sides, keepsAll = centred || about.fit === "pad";
     const fits = [canvas.width / cut[0], canvas.height / cut[1]];
     const fit = keepsAll ? Math.min(...fits) : Math.max(...fits), sizes = cut.map((side) => side * fit);
-    const box = [(canvas.width - sizes[0]) / 2, (canvas.height - sizes[1]) / 2, ...sizes];
+    const box = [(canvas.width - sizes[0]) / 2, (canvas.height - sizes[1]) / 2, ...sizes].map(Math.round);
+    context.imageSmoothingEnabled = !isExact;
     context.imageSmoothingQuality = "high";
     context.fillStyle = "#fff"; // transparent parts become white, as in training
     context.fillRect(...box);
     context.drawImage(picture, (sides[0] - cut[0]) / 2, (sides[1] - cut[1]) / 2, ...cut, ...box);
-    const isTurned = centred && makeInk(box);
-    isPlaced = !centred;
+    context.imageSmoothingEnabled = true;
+    const isTurned = centred && makeInk(box, isExact);
+    isPlaced = !centred || (isExact && !isTurned);
     const turned = isTurned ? " Dark on light: turned into white on black." : "";
-    const isCut = about.crop || (!keepsAll && fits[0] !== fits[1]);
+    const isCut = !isExact && (about.crop || (!keepsAll && fits[0] !== fits[1]));
     remark = `${file.name}: ${isCut ? "the middle of " : ""}${sides.join(" x ")} pixels.${turned}`;
     changed();
   }
 
-  /** Make a photo in a box of the paper white ink on black; return whether it was dark on light. */
-  function makeInk(box) {
-    const [left, top, wide, high] = box.map((side) => Math.max(0, Math.floor(side)));
+  /** Make a photo in a box of the paper white ink on black; return whether it was dark on light.
+   *
+   * What is `asItIs` is left so, if it is light on dark. */
+  function makeInk(box, asItIs) {
+    const [left, top, wide, high] = box;
     const pixels = context.getImageData(left, top, Math.max(1, wide), Math.max(1, high));
     const grey = fromPixels(pixels, 1), [columns, rows] = [pixels.width, pixels.height];
     const isEnd = (k, count) => k === 0 || k === count - 1;
     const isBorder = (_, i) => isEnd(i % columns, columns) || isEnd(Math.floor(i / columns), rows);
     const border = grey.filter(isBorder).sort(), ground = border[border.length >> 1]; // the brightness of its paper
-    const isTurned = ground > 0.5, far = grey.map((value) => (isTurned ? ground - value : value - ground));
+    const isTurned = ground > 0.5;
+    if (asItIs && !isTurned) return false;
+    const far = grey.map((value) => (isTurned ? ground - value : value - ground));
     const most = far.reduce((a, b) => Math.max(a, b), FAINT); // what is fainter is no ink
     context.fillStyle = "#000";
     context.fillRect(...whole);
@@ -166,27 +174,38 @@ export function createPaper(about, changed) {
     });
   };
   function stroke(event) {
-    if (!last) return;
+    if (event.pointerId !== pointer) return; // one finger draws
     const next = where(event);
-    context.strokeStyle = channels === 3 ? element("brush").value : "#fff";
-    context.lineWidth = PEN * Math.max(canvas.width, canvas.height);
-    context.lineCap = "round";
+    const pen = PEN * Math.max(canvas.width, canvas.height);
+    context.fillStyle = context.strokeStyle = channels === 3 ? element("brush").value : "#fff";
+    context.lineWidth = pen;
     context.beginPath();
     context.moveTo(...last);
     context.lineTo(...next);
     context.stroke();
+    for (const end of [last, next]) { // round, and a tap is a dot
+      context.beginPath();
+      context.arc(...end, pen / 2, 0, 2 * Math.PI);
+      context.fill();
+    }
     last = next;
     changed();
   }
   canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0 || pointer !== null) return;
     event.preventDefault();
-    canvas.setPointerCapture(event.pointerId);
+    pointer = event.pointerId;
+    canvas.setPointerCapture(pointer);
     if (isSample) clear();
     last = where(event);
     stroke(event);
   });
   canvas.addEventListener("pointermove", stroke);
-  for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (last = null));
+  for (const end of ["pointerup", "pointercancel"]) {
+    canvas.addEventListener(end, (event) => {
+      if (event.pointerId === pointer) pointer = null;
+    });
+  }
 
   element("brush-choice").hidden = channels !== 3;
   element("clear").addEventListener("click", () => (clear(), changed()));
@@ -194,10 +213,11 @@ export function createPaper(about, changed) {
     if (event.target.files.length) read(event.target.files[0]);
     event.target.value = ""; // so that the same file can be chosen again
   });
-  const marked = (isOver) => element("drop").classList.toggle("over", isOver), area = element("draw");
-  area.addEventListener("dragover", (event) => (event.preventDefault(), marked(true)));
-  area.addEventListener("dragleave", () => marked(false));
-  area.addEventListener("drop", (event) => {
+  // A file may be dropped anywhere: beside the paper the browser would open it in place of this page.
+  const marked = (isOver) => element("drop").classList.toggle("over", isOver);
+  window.addEventListener("dragover", (event) => (event.preventDefault(), marked(true)));
+  window.addEventListener("dragleave", () => marked(false));
+  window.addEventListener("drop", (event) => {
     event.preventDefault();
     marked(false);
     if (event.dataTransfer.files.length) read(event.dataTransfer.files[0]);

@@ -28,6 +28,12 @@ export function createSamples(about, vae, state) {
     prior();
     posteriors();
   });
-  prior();
-  posteriors();
+  width.value = 1;
+  const seen = new IntersectionObserver(([{ isIntersecting }]) => {
+    if (!isIntersecting) return;
+    seen.disconnect(); // not before: a slow decoder has other views to draw first
+    prior();
+    posteriors();
+  });
+  seen.observe(element("samples"));
 }

@@ -38,6 +38,7 @@ export function createState(about, vae, image, readTensor) {
     /** The costs of a test image with one draw of z, in nats, as the run's test has them. */
     costs: (i) => ({ loss: losses[i], kl: about.autoencoder ? null : kls[i] }),
     draws: about.prior.kind === "standard" || !vae.prior ? [] : drawsOf(vae),
+    isShown: () => true, // of which labels images are shown: map.js
     on: (view) => views.push(view),
     change(changes) {
       Object.assign(state, changes);

@@ -20,16 +20,16 @@ const length = (z) => Math.hypot(...z);
 
 export function createWalk(about, vae, state) {
   const shape = about.shape, handle = element("walk-t"), ways = { straight, arc };
-  let goal = anotherGoal(0), playing = null, direction = 1;
+  let goal = anotherGoal(0), playing = null, direction = 1, t = 0.5;
 
   /** The next image after `from` that is not the start, with another label if there are several. */
   function anotherGoal(from) {
     const { of, names } = about.labels, start = state.selected;
     for (let i = 1; i <= state.count; i++) {
       const next = (from + i) % state.count;
-      if (next !== start && (names.length < 2 || of[next] !== of[start])) return next;
+      if (next !== start && state.isShown(next) && (names.length < 2 || of[next] !== of[start])) return next;
     }
-    return start; // there is no other
+    return (from + 1) % state.count; // there is no such image
   }
 
   const ends = () => [state.selected, goal].map((i) => state.posterior(i).z_mean);
@@ -40,11 +40,13 @@ export function createWalk(about, vae, state) {
 
   const showStep = inFrame(() => {
     for (const [name, way] of Object.entries(ways)) {
-      const z = way(...ends(), Number(handle.value));
-      paint(element(`walk-${name}-now`), vae.decode(z), shape, `${name}, at t = ${handle.value}`);
+      const z = way(...ends(), t);
+      paint(element(`walk-${name}-now`), vae.decode(z), shape, `${name}, at t = ${t.toFixed(2)}`);
       element(`${name}-length`).textContent = `|z| = ${length(z).toFixed(2)}`;
     }
-    handle.setAttribute("aria-valuetext", `t = ${Number(handle.value).toFixed(2)}`);
+    handle.value = t;
+    element("walk-t-text").textContent = `t = ${t.toFixed(2)}`;
+    handle.setAttribute("aria-valuetext", `t = ${t.toFixed(2)}`);
   });
 
   function showEnds() {
@@ -63,6 +65,13 @@ export function createWalk(about, vae, state) {
     `|z| is the length of a code: ${mean.toFixed(2)} for the test images, give or take ${spread.toFixed(2)}. ` +
     "To choose both ends, select one image, swap, and select the other.";
 
+  const middle = state.posterior(0).z_mean.map((_, k) => {
+    return sum(Array.from({ length: state.count }, (_, i) => state.posterior(i).z_mean[k])) / state.count;
+  });
+  const isSphere = !about.autoencoder && spread < 0.15 * mean && length(middle) < 0.3 * mean; // all around zero
+  element("on-a-sphere").hidden = !isSphere;
+  element("on-no-sphere").hidden = isSphere;
+
   // --- play ---
   function stop() {
     cancelAnimationFrame(playing);
@@ -70,20 +79,24 @@ export function createWalk(about, vae, state) {
     element("play").textContent = "Play";
   }
   function play() {
-    let before = performance.now(), t = Number(handle.value);
+    let before = performance.now();
     element("play").textContent = "Pause";
     const frame = (now) => {
       t += (direction * Math.max(0, now - before)) / (1000 * SECONDS);
       before = now;
       if (t >= 1 || t <= 0) direction = t >= 1 ? -1 : 1;
-      handle.value = t = Math.max(0, Math.min(1, t));
+      t = Math.max(0, Math.min(1, t));
       showStep();
       playing = requestAnimationFrame(frame);
     };
     playing = requestAnimationFrame(frame);
   }
   element("play").addEventListener("click", () => (playing === null ? play() : stop()));
-  handle.addEventListener("input", () => (stop(), showStep()));
+  handle.addEventListener("input", () => {
+    stop();
+    t = Number(handle.value);
+    showStep();
+  });
   element("other-end").addEventListener("click", () => {
     goal = anotherGoal(goal + Math.floor(Math.random() * (state.count - 1)));
     showEnds();
@@ -91,7 +104,7 @@ export function createWalk(about, vae, state) {
   element("swap").addEventListener("click", () => {
     const end = goal;
     goal = state.selected;
-    handle.value = 1 - handle.value;
+    [t, direction] = [1 - t, -direction];
     state.change({ selected: end });
   });
   state.on(({ selected }) => {
@@ -99,6 +112,5 @@ export function createWalk(about, vae, state) {
     if (goal === state.selected) goal = anotherGoal(goal);
     showEnds();
   });
-  handle.value = 0.5;
   showEnds();
 }
