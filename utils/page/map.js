@@ -75,7 +75,8 @@ export function createMap(about, vae, state, readTensor) {
     near = null;
     const spread = "Across: z1. Upwards means nothing: the points are spread, so that they can be told apart.";
     const axes = alone ? spread : `Across: ${plane.names[0]}, upwards: ${plane.names[1]}.`;
-    element("plane-note").textContent = [axes, restInWords(), MARKS, about.autoencoder ? "" : RINGS].join(" ");
+    const rings = about.autoencoder || alone ? "" : RINGS; // where there are ellipses
+    element("plane-note").textContent = [axes, restInWords(), MARKS, rings].join(" ");
     drawAll();
     point(null);
   }
@@ -164,8 +165,8 @@ export function createMap(about, vae, state, readTensor) {
     context.drawImage(points, 0, 0, width, height);
     if (near !== null && !about.autoencoder && !alone) drawEllipse(context, near);
     ring(context, toScreen(places[state.selected]), 8);
-    if (!alone && state.z.some((value, i) => value !== rest()[i])) {
-      dot(context, toScreen(plane.place(state.z)), 6, theme("accent")); // where the sliders are
+    if (state.z.some((value, i) => value !== rest()[i])) {
+      dot(context, toScreen(plane.place(state.z)), 6, theme("accent"));
     }
     if (near !== null) ring(context, toScreen(places[near]), 5);
     if (cursor) drawCross(context, toScreen(cursor));
