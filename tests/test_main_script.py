@@ -182,7 +182,8 @@ def run(story):
 @pytest.mark.slow
 def test_the_script_leaves_everything_in_the_folder_of_the_run(run):
     epochs = ("000", "001", "002", "003")
-    expected = {"params.json", "history.jsonl", "report.json", "curves.png", "manifold.png", "training.gif"}
+    expected = {"params.json", "history.jsonl", "report.json", "explore.html"}
+    expected |= {"curves.png", "manifold.png", "training.gif"}
     expected |= {f"{name}_{epoch}.png" for name in ("samples", "reconstructions") for epoch in epochs}
     parts = ("index", "data-00000-of-00001", "json")
     expected |= {f"checkpoints/step-{step}.{part}" for step in SAVED for part in parts} | {"data.npz"}
@@ -401,8 +402,11 @@ def test_a_run_that_was_broken_ends_as_one_that_never_was(run, story):
     files = [contents(folder) for folder in (run, broken)]
     own = ("tfevents", "params.json", "history.jsonl", "checkpoints/")  # with times, or the run's name
     own += ("curves", "samples", "reconstructions", "manifold", "training")  # pictures, in whose captions it is
+    own += ("explore",)
     files = [{name: held for name, held in held.items() if not any(word in name for word in own)} for held in files]
     assert files[0] == files[1]
+    pages = [(folder / "explore.html").read_text().replace(folder.name, "") for folder in (run, broken)]
+    assert pages[0] == pages[1]
     for first, second in zip(*(sorted(folder.glob("film/*")) for folder in (run, broken)), strict=True):
         with Image.open(first) as frame, Image.open(second) as same:
             grids = [np.asarray(picture)[:604] for picture in (frame, same)]  # above the captions
