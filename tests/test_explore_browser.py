@@ -599,6 +599,24 @@ def test_samples_change_by_dice_and_narrow_to_the_middle(show):
     np.testing.assert_array_equal(still(model, "posterior-grid"), second[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "true"),
+    [
+        ("digits", {"vae", "standard", "pulled", "likelihood", "labelled"}),
+        ("colours", {"vae", "standard", "pulled", "likelihood", "labelled"}),  # a density is one, too
+        ("flow", {"vae", "learned", "pulled", "unlike", "noise"}),  # squared error; one image has one label
+        ("corners", {"vae", "standard", "pulled", "unlike", "labelled"}),  # cross-entropy of grey pixels
+        ("plain", {"autoencoder", "labelled"}),
+    ],
+)
+def test_sentences_stand_in_pages_that_they_are_true_of(show, name, true):
+    parts = show(name).page.evaluate(
+        "[...document.querySelectorAll('[data-if]')].map((part) => [part.dataset.if, part.hidden])"
+    )
+    assert {what for what, hidden in parts if not hidden} == true
+    assert not {what for what, hidden in parts if hidden} & true
+
+
 def test_a_plain_autoencoder_shows_neither_samples_nor_kl(show):
     page = show("plain").page
     for name in ("prior-grid", "dice", "width", "draw-kl", "draw-elbo", "draw-sample", "again"):

@@ -92,22 +92,16 @@ export function createPaper(about, changed) {
     [isPlaced, isSample, remark] = [false, false, ""];
   }
 
-  /** Put a picture of the image's size on the paper, as it is. */
-  function place(picture, words) {
+  /** Put an image (H W C) on the paper, as it is; a sample goes when something is drawn. */
+  function take(x, words, asSample = false) {
+    const picture = document.createElement("canvas");
+    paint(picture, x, shape);
     clear();
     context.imageSmoothingEnabled = false;
     context.drawImage(picture, ...whole);
     context.imageSmoothingEnabled = true;
-    [isPlaced, remark] = [true, words];
+    [isPlaced, isSample, remark] = [true, asSample, words];
     changed();
-  }
-
-  /** Put an image (H W C) on the paper; as a sample it goes when something is drawn. */
-  function take(x, words, asSample = false) {
-    const picture = document.createElement("canvas");
-    paint(picture, x, shape);
-    place(picture, words);
-    isSample = asSample;
   }
 
   async function read(file) {
@@ -142,10 +136,12 @@ export function createPaper(about, changed) {
     changed();
   }
 
-  /** Make a photo in a box of the paper white ink on black; return whether it was dark on light.
+  /**
+   * Make a photo in a box of the paper white ink on black; return whether it was dark on light.
    *
-   * What is `asItIs` is left so, if it is light on dark. */
-  function makeInk(box, asItIs) {
+   * One that is exact, of an image's size, is left as it is if it is light on dark.
+   */
+  function makeInk(box, isExact) {
     const [left, top, wide, high] = box;
     const pixels = context.getImageData(left, top, Math.max(1, wide), Math.max(1, high));
     const grey = fromPixels(pixels, 1), [columns, rows] = [pixels.width, pixels.height];
@@ -153,7 +149,7 @@ export function createPaper(about, changed) {
     const isBorder = (_, i) => isEnd(i % columns, columns) || isEnd(Math.floor(i / columns), rows);
     const border = grey.filter(isBorder).sort(), ground = border[border.length >> 1]; // the brightness of its paper
     const isTurned = ground > 0.5;
-    if (asItIs && !isTurned) return false;
+    if (isExact && !isTurned) return false;
     const far = grey.map((value) => (isTurned ? ground - value : value - ground));
     const most = far.reduce((a, b) => Math.max(a, b), FAINT); // what is fainter is no ink
     context.fillStyle = "#000";
