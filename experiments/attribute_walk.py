@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.load import load_run, read_run
+from experiments.load import Run, read_run
 from utils import console
 from utils.console import experiment_parser
 from utils.settings import Settings, SettingsError
@@ -332,10 +332,11 @@ def walk_along(
 def attribute_walk(folder: Path, asked: Sequence[str], kind: str = "step") -> dict[str, Any]:
     """Walk along attributes of a run's data, `asked` or the best told; write all into its folder, return the numbers.
 
-    `kind` is that of its checkpoint (load.read_run).
+    `kind` is that of its checkpoint (load.Run).
     Raises SettingsError, runs.RunError, DataError and OSError.
     """
-    vae, s, dataset = load_run(folder, print, kind)
+    run = Run(folder, kind)
+    vae, s, dataset = run.vae, run.settings, run.dataset()
     attributes, step = find_attributes(dataset), runs.newest_step(folder, kind)
     names = attributes.names
     numbers_asked = places(asked, names)  # a typo is told before anything is encoded

@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.load import load_run, read_run
+from experiments.load import Run, read_run
 from utils import console
 from utils.console import experiment_parser, whole
 from utils.settings import Settings
@@ -350,10 +350,11 @@ def unfinished(folder: Path, samples: int, kind: str = "step", tested: str = "")
 def evaluate(folder: Path, samples: int, components: int, kind: str = "step") -> dict[str, Any]:
     """Evaluate a run: write evaluation.json and the pictures into its folder, and return the numbers.
 
-    `kind` is that of its checkpoint (load.read_run). If this code has done so before, they are read. Raises
+    `kind` is that of its checkpoint (load.Run). If this code has done so before, they are read. Raises
     SettingsError, runs.RunError, DataError and OSError.
     """
-    vae, s, dataset = load_run(folder, print, kind)
+    run = Run(folder, kind)
+    vae, s, dataset = run.vae, run.settings, run.dataset()
     place = unfinished(folder, samples, kind, str(dataset.test_ids.tolist()))
     identity = f"{place.name.removeprefix('.evaluation-')}-{components}"
     path = named(folder, "evaluation.json", kind)

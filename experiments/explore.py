@@ -14,14 +14,12 @@ Models of more than 10 million parameters, or with layers of your own that the p
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
 
 import argparse
-import json
 import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from experiments.load import load_run, read_run
+from experiments.load import Run, read_run
 from utils import console
 from utils.console import Say, experiment_parser
 
@@ -37,30 +35,19 @@ if __name__ == "__main__":
     console.begin()
     ASKED = read_command_line()
 
-import main as vae_main
-from utils import explore, runs
-from utils.evaluation import compile_evaluation
-
-
-def saved_report(folder: Path) -> dict[str, Any] | None:
-    """The report of a run, if it has one. Raises RunError for one that cannot be read."""
-    path = folder / "report.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError as error:
-        raise runs.RunError(f"{path} cannot be read ({error}); without it there is a page without a report") from None
+from utils import explore
 
 
 def write_page(folder: Path, kind: str = "step", say: Say = print) -> Path:
-    """Write the page of a run's newest checkpoint of a `kind` (load.read_run); return where it is.
+    """Write the page of a run's newest checkpoint of a `kind` (load.Run); return where it is.
 
     Raises SettingsError, runs.RunError, DataError, explore.NoPage and OSError.
     """
-    vae, settings, dataset = load_run(folder, say, kind)
-    explore.check_size(vae)
-    reconstruction, kl, _ = compile_evaluation(vae, settings, vae_main.loss_terms)(dataset.test_images)
-    judged = saved_report(folder) if kind == "step" else None  # a report is of the last step
-    explore.write_page(folder, vae, settings, dataset, (reconstruction, kl), judged, kind)
+    run = Run(folder, kind, say)
+    explore.check_size(run.vae)
+    judged = run.report if run.is_finished and kind == "step" else None  # a report is of the last step
+    terms = run.terms(run.dataset().test_images)
+    explore.write_page(folder, run.vae, run.settings, run.dataset(), terms, judged, kind)
     say(explore.link(folder))
     return folder.absolute() / explore.NAME
 

@@ -255,7 +255,7 @@ def description(
 
 
 def export(folder: Path, to: str | None = None, kind: str = "step", say: Say = print, tflite: bool = False) -> Path:
-    """Export a run's newest checkpoint of a `kind` (load.read_run) to the folder `to`, or else into its own; return
+    """Export a run's newest checkpoint of a `kind` (load.Run) to the folder `to`, or else into its own; return
     where it is. With `tflite` also for TensorFlow Lite.
 
     Raises SettingsError, runs.RunError and OSError.

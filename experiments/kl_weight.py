@@ -160,7 +160,7 @@ def measure_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]
     """Rate, distortion and samples for each beta."""
     numbers = {}
     for beta, runs in by_beta.items():
-        samples = [prior_samples(run.load(), sizes.samples, study.seed) for run in runs]
+        samples = [prior_samples(run.vae, sizes.samples, study.seed) for run in runs]
         verdicts = [judge_samples(judge, drawn) for drawn in samples]
         ends = ends_of(runs, "test_kl", "test_reconstruction", "test_elbo", "active_units")
         numbers[f"{beta:g}"] = ends | over_seeds(verdicts)
@@ -209,7 +209,7 @@ def draw_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]], 
 
     for axes, beta in zip(samples.subplots(1, len(sizes.shown_betas)), sizes.shown_betas, strict=True):
         n = numbers[f"{beta:g}"]
-        drawn = prior_samples(by_beta[beta][0].load(), 40, study.seed)
+        drawn = prior_samples(by_beta[beta][0].vae, 40, study.seed)
         title = f"samples, beta {beta:g}: KL {n['test_kl']['mean']:.1f} nats, {100 * n['sure']['mean']:.0f} % clear"
         draw_images(axes, drawn, 8, title)
     return figure
@@ -482,7 +482,7 @@ def run(study: Study) -> None:
     )
     judge = digit_classifier(study)
     binary, grey = (dataset_of(study, pixels).test_images[: sizes.images] for pixels in ("dynamic", "none"))
-    posteriors = {beta: [latent.encode(run.load().encoder, binary) for run in runs] for beta, runs in by_beta.items()}
+    posteriors = {beta: [latent.encode(run.vae.encoder, binary) for run in runs] for beta, runs in by_beta.items()}
 
     schedules, latents = measure_schedules(by_schedule), measure_latents(by_schedule)
     betas, free_bits = measure_betas(study, sizes, by_beta, judge), measure_free_bits(by_free_bits)

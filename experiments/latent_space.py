@@ -137,7 +137,7 @@ def watch_codes(vae: main.VAE, settings: Any, dataset: Dataset, count: int) -> d
 
 def open_space(kind: str, trained: Trained, images: np.ndarray) -> Space:
     """A finished training with the codes of these images (N, H, W, C)."""
-    vae = trained.load()
+    vae = trained.vae
     z_mean, z_log_std = latent.encode(vae.encoder, images)
     noise = np.random.default_rng(0).standard_normal(z_mean.shape, np.float32)
     z = z_mean + np.exp(z_log_std) * noise if kind == "vae" else z_mean

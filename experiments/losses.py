@@ -156,7 +156,7 @@ def fallback(run: Trained, dataset: Dataset, judge: keras.Model, median: np.ndar
     A reconstruction has failed if the classifier sees another digit in it than the label says. `failed` is their share,
     `digit` the commonest among them and `share_of_failed` how common; the distances are to the data's median image.
     """
-    reconstructions = main.reconstruct(run.load(), dataset.test_images)
+    reconstructions = main.reconstruct(run.vae, dataset.test_images)
     verdicts = classifier.probabilities(judge, reconstructions).argmax(axis=1)
     failed = verdicts != dataset.test_labels
     counts = np.bincount(verdicts[failed], minlength=10)

@@ -94,7 +94,7 @@ def ask_about_noise(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict
 
 def measure_noise(trained: Trained) -> dict[str, float]:
     """What a trained decoder makes of the noise it is given, with how strongly its first layer listens to it."""
-    s, vae = trained.settings, trained.load()
+    s, vae = trained.settings, trained.vae
     numbers = ask_about_noise(vae, s, data.prepare(s, lambda line: None))
     untrained = main.build_vae(s, vae.encoder.input_shape[1:])
     now, at_start = (net.decoder.get_layer("decoder_0").kernel.numpy() for net in (vae, untrained))
@@ -109,7 +109,7 @@ def measure(study: Study, trained: Trained, judge: Any) -> dict[str, float]:
     """All numbers of one training; those about noise only where there is some."""
     report = trained.report
     numbers = {"elbo": report["test_elbo"], "nll": report["test_nll"], "active_units": report["active_units"]}
-    numbers |= judge_samples(judge, prior_samples(trained.load(), SAMPLES, study.seed))
+    numbers |= judge_samples(judge, prior_samples(trained.vae, SAMPLES, study.seed))
     return numbers | (measure_noise(trained) if trained.settings.noise_dim else {})
 
 
@@ -176,7 +176,7 @@ def save_grid(study: Study, with_noise: dict[int, Trained], measured: Measured) 
     figure = Figure(figsize=(10, 0.4 + 3.6 * lines), layout="constrained")
     panels = figure.subplots(lines, 2, squeeze=False)
     for axes, (size, trained) in zip(panels.flat, with_noise.items(), strict=True):
-        z, vae = np.random.default_rng(study.seed).standard_normal((rows, size), np.float32), trained.load()
+        z, vae = np.random.default_rng(study.seed).standard_normal((rows, size), np.float32), trained.vae
         drawn = expit(logits_under_noise(vae, z, columns, study.seed))  # (rows, columns, D)
         spread = expit(logits_under_noise(vae, z, DRAWS, study.seed + 1)).std(axis=1, keepdims=True)
         pictures = np.concatenate([drawn, spread / SPREAD_SHOWN], axis=1).reshape(-1, 28, 28, 1)

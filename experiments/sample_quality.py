@@ -57,7 +57,7 @@ def chosen_images(study: Study, grey: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def sets_of(study: Study, trained: Trained, grey: Dataset) -> dict[str, np.ndarray]:
     """The three sets of images of a training, brightness (N, H, W, C), N of each; by the keys of SETS."""
-    s, vae = trained.settings, trained.load()
+    s, vae = trained.settings, trained.vae
     fitted, reconstructed = chosen_images(study, grey)
     images = grey.train_images[fitted]
     if s.binarize == "dynamic":  # as it knows them

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.fingerprint import ROOT, code_of, fingerprint, settings_that_count, sources
-from experiments.load import load_vae
+from experiments.load import Run
 from experiments.timing import usable_cores
 from utils import console, data, mnist
 from utils.files import write_json
@@ -89,27 +89,8 @@ class Training(NamedTuple):
         return f"{derived_name(self.settings)}-{fingerprint([*texts, *used.values()])}"
 
 
-class Trained(NamedTuple):
+class Trained(Run):
     """A finished training, by its folder."""
-
-    folder: Path
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """The report of the run, report.json."""
-        return json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
-
-    @property
-    def settings(self) -> Settings:
-        """What it was trained with."""
-        from utils import runs
-
-        return runs.saved_settings(self.folder, lambda note: None)
-
-    def history(self, split: str) -> list[dict[str, Any]]:
-        """The history's lines of a split, "train" or "test"."""
-        lines = map(json.loads, (self.folder / "history.jsonl").read_text(encoding="utf-8").splitlines())
-        return [line for line in lines if line["split"] == split]
 
     @property
     def seconds(self) -> float:
@@ -122,10 +103,6 @@ class Trained(NamedTuple):
         """What was watched, by step."""
         paths = sorted((self.folder / "watched").glob("*.npz"), key=lambda path: int(path.stem))
         return {int(path.stem): dict(np.load(path)) for path in paths}
-
-    def load(self) -> Any:
-        """The trained VAE, main.VAE."""
-        return load_vae(self.folder, self.settings, (28, 28, 1))
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -257,8 +257,7 @@ def test_of_many_images_some_at_even_distances_are_read_a_few_at_a_time(make_run
 def test_of_binarised_images_no_two_batches_share_a_draw(make_run):
     alike = np.full((2_000, 4, 4, 1), 128, np.uint8)
     folder = make_run(faces(), binarize="dynamic")
-    vae, *_ = load.load_run(folder, print)
-    z = attribute_walk.encode_rows(vae, alike, np.arange(2_000), (0, 1))
+    z = attribute_walk.encode_rows(load.Run(folder).vae, alike, np.arange(2_000), (0, 1))
     assert set(np.unique(z)) == {0, 1}
     assert (z[:1_000] != z[1_000:]).any()
 

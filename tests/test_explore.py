@@ -15,7 +15,7 @@ import main
 from experiments import explore as command
 from tests.shared import full_disk, written
 from tests.tiny import TINY
-from utils import checkpoints, evaluation, explore, runs
+from utils import checkpoints, data, evaluation, explore, runs
 from utils.dataset import Dataset, LazyImages
 from utils.settings import from_params
 from utils.start import keras
@@ -41,8 +41,7 @@ def images(count=7):
 
 
 def page_of(s, vae, name="tiny", judged=None):
-    data = images()
-    return explore.make_page(name, vae, s, data, (np.ones(7), np.ones((7, s.latent_dim))), 5, judged)
+    return explore.make_page(name, vae, s, images(), (np.ones(7), np.ones((7, s.latent_dim))), 5, judged)
 
 
 def element(page, name):
@@ -256,14 +255,14 @@ def make_run(parent):
 
 def test_what_goes_wrong_at_the_end_of_a_run_costs_a_line_and_not_the_run(tmp_path, monkeypatch):
     folder, vae, s = make_run(tmp_path)
-    data, said = images(), []
+    dataset, said = images(), []
     written(folder, [7], "test")
     monkeypatch.setattr(evaluation.curves, "save_curves", lambda *_: None)  # nobody looks at it
 
     def judge():
         said.clear()
         evaluate = evaluation.compile_evaluation(vae, s, main.loss_terms)
-        return evaluation.judge(vae, s, data, folder, evaluate, None, main.decode, said.append)
+        return evaluation.judge(vae, s, dataset, folder, evaluate, None, main.decode, said.append)
 
     for patched, raised, told in (
         ("MOST_PARAMETERS", 1, "M at most"), ("write_whole", full_disk, "No space left on device"),
@@ -283,8 +282,8 @@ def test_what_goes_wrong_at_the_end_of_a_run_costs_a_line_and_not_the_run(tmp_pa
 
 
 def test_the_command_writes_the_page_of_a_run(tmp_path, monkeypatch, capsys):
-    folder, vae, s = make_run(tmp_path)
-    monkeypatch.setattr(command, "load_run", lambda place, say, kind: (vae, s, images()))
+    folder, *_ = make_run(tmp_path)
+    monkeypatch.setattr(data, "prepare", lambda s, say, folder: images())
     opened = []
     monkeypatch.setattr(command, "webbrowser", SimpleNamespace(open=opened.append))  # finds no browser
     assert command.main(command.read_command_line(["tiny", "--output-dir", str(tmp_path), "--open"])) == 0
@@ -297,7 +296,7 @@ def test_the_command_writes_the_page_of_a_run(tmp_path, monkeypatch, capsys):
     found = about((folder / "explore.html").read_text(encoding="utf-8"))
     assert (found["run"], found["step"], found["report"]) == ("tiny", 7, None)
     monkeypatch.setattr(explore, "MOST_PARAMETERS", 1)
-    monkeypatch.setattr(command, "compile_evaluation", pytest.fail)  # it is refused before anything takes long
+    monkeypatch.setattr(command.Run, "terms", pytest.fail)  # it is refused before anything takes long
     assert command.main(command.read_command_line([str(folder)])) == 1
     assert capsys.readouterr().err.startswith("explore: error: ")
 

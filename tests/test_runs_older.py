@@ -1,4 +1,4 @@
-"""Runs that were saved with other constants than params.py has: they are evaluated, exported, started from, resumed."""
+"""Runs that were saved with other constants than params.py has: they are loaded, exported, started from, resumed."""
 
 import json
 import re
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import main
-from experiments import evaluate, export
+from experiments import export
+from experiments.load import load
 from tests.shared import OURS, REPOSITORY, users_environment
 from tests.tiny import SHAPE, TINY
 from utils import checkpoints, data, runs
@@ -57,13 +58,13 @@ KINDS = [(as_at_803fe99, FROM_BEFORE), (with_one_that_had_no_effect, DROPPED)]
 
 
 @pytest.mark.parametrize(("make_older", "note"), KINDS)
-def test_an_older_run_is_evaluated_exported_and_started_from_with_a_note(make_older, note, run, monkeypatch):
+def test_an_older_run_is_loaded_exported_and_started_from_with_a_note(make_older, note, run, monkeypatch):
     folder, settings = run
     make_older(folder)
     notes = []
     dataset = data.Dataset("nothing", *[np.zeros((2, *SHAPE), np.uint8)] * 4, "a test")
     monkeypatch.setattr(data, "prepare", lambda settings, say, folder: dataset)
-    assert evaluate.load_run(folder, notes.append)[1] == settings
+    assert load(folder, say=notes.append).settings == settings
     assert notes == [note]
     export.export(folder, say=notes.append)
     assert notes[1] == note
@@ -83,7 +84,7 @@ def test_a_run_with_a_constant_that_had_an_effect_and_is_gone_is_refused(run):
     later = settings.model_copy(update={"start_from": str(folder)})
     for use in (
         lambda: runs.saved_settings(folder, pytest.fail),
-        lambda: evaluate.load_run(folder, pytest.fail),
+        lambda: load(folder, say=pytest.fail),
         lambda: export.export(folder, say=pytest.fail),
         lambda: checkpoints.start_from(later, {}, pytest.fail),
     ):
@@ -131,7 +132,8 @@ FEW = """--labels 1 --held-out 500 --encoder-layers 8 --decoder-layers 8 --laten
 WORK = """
 import sys
 import main
-from experiments import evaluate, export
+from experiments import export
+from experiments.load import load
 from utils import runs
 from utils.settings import SettingsError, read_command_line
 
@@ -143,8 +145,8 @@ for count in "34":
     print(f"resume {count}")
     run("--resume", "old", "--epochs", count)
 folder = runs.find("forgetful", "predictions")
-print("evaluate")
-evaluate.load_run(folder, print)
+print("load")
+load(folder)
 print("export")
 export.export(folder)
 print("start")
@@ -179,7 +181,7 @@ def test_runs_outlive_a_users_own_constant(tmp_path):
     said = work(USES)
     taken = "note       not saved with {}, and so taken as: ZEBRA = 0.5\n"
     nothing_reads = f"note       params.py, line {len(source.splitlines()) + 2}: nothing reads ZEBRA\n"
-    parts = re.split(r"^(?:resume \d|evaluate|export|start)\n", said, flags=re.MULTILINE)[1:]
+    parts = re.split(r"^(?:resume \d|load|export|start)\n", said, flags=re.MULTILINE)[1:]
     assert [part.count(taken.format("old")) for part in parts] == [1, 0, 0, 0, 0]
     assert [part.count(taken.format("forgetful")) for part in parts] == [0, 0, 1, 1, 1]
     assert [part.count(nothing_reads) for part in parts] == [1, 1, 0, 0, 1]

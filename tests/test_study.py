@@ -62,7 +62,7 @@ def test_trainings_in_processes_are_those_in_this_one_and_are_made_once(study, t
     monkeypatch.setattr(main, "train", None)  # what is finished is not trained again
     assert train_all(study, wanted[::-1]) == here[::-1]
     images = data.prepare(wanted[0].settings, print).test_images
-    loaded = compile_evaluation(here[0].load(), wanted[0].settings, main.loss_terms)(images)
+    loaded = compile_evaluation(here[0].vae, wanted[0].settings, main.loss_terms)(images)
     assert float(-(loaded[0] + loaded[1].sum(axis=1)).mean()) == pytest.approx(here[0].report["test_elbo"], rel=1e-6)
 
 

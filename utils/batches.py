@@ -21,8 +21,9 @@ CHUNK_BYTES = 32 * 2**20  # of images that go to the device at once: enough to m
 
 
 def brightness(images: tf.Tensor | np.ndarray) -> tf.Tensor:
-    """uint8 images as float32 in [0, 1]."""
-    return tf.cast(images, tf.float32) / 255
+    """uint8 images as float32 in [0, 1]; floats are brightness already."""
+    x = tf.cast(images, tf.float32)
+    return x if tf.as_dtype(images.dtype).is_floating else x / 255
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
