@@ -3,21 +3,17 @@
 An experiment is a file with a function `run(study)`. It asks `train_all` for the trainings it rests on, computes, and
 calls results.publish with its numbers and tables. A training is known by its settings, by what is watched and by the
 code that makes it. One that is finished is read from predictions/analysis/, whichever experiment asked for it first;
-one that was interrupted goes on from its last checkpoint. Trainings run side by side in processes of one thread each,
-which on two cores is 1.4 times as fast as one after the other with two threads (networks this small), and on the CPU,
-so that their numbers do not depend on how many run.
+one that was interrupted goes on from its last checkpoint. Trainings run side by side (experiments/side_by_side.py).
 
 TensorFlow is imported only where it is needed, so that --help and a typo are answered at once.
 """
 
-import contextlib
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from experiments import side_by_side
 from experiments.fingerprint import ROOT, code_of, fingerprint, settings_that_count, sources
 from experiments.load import Run
-from experiments.timing import usable_cores
-from utils import console, data, mnist
+from experiments.side_by_side import MOST_JOBS, train_one
+from utils import console, mnist
 from utils.files import write_json
 from utils.settings import BEFORE, Settings, from_params
 
-PROCESSES_LOG = "processes.log"  # TensorFlow's chatter in the processes that train, and why one of them died
 SEEDS = 3  # trainings behind a claim that rests on a difference between trainings
 
 # The VAE of the Analysis. It names every constant that has a part in the result: params.py is the user's to edit.
@@ -111,9 +107,8 @@ def read_command_line(name: str, doc: str) -> Study:
     parser, integer = console.experiment_parser(name, doc), console.whole(0, 2**30 - 1)
     parser.add_argument("--quick", action="store_true", help="a toy version in seconds, to see that everything works")
     parser.add_argument("--seed", type=integer, default=0, metavar="N", help="the first seed [default 0]")
-    most = min(8, usable_cores())  # each holds 1.5 GB
-    jobs = f"trainings side by side, one thread each; 0: one by one in this process [default {most}]"
-    parser.add_argument("--jobs", type=integer, default=most, metavar="N", help=jobs)
+    jobs = f"trainings side by side, one thread each; 0: one by one in this process [default {MOST_JOBS}]"
+    parser.add_argument("--jobs", type=integer, default=MOST_JOBS, metavar="N", help=jobs)
     images = "folder for figures and numbers [default images, which the README shows; with --quick predictions/quick]"
     parser.add_argument("--images", type=Path, default=None, metavar="DIR", help=images)
     asked = parser.parse_args()
@@ -138,7 +133,7 @@ def run_study(study: Study, experiment: Callable[[Study], None]) -> int:
         try:
             experiment(study)
         except BrokenProcessPool:
-            place = study.trainings / PROCESSES_LOG
+            place = study.trainings / side_by_side.LOG
             raise console.Problem(f"a training's process died; {place} may say why") from None
         seconds = time.perf_counter() - started
         print(f"{study.name}: done in {seconds / 60:.1f} minutes")
@@ -203,27 +198,12 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
     for source in {(training.settings.dataset, training.settings.data_dir) for training in missing.values()}:
         mnist.load(*source)  # if it has to be fetched, it is now, once
     about = {"desc": study.name, "unit": "training", "ncols": 79, "ascii": " #"}
-    with tqdm(total=len(missing), disable=False, **about) as bar:
-        if study.jobs == 0:
-            for folder, training in missing.items():
-                train_one(folder, *training)
-                bar.update()
-            return results
-        os.environ["TQDM_DISABLE"] = "1"  # which the processes inherit
-        jobs = min(study.jobs, len(missing))
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), use_one_thread) as pool:
-            with stderr_to(study.trainings / PROCESSES_LOG):
-                tasks = [  # the settings as a dictionary, as their class is made at run time and can't be pickled
-                    pool.submit(train_one, folder, settings.model_dump(), watch, watch_at)
-                    for folder, (settings, watch, watch_at) in missing.items()
-                ]
-            try:
-                for future in as_completed(tasks):
-                    future.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    training = side_by_side.train_all(missing, study.jobs, study.trainings / side_by_side.LOG)
+    with tqdm(total=len(missing), disable=False, **about) as bar, closing(training):
+        for folder, error in training:
+            if error:
+                raise error
+            bar.update(folder is not None)
     return results
 
 
@@ -231,48 +211,3 @@ def train_groups(study: Study, wanted: dict[Any, list[Training]]) -> dict[Any, l
     """The same for groups of trainings, such as those of one model with several seeds, by their keys."""
     trained = iter(train_all(study, [training for group in wanted.values() for training in group]))
     return {key: [next(trained) for _ in group] for key, group in wanted.items()}
-
-
-@contextlib.contextmanager
-def stderr_to(path: Path) -> Iterator[None]:
-    """Within the block new processes inherit this file as their stderr."""
-    screen = os.dup(2)
-    with open(path, "ab") as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
-
-
-def use_one_thread() -> None:
-    """Keep a process to one thread, before TensorFlow starts any."""
-    from utils.start import tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
-def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tuple[int, ...]) -> None:
-    """Train in a folder, or go on there; what is watched is written to its folder watched/."""
-    import main
-    from utils.start import tf
-
-    tf.get_logger().setLevel("ERROR")  # it warns of many functions traced, one for each training
-    settings = from_params(**dict(settings) | {"run_name": folder.name, "output_dir": str(folder.parent)})
-    started = folder if (folder / "params.json").exists() else None
-    dataset = data.prepare(settings, print, started) if watch else None
-
-    def keep(vae, step):
-        place = folder / "watched"
-        place.mkdir(exist_ok=True)
-        beside = place / f".{step}.npz"
-        np.savez(beside, **watch(vae, settings, dataset))
-        os.replace(beside, place / f"{step}.npz")
-
-    try:
-        main.train(settings, started, lambda line: None, keep, watch_at)
-    except (KeyboardInterrupt, console.Stopped):
-        (folder / "report.json").unlink(missing_ok=True)  # it may lack the likelihood, and would be taken for finished
-        raise

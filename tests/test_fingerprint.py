@@ -9,7 +9,7 @@ import pytest
 from pydantic import create_model
 
 import experiments.fingerprint
-from experiments import likelihood, losses, new_label, samples, study
+from experiments import likelihood, losses, new_label, samples, side_by_side
 from experiments.fingerprint import ROOT, code_of, files_of, modules_of, settings_that_count, sources
 from tests.shared import OURS
 from utils.settings import BEFORE, from_params, read_constants
@@ -133,7 +133,7 @@ def test_a_watch_is_known_by_all_that_it_uses():
     assert {"experiments.samples.prior_samples", "experiments.losses.JUDGED", "main"} <= set(found)
     assert "experiments.classifier" not in found
     assert "experiments.classifier" in sources(samples.judge_samples, {})
-    assert "utils.start" in sources(study.use_one_thread, {})  # which it imports within
+    assert "utils.start" in sources(side_by_side.use_one_thread, {})  # which it imports within
 
 
 EXPERIMENT = '''

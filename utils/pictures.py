@@ -348,10 +348,10 @@ def draw_codes(z_mean: np.ndarray, labels: np.ndarray, names: Sequence[str], edg
     return np.asarray(Image.open(content).convert("RGB").resize((side, side)))
 
 
-def drawable(name: str) -> str:
+def drawable(name: str, longest: int = LONGEST_LABEL) -> str:
     """A name as matplotlib can draw it: short, without formulas, and "?" for what its font lacks."""
     known = get_font(findfont("DejaVu Sans")).get_charmap()
-    name = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 3]}..."
+    name = name if len(name) <= longest else f"{name[: longest - 3]}..."
     return "".join(letter if ord(letter) in known else "?" for letter in name).replace("$", r"\$")
 
 

@@ -76,16 +76,28 @@ def plain_text(text: str) -> str:
 def names_for(settings: Settings, parent: Path) -> Iterator[str]:
     """The names that a new run in the folder `parent` may have, best first, of at most 80 characters each.
 
-    RUN_NAME alone, or the derived name; where that is taken, with the settings in which the run differs from the one
-    that has it, as in mnist-ce-z20-kl_weight_end4-seed1; then with a number, -2, -3, ... Where the names of these
-    settings take too much room, each of their words has four letters; where even then, the name counts those left out.
+    RUN_NAME alone, or those from the derived name.
     """
     if settings.run_name:
         yield settings.run_name
-        return
-    plain = derived_name(settings)
+    else:
+        yield from names_from(derived_name(settings), settings, parent)
+
+
+def names_from(plain: str, settings: Settings, parent: Path) -> Iterator[str]:
+    """A name, then others for where it is taken: with the settings in which the run differs from the one that has it,
+    as in mnist-ce-z20-kl_weight_end4-seed1; then with a number, -2, -3, ...
+    """
     yield plain
-    changed = differences(settings, parent / plain)
+    yield (name := with_settings(plain, differences(settings, parent / plain)))
+    yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
+def with_settings(plain: str, changed: dict[str, Any]) -> str:
+    """A name with settings, by their names, behind it, and room for a number behind them.
+
+    Where they take too much room, each of their words has four letters; where even then, it counts those left out.
+    """
     room = LONGEST_NAME - len("-999")
     parts = [difference(name, value) for name, value in changed.items()]
     if len("-".join([plain, *parts])) > room:
@@ -98,8 +110,7 @@ def names_for(settings: Settings, parent: Path) -> Iterator[str]:
             fits = len(name) + len(part) < room
             name, left_out = (f"{name}-{part}", left_out) if fits else (name, left_out + 1)
         name += f"-and{left_out}more"
-    yield name
-    yield from (f"{name}-{number}" for number in itertools.count(2))
+    return name
 
 
 def differences(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -111,11 +122,16 @@ def differences(settings: Settings, folder: Path) -> dict[str, Any]:
         saved = read_params(folder)["settings"]
     except RunError:
         return {}
-    without = NOT_IN_NAMES.union(unread(), () if settings.dataset in ("celeba", "folder", "arrays") else ("data_dir",))
     before = {name: constant.value for name, constant in read_constants().items()} | BEFORE | saved
     before = {name: tuple(value) if isinstance(value, list) else value for name, value in before.items()}
-    changed = {name: now for name, now in settings if name not in without and now != before.get(name)}
+    changed = {name: now for name, now in that_count(settings).items() if now != before.get(name)}
     return {name: Path(now).name if name in PATHS else now for name, now in changed.items()}
+
+
+def that_count(settings: Settings) -> dict[str, Any]:
+    """The settings, by name, that have a part in what a run learns, and so tell it from others."""
+    without = NOT_IN_NAMES.union(unread(), () if settings.dataset in ("celeba", "folder", "arrays") else ("data_dir",))
+    return {name: value for name, value in settings if name not in without}
 
 
 def difference(name: str, value: Any) -> str:

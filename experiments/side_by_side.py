@@ -1,0 +1,120 @@
+"""Trainings side by side, in processes of one thread each, for studies and sweeps.
+
+On two cores that is 1.4 times as fast as one after the other with two threads, for networks as small as those of the
+Analysis. The processes use the CPU only, so that no number depends on how many of them there are.
+"""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.timing import usable_cores
+from utils import console, data
+from utils.settings import Settings, from_params
+
+LOG = "processes.log"  # TensorFlow's chatter in the processes that train, and why one of them died
+MOST_JOBS = min(8, usable_cores())  # each holds 1.5 GB
+TICK = 1.0  # seconds after which the caller is heard again
+
+Task = tuple[Settings, Callable | None, tuple[int, ...]]  # settings, watch and watch_at of train_one
+
+
+def train_all(tasks: dict[Path, Task], jobs: int, log: Path) -> Iterator[tuple[Path | None, BaseException | None]]:
+    """Train in each of the folders; yield a folder and None when it is finished, or what went wrong there.
+
+    `jobs` of them train at once; with 0 one after the other in this process. Each second (None, None) is yielded, so
+    that a bar can move. If this is closed, as after Ctrl-C, the trainings that were begun save a checkpoint first.
+    """
+    if jobs == 0:
+        for folder, task in tasks.items():
+            yield folder, error_of(train_one, folder, *task)
+        return
+    os.environ["TQDM_DISABLE"] = "1"  # which the processes inherit, as they do this:
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    left = dict(tasks)
+    while left:
+        workers = min(jobs, len(left))
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), use_one_thread) as pool:
+            with stderr_to(log):
+                folders: dict[Future, Path] = {  # the settings as a dictionary: their class is made at run time
+                    pool.submit(train_one, folder, settings.model_dump(), *watch): folder
+                    for folder, (settings, *watch) in left.items()
+                }
+            try:
+                while folders:
+                    done = wait(folders, TICK, FIRST_COMPLETED).done
+                    if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                        done = set(islice(folders, workers))  # those that were under way; the others begin again
+                        folders = {future: folders[future] for future in done}
+                    for future in done:
+                        folder = folders.pop(future)
+                        del left[folder]
+                        yield folder, future.exception()
+                    yield None, None
+            except BaseException:
+                for process in multiprocessing.active_children():
+                    process.terminate()  # as Ctrl-C does, which they may have heard: they save a checkpoint
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def error_of(function: Callable, *arguments: Any) -> Exception | None:
+    """Call a function; return what it raises, unless that ends the program."""
+    try:
+        function(*arguments)
+    except Exception as error:
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def stderr_to(path: Path) -> Iterator[None]:
+    """Within the block new processes inherit this file as their stderr."""
+    screen = os.dup(2)
+    with open(path, "ab") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+
+
+def use_one_thread() -> None:
+    """Keep a process to one thread, before TensorFlow starts any."""
+    from utils.start import tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tuple[int, ...]) -> None:
+    """Train in a folder, or go on there; what is watched is written to its folder watched/."""
+    import main
+    from utils.start import tf
+
+    tf.get_logger().setLevel("ERROR")  # it warns of many functions traced, one for each training
+    settings = from_params(**dict(settings) | {"run_name": folder.name, "output_dir": str(folder.parent)})
+    started = folder if (folder / "params.json").exists() else None
+    dataset = data.prepare(settings, print, started) if watch else None
+
+    def keep(vae, step):
+        place = folder / "watched"
+        place.mkdir(exist_ok=True)
+        beside = place / f".{step}.npz"
+        np.savez(beside, **watch(vae, settings, dataset))
+        os.replace(beside, place / f"{step}.npz")
+
+    try:
+        main.train(settings, started, lambda line: None, keep, watch_at)
+    except (KeyboardInterrupt, console.Stopped):
+        (folder / "report.json").unlink(missing_ok=True)  # it may lack the likelihood, and would be taken for finished
+        raise
