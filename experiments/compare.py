@@ -29,6 +29,7 @@ import io
 import json
 import os
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatch
@@ -56,6 +57,8 @@ BEST_FIRST = {  # the columns, and the sign by which the best comes first when t
 DIGITS = {"active_units": 0, "frechet": 1, "seconds": 0}  # behind the point; of all other columns 2
 IN_THE_PICTURE = 12  # rows of a table
 MOST_NAMED = 3  # settings that are named for each row; of more only those that are not as in most rows
+ACROSS = 6  # grids of samples beside each other
+LETTERS = 34  # in a line of a label
 SAMPLES = 5  # rows and columns of a run's grid of samples that are shown
 
 
@@ -280,8 +283,7 @@ def with_order(rows: list[Row], notes: list[str], sort: str | None) -> tuple[lis
         if sort == "seed":
             return False, row.seeds
         if sort not in BEST_FIRST:
-            value = row.settings.get(sort)
-            return isinstance(value, str), value if isinstance(value, str) else float_of(value)
+            return sortable(row.settings.get(sort))
         value = row.mean(sort)
         group = -(row.numbers[0]["nll_samples"] or 0) if sort == "nll" else 0  # as only one K compares
         return value is None, group, BEST_FIRST[sort] * (value or 0)
@@ -289,9 +291,11 @@ def with_order(rows: list[Row], notes: list[str], sort: str | None) -> tuple[lis
     return sorted(rows, key=place), notes
 
 
-def float_of(value: Any) -> tuple[float, ...]:
-    """A setting that is no text as what can be sorted: numbers."""
-    return tuple(map(hash, value)) if isinstance(value, tuple) else (float(value or 0),)
+def sortable(value: Any) -> tuple[Any, ...]:
+    """A setting as what can be sorted: numbers come before texts."""
+    if isinstance(value, tuple):
+        return tuple(map(sortable, value))
+    return (1, value) if isinstance(value, str) else (0, float(value or 0))
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------
@@ -327,7 +331,7 @@ def heading(name: str, table: Table) -> str:
     if name == "nll":
         draws = {numbers["nll_samples"] for row in table.rows for numbers in row.numbers} - {None}
         return ("NLL" if meaning == "likelihood" else "-log-density") + (f" (K {draws.pop():,})" if draws else "")
-    return {"kl": "KL", "active_units": "active", "frechet": "Frechet"}.get(name, name)
+    return {"kl": "KL", "active_units": "active units", "frechet": "Frechet"}.get(name, name)
 
 
 def cell(row: Row, name: str) -> str:
@@ -363,6 +367,8 @@ def in_lines(tables: Sequence[Table], rows: Sequence[Row]) -> list[str]:
         lines.append("±: the standard deviation over seeds")
     if any(row.values("nll") for row in rows):
         lines.append("(): the standard error over test images; runs tested on the same images share most of it")
+    if len(rows) > 1 and not all(row.settings["held_out"] for row in rows):
+        lines.append("To choose by such numbers train with HELD_OUT: then they are of images that are no test images.")
     if apart := why_apart(tables):
         lines += ["", apart]
     return lines
@@ -401,7 +407,7 @@ def as_csv(tables: Sequence[Table], rows: Sequence[Row]) -> str:
 # --- the picture ------------------------------------------------------------------------------------------------------
 def save_comparison(path: Path, tables: Sequence[Table]) -> None:
     """Draw the tables below each other: the numbers of each row, its curves, and its samples. Raises OSError."""
-    heights = [7.2 + 2.5 * -(-min(len(table.rows), IN_THE_PICTURE) // 6) for table in tables]
+    heights = [0.4 + sum(heights_of(table)) for table in tables]
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(tables), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, table in zip(parts, tables, strict=True):
@@ -412,11 +418,14 @@ def save_comparison(path: Path, tables: Sequence[Table]) -> None:
 def draw_table(part: SubFigure, table: Table) -> None:
     """Draw the first rows of a table, each in its colour."""
     some = table.rows[:IN_THE_PICTURE]
+    if by := swept(some):
+        some = sorted(some, key=lambda row: row.settings[by])
     more = f"; the first {len(some)} of {len(table.rows)} rows" if len(some) < len(table.rows) else ""
-    part.suptitle(f"{table.title}{more}", fontsize=11)
-    labels = [pictures.drawable(in_words(row, table.rows) or row.runs[0].folder.name, 60) for row in some]
+    spread = "\nbars: standard deviation over seeds; dots: runs; behind curves: the range over seeds"
+    part.suptitle(f"{table.title}{more}{spread * any(len(row.runs) > 1 for row in some)}", fontsize=11)
+    labels = [label_of(row, table) for row in some]
     colours = colours_of(some)
-    above, middle, below = part.subfigures(3, 1, height_ratios=[3.2, 3.4, 2.5 * -(-len(some) // 6)])
+    above, middle, below = part.subfigures(3, 1, height_ratios=heights_of(table))
     names = [name for name in table.columns if name not in ("seconds", "healthy", "reconstruction")] or [
         "reconstruction"
     ]
@@ -428,10 +437,22 @@ def draw_table(part: SubFigure, table: Table) -> None:
     draw_samples(below, some, labels, colours)
 
 
+def heights_of(table: Table) -> list[float]:
+    """The heights of the numbers, the curves and the samples of a table, in inches."""
+    some = table.rows[:IN_THE_PICTURE]
+    return [3.2 if swept(some) else 1 + 0.4 * len(some), 3.4, 2.6 * -(-len(some) // ACROSS)]
+
+
+def label_of(row: Row, table: Table) -> str:
+    """What a row is called in the picture, in short lines."""
+    words = pictures.drawable(in_words(row, table.rows) or row.runs[0].folder.name, 3 * LETTERS)
+    return textwrap.fill(words, LETTERS)
+
+
 def colours_of(rows: Sequence[Row]) -> list[Any]:
     """A colour for each row: along a scale if they differ in one number, else as unlike as may be."""
     if swept(rows):
-        return [colormaps["viridis"](place) for place in np.linspace(0, 0.9, len(rows))]
+        return [colormaps["viridis"](place) for place in np.linspace(0, 0.85, len(rows))]
     return [colormaps["tab20" if len(rows) > 10 else "tab10"](place) for place in range(len(rows))]
 
 
@@ -460,11 +481,14 @@ def draw_numbers(
         axes.plot(*points, linestyle="", marker=".", markersize=4, color="black", alpha=0.5)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
+    if name == "active_units":
+        (axes.yaxis if by else axes.xaxis).get_major_locator().set_params(integer=True)
     if by:
         axes.set_xlabel(by)
         if all(type(row.settings[by]) is int for row in rows):
             axes.xaxis.get_major_locator().set_params(integer=True)
     else:
+        axes.xaxis.get_major_locator().set_params(nbins=5)
         axes.set_yticks([-place for place in range(len(rows))], labels or [""] * len(rows), fontsize=8)
         axes.set_ylim(0.5 - len(rows), 0.5)
 
@@ -492,7 +516,7 @@ def of_test(line: dict[str, Any], name: str) -> float | None:
 
 def draw_samples(part: SubFigure, rows: Sequence[Row], labels: Sequence[str], colours: Sequence[Any]) -> None:
     """Show a corner of the newest grid of each row's first run."""
-    panels = part.subplots(-(-len(rows) // 6), 6, squeeze=False)
+    panels = part.subplots(-(-len(rows) // ACROSS), ACROSS, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
     for axes, row, label, colour in zip(panels.flat, rows, labels, colours, strict=False):
@@ -500,7 +524,7 @@ def draw_samples(part: SubFigure, rows: Sequence[Row], labels: Sequence[str], co
         if grids := pictures.grids_of(run.folder, name):
             axes.imshow(corner(grids[-1], run.image_shape, name == "samples"), cmap="gray", vmin=0, vmax=255)
         seed = f", seed {row.seeds[0]}" if len(row.runs) > 1 else ""
-        axes.set_title(f"{label}{seed}: {name}", fontsize=8, color=colour, wrap=True)
+        axes.set_title(f"{label}{seed}: {name}", fontsize=8, color=colour)
 
 
 def corner(path: Path, image_shape: Sequence[int], of_ten: bool) -> np.ndarray:

@@ -30,7 +30,6 @@ import argparse
 import json
 import platform
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ import main as vae_main
 from experiments import whole_images
 from utils import checkpoints, runs
 from utils.chance import GRID_LATENTS, random_key
-from utils.files import write_json
+from utils.files import write_folder, write_json
 from utils.quiet import quiet_start
 from utils.start import keras, tf
 
@@ -167,29 +166,6 @@ def check_replaceable(place: Path, name: str, run: str | None) -> None:
         raise runs.RunError(f"{name} is an export of {found['run']}; name another folder, or delete it")
     if strays := sorted({path.name for path in place.iterdir()} - {*FILES, *TFLITE}):
         raise runs.RunError(f"{name} would be replaced, but {strays[0]} in it is none of its files; move that")
-
-
-def write_folder(place: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder `place` by `write`, which is given a new one beside it; an old `place` is replaced only then.
-
-    Raises OSError, which names `place`, and leaves what was there.
-    """
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as beside:
-            new, old = Path(beside, "new"), Path(beside, "old")
-            new.mkdir()
-            write(new)
-            try:
-                if place.exists():
-                    place.rename(old)
-                new.rename(place)
-            except BaseException:
-                if old.exists() and not place.exists():
-                    old.rename(place)  # back again
-                raise
-    except OSError as error:  # of a file whose name would say little, or of h5py, without one
-        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
 
 
 def save_networks(folder: Path, vae: Any, functions: dict[str, Callable], signatures: dict[str, Callable]) -> None:

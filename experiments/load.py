@@ -236,15 +236,22 @@ class Run:
 
 # --- commands on a run ------------------------------------------------------------------------------------------------
 def read_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """What the command line asks for, with RUN, whose folder is `run`, --output-dir and --best added to the parser.
+    """What the command line asks for, with RUN, --output-dir and --best added to the parser, as in parse_run."""
+    add_run(parser)
+    return parse_run(parser, argv)
 
-    `kind` is that of the checkpoint to take, as in Run.
-    """
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add RUN, --output-dir and --best to a parser."""
     parser.add_argument("run", metavar="RUN", help="the run: its name, or its folder")
     folder = "folder that holds the runs [default OUTPUT_DIR of params.py]"
     parser.add_argument("--output-dir", metavar="DIR", help=folder)
     kept = "take the checkpoint that was best on the images of HELD_OUT [default the last one]"
     parser.add_argument("--best", dest="kind", action="store_const", const="best", default="step", help=kept)
+
+
+def parse_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line asks for: `run` is the folder of RUN, `kind` that of the checkpoint to take, as in Run."""
     asked = parser.parse_args(argv)
     try:
         asked.run = runs.find(asked.run, asked.output_dir or from_params().output_dir, "RUN")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and why a folder cannot be made."""
+"""Files and folders that appear whole or not at all, and why a folder cannot be made."""
 
 import errno
 import json
@@ -6,6 +6,8 @@ import os
 import re
 import secrets
 import stat
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,29 @@ def remove_unfinished(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all. Raises OSError, and ValueError for NaN and infinity."""
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_folder(place: Path, write: Callable[[Path], None]) -> None:
+    """Make the folder `place` by `write`, which is given a new one beside it; an old `place` is replaced only then.
+
+    Raises OSError, which names `place`, and leaves what was there.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as beside:
+            new, old = Path(beside, "new"), Path(beside, "old")
+            new.mkdir()
+            write(new)
+            try:
+                if place.exists():
+                    place.rename(old)
+                new.rename(place)
+            except BaseException:
+                if old.exists() and not place.exists():
+                    old.rename(place)  # back again
+                raise
+    except OSError as error:  # of a file whose name would say little, or of h5py, without one
+        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
 
 
 def why_no_folder(path: Path, to_write: bool = False) -> str:
