@@ -33,7 +33,7 @@ import numpy as np
 
 from experiments.load import Run, add_run, parse_run
 from utils import console
-from utils.console import Problem, experiment_parser, shown
+from utils.console import Problem, Say, experiment_parser, shown
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -312,11 +312,25 @@ def check_replaceable(place: Path) -> None:
         raise runs.RunError(f"{shown(place)} would be replaced, but {shown(others[0])} in it is not of this command")
 
 
+def each_once(say: Say) -> Say:
+    """What says each line once: of some images at a time it would be said again and again."""
+    before: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in before:
+            before.add(line)
+            say(line)
+
+    return say_once
+
+
 def main(asked: argparse.Namespace) -> int:
     """Apply a run as the command line says; return the exit code."""
 
     def work():
-        apply(Run(asked.run, asked.kind), asked.images, asked.to or asked.run / "applied", asked.invert)
+        apply(
+            Run(asked.run, asked.kind, each_once(print)), asked.images, asked.to or asked.run / "applied", asked.invert
+        )
 
     return console.run("apply", work, "nothing was written")
 

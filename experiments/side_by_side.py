@@ -6,7 +6,9 @@ Analysis. The processes use the CPU only, so that no number depends on how many 
 
 import contextlib
 import multiprocessing
+import multiprocessing.util
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +25,7 @@ from utils.settings import Settings, from_params
 LOG = "processes.log"  # TensorFlow's chatter in the processes that train, and why one of them died
 MOST_JOBS = min(8, usable_cores())  # each holds 1.5 GB
 TICK = 1.0  # seconds after which the caller is heard again
+GRACE = 4.0  # seconds in which a process ends that has heard Ctrl-C, with most networks
 
 Task = tuple[Settings, Callable | None, tuple[int, ...]]  # settings, watch and watch_at of train_one
 
@@ -60,10 +63,21 @@ def train_all(tasks: dict[Path, Task], jobs: int, log: Path) -> Iterator[tuple[P
                         yield folder, future.exception()
                     yield None, None
             except BaseException:
-                for process in multiprocessing.active_children():
-                    process.terminate()  # as Ctrl-C does, which they may have heard: they save a checkpoint
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+                stop_processes()
                 raise
+
+
+def stop_processes() -> None:
+    """Have the processes end: after Ctrl-C, which they hear too, they do so by themselves; after a kill they are told.
+
+    Those that train save a checkpoint first.
+    """
+    until = time.monotonic() + GRACE
+    for process in multiprocessing.active_children():
+        process.join(max(0, until - time.monotonic()))
+        if process.is_alive():
+            process.terminate()
 
 
 def error_of(function: Callable, *arguments: Any) -> Exception | None:
@@ -94,6 +108,8 @@ def use_one_thread() -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    # A process that has been stopped ends here, after all else: TensorFlow's threads may crash while Python is taken down.
+    multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
 
 
 def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tuple[int, ...]) -> None:

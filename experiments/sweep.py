@@ -140,10 +140,14 @@ def train(folders: dict[Path, Settings], jobs: int, log: Path) -> dict[Path, Bas
     failed, tasks = {}, {folder: (s, None, ()) for folder, s in missing.items()}
     done = {folder: epochs_of(folder) for folder in missing}
     about = {"total": sum(s.epochs for s in missing.values()), "initial": sum(done.values())}
-    about |= {"bar_format": "{desc} |{bar}| {remaining} left", "ncols": 79, "ascii": " #"}
+    about |= {
+        "desc": f"{ended} of {len(folders)} runs",
+        "bar_format": "{desc} |{bar}| {remaining} left",
+        "ncols": 79,
+        "ascii": " #",
+    }
     training = side_by_side.train_all(tasks, jobs, log)
     with tqdm(**about, disable=not missing) as bar, closing(training):
-        bar.set_description_str(f"{ended} of {len(folders)} runs")
         for folder, error in training:
             if folder is not None:
                 ended, done[folder] = ended + 1, missing[folder].epochs
