@@ -45,7 +45,7 @@ from PIL import Image
 from experiments.figures import draw_spread
 from experiments.load import Run
 from experiments.results import shown, summary
-from utils import console, known, pictures, report, runs
+from utils import console, known, mnist, pictures, report, runs
 from utils.console import Problem, Say, experiment_parser
 from utils.dataset import hashed
 from utils.files import write_whole
@@ -120,29 +120,32 @@ def check_column(name: str) -> None:
 class Measured(NamedTuple):
     """What a run's ELBO and NLL are of: those of two runs compare if all of it is the same."""
 
-    images: str
+    images: str  # known by what they show, whatever they are called
     pixels: str
     loss: str
 
-    @property
-    def words(self) -> str:
-        """All of it, as a title."""
-        return f"{self.images.partition('#')[0]}, {self.pixels}; {self.loss}"
-
 
 def measured(run: Run) -> Measured:
-    """What a run's numbers are of. Its test images are known by what they show, whatever they are called."""
+    """What a run's numbers are of. Raises RunError."""
     s, record = run.settings, known.load(run.folder)
-    labels = f" ({', '.join(map(str, s.labels))} only)" if s.labels else ""
-    name, count, which = f"{s.dataset}{labels}", "", f"{s.held_out} {s.data_dir}"
+    images = f"{s.dataset} {s.labels} {s.held_out} {s.data_dir}"  # of a run from before its images were saved with it
     if record:
-        count, which = f"{len(record['tested']):,} ", str(hashed([np.sort(record["tested"])])[0])
-    images = f"{name}: {count}{'held-out' if s.held_out else 'test'} images of {' x '.join(map(str, run.image_shape))}"
-    meaning = report.kind(s)
-    loss = {"likelihood": "a likelihood", "density": "a density"}.get(meaning, f"loss {s.loss}, no likelihood")
+        images = str(hashed([np.sort(record["tested"])])[0])
+    cut = () if s.dataset in (*mnist.TITLES, "arrays") else (s.image_crop, s.image_fit)
+    loss = {"likelihood": "a likelihood", "density": "a density"}.get(report.kind(s), f"loss {s.loss}, no likelihood")
     if s.autoencoder:
         loss = f"plain autoencoder, loss {s.loss}"
-    return Measured(f"{images}#{which}", "black and white" if s.binarize == "dynamic" else "as they are", loss)
+    return Measured(images, f"{s.binarize} {run.image_shape} {cut}", loss)
+
+
+def title_of(run: Run) -> str:
+    """What a run's numbers are of, in words."""
+    s, record = run.settings, known.load(run.folder)
+    labels = f" ({', '.join(map(str, s.labels))} only)" if s.labels else ""
+    count = f"{len(record['tested']):,} " if record else ""
+    images = f"{count}{'held-out' if s.held_out else 'test'} images of {' x '.join(map(str, run.image_shape))}"
+    pixels = "black and white" if s.binarize == "dynamic" else "as they are"
+    return f"{s.dataset}{labels}: {images}, {pixels}; {measured(run).loss}"
 
 
 def numbers_of(run: Run) -> dict[str, Any]:
@@ -162,25 +165,26 @@ def numbers_of(run: Run) -> dict[str, Any]:
     steps = np.diff([0, *(line["step"] for line in lines)])
     speeds = [line.get("images_per_second") for line in lines]
     found["seconds"] = sum(steps * run.settings.batch_size / speeds) if all(speeds) and lines else None
-    evaluated = evaluation_of(run)
-    if evaluated and evaluated["likelihood"]:
-        likely = evaluated["likelihood"]
-        found["evaluated"] = {"nll": -likely["log_likelihood"], "nll_samples": likely["samples"]}
-        found["evaluated"] |= {name: likely[name] for name in errors}
-    if evaluated and evaluated["samples"]["frechet"]:
-        found["frechet"] = evaluated["samples"]["frechet"].get("samples from the prior")
-    return found
+    return found | evaluated(run, errors)
 
 
-def evaluation_of(run: Run) -> dict[str, Any] | None:
-    """What experiments.evaluate has found of a run's last step, if anything. Raises RunError."""
-    path = run.folder / "evaluation.json"
+def evaluated(run: Run, errors: Sequence[str]) -> dict[str, Any]:
+    """What experiments.evaluate has found, if that was of the run's last step. Raises RunError."""
+    path, last = run.folder / "evaluation.json", max((line["step"] for line in run.history("test")), default=0)
+    if not path.exists():
+        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError as error:
-        raise runs.RunError(f"{path} cannot be read: {error}") from None
-    last = max((line["step"] for line in run.history("test")), default=0)
-    return found if found and found["step"] == last else None
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+        if evaluation["step"] != last:
+            return {}
+        likely, distances = evaluation["likelihood"], evaluation["samples"]["frechet"] or {}
+        found = {"frechet": distances.get("samples from the prior")}
+        if likely:
+            numbers = {"nll": -likely["log_likelihood"], "nll_samples": likely["samples"]}
+            found["evaluated"] = numbers | {name: likely[name] for name in errors}
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise runs.RunError(f"{path} is not what experiments.evaluate wrote: {error!r}") from None
 
 
 # --- rows and tables --------------------------------------------------------------------------------------------------
@@ -243,7 +247,7 @@ class Table(NamedTuple):
     @property
     def title(self) -> str:
         """What the numbers are of."""
-        return self.rows[0].measured.words
+        return title_of(self.rows[0].runs[0])
 
     @property
     def columns(self) -> list[str]:
@@ -386,15 +390,14 @@ def as_csv(tables: Sequence[Table], rows: Sequence[Row]) -> str:
     """All tables as one CSV: a line a row, with the settings that differ, and of several seeds mean and deviation."""
     names, columns = differing(rows), [name for name in BEST_FIRST if any(row.values(name) for row in rows)]
     errors = ["standard_error_images", "standard_error_sampling", "nll_samples"]
-    head = ["images", "pixels", "loss", "place", "runs", "seeds", *names]
+    head = ["table", "place", "runs", "seeds", *names]
     head += [part for name in columns for part in (name, f"{name}_sd")] + errors
     writer = csv.writer(text := io.StringIO(), lineterminator="\n")
     writer.writerow(head)
     for table in tables:
         for place, row in enumerate(table.rows, 1):
-            images = row.measured.images.partition("#")[0]
             folders, seeds = (" ".join(map(str, some)) for some in ([run.folder for run in row.runs], row.seeds))
-            line = [images, *row.measured[1:], place, folders, seeds]
+            line = [table.title, place, folders, seeds]
             line += [value_in_words(row.settings.get(name)) for name in names]
             for name in columns:
                 found = summary(row.values(name)) if row.values(name) else {"mean": None, "sd": None}

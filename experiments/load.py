@@ -87,11 +87,14 @@ class Run:
         """The numbers of the report, report.json."""
         path = self.folder / "report.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise runs.RunError(f"{self.folder} has no report: it is not finished") from None
         except ValueError as error:
             raise runs.RunError(f"{path} cannot be read: {error}") from None
+        if not isinstance(found, dict):
+            raise runs.RunError(f"{path} is not what a run wrote")
+        return found
 
     def history(self, split: str) -> list[dict[str, Any]]:
         """The lines of history.jsonl of a split: "train", each a mean over some steps, or "test", one an epoch."""

@@ -6,7 +6,6 @@ Analysis. The processes use the CPU only, so that no number depends on how many 
 
 import contextlib
 import multiprocessing
-import multiprocessing.util
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from experiments.timing import usable_cores
 from utils import console, data
@@ -35,6 +35,9 @@ def train_all(tasks: dict[Path, Task], jobs: int, log: Path) -> Iterator[tuple[P
 
     `jobs` of them train at once; with 0 one after the other in this process. Each second (None, None) is yielded, so
     that a bar can move. If this is closed, as after Ctrl-C, the trainings that were begun save a checkpoint first.
+
+    A training whose process dies is tried once more. Memory may have run out; or it was the matrix product of oneDNN on
+    one thread, which on rare occasions damages the heap (seen with TensorFlow 2.21, and in others' programs).
     """
     if jobs == 0:
         for folder, task in tasks.items():
@@ -42,7 +45,7 @@ def train_all(tasks: dict[Path, Task], jobs: int, log: Path) -> Iterator[tuple[P
         return
     os.environ["TQDM_DISABLE"] = "1"  # which the processes inherit, as they do this:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    left = dict(tasks)
+    left, died = dict(tasks), set()
     while left:
         workers = min(jobs, len(left))
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), use_one_thread) as pool:
@@ -55,8 +58,13 @@ def train_all(tasks: dict[Path, Task], jobs: int, log: Path) -> Iterator[tuple[P
                 while folders:
                     done = wait(folders, TICK, FIRST_COMPLETED).done
                     if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
-                        done = set(islice(folders, workers))  # those that were under way; the others begin again
-                        folders = {future: folders[future] for future in done}
+                        under_way = {future: folders[future] for future in islice(folders, workers)}
+                        folders = {future: folder for future, folder in under_way.items() if folder in died}
+                        done = set(folders)  # the others are still among those that are left
+                        if again := set(under_way.values()) - died:
+                            names = " and ".join(sorted(folder.name for folder in again))
+                            tqdm.write(f"note       a process died ({log} may say why); once more: {names}")
+                        died |= again
                     for future in done:
                         folder = folders.pop(future)
                         del left[folder]
@@ -108,8 +116,6 @@ def use_one_thread() -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    # A process that has been stopped ends here, after all else: TensorFlow's threads may crash while Python is taken down.
-    multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
 
 
 def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tuple[int, ...]) -> None:

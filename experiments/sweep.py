@@ -169,7 +169,7 @@ def epochs_of(folder: Path) -> float:
 def why(error: BaseException, log: Path) -> str:
     """What went wrong in a training, in a line."""
     if isinstance(error, BrokenProcessPool):
-        return f"its process died, as when memory runs out; {log} may say why"
+        return f"its process died twice, as when memory runs out; {log} may say why"
     return str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
 
 

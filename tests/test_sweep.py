@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -178,16 +179,28 @@ def die(vae, settings, dataset):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_once(vae, settings, dataset):
+    """The same, but for the second time."""
+    before = Path(settings.output_dir) / "died"
+    if not before.exists():
+        before.touch()
+        die(vae, settings, dataset)
+    return {}
+
+
 @pytest.mark.slow
-def test_a_process_that_dies_takes_none_of_the_others_with_it(tmp_path):
+def test_a_training_whose_process_dies_is_tried_once_more_and_takes_no_other_with_it(tmp_path, capsys):
     settings = [from_params(**SMALL, seed=seed) for seed in range(4)]
     tasks = {tmp_path / str(s.seed): (s, None, ()) for s in settings}
     tasks[tmp_path / "1"] = settings[1], die, (2,)
+    tasks[tmp_path / "2"] = settings[2], die_once, (2,)
     ended = [(folder.name, error) for folder, error in side_by_side.train_all(tasks, 1, tmp_path / "log") if folder]
     assert sorted(name for name, _ in ended) == ["0", "1", "2", "3"]
     ((name, error),) = [(name, error) for name, error in ended if error]
     assert name == "1"
-    assert "its process died, as when memory runs out" in sweep.why(error, tmp_path / "log")
+    assert "its process died twice, as when memory runs out" in sweep.why(error, tmp_path / "log")
+    again = re.findall(r"^note .* once more: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert again == ["1", "2"]
     assert [(tmp_path / name / "report.json").exists() for name in "0123"] == [True, False, True, True]
 
 
@@ -207,7 +220,7 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(tmp_path, everybody_hears)
     send(process.pid, number)
     told, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, told
-    assert told.endswith("stopped    the same command goes on from here\n")
+    assert "stopped    the same command goes on from here\n" in told
     assert not any((folder / "report.json").exists() for folder in folders)
     before = [runs.read_history(folder) for folder in folders]  # with how long each step took
     done = subprocess.run(command, **about, timeout=200)
