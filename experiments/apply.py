@@ -4,15 +4,15 @@
     python -m experiments.apply mnist-ce-z20 scan_1.png scan_2.png --invert
 
 The images, files or whole folders of them, are prepared as in training: turned, cut, resized, grey or in colour, and
-with BINARIZE = dynamic drawn black and white. Each has a score, its ELBO in nats by one draw of z. Where the loss is no
-likelihood it is -(loss + KL), and of a plain autoencoder -loss. Beside it stands how many of the run's test images
-score lower. An image below all of them does not belong. The reverse is not proved: the score also says how simple an
-image is (of MNIST the ones have the highest), and images of another kind may score as high (Nalisnick et al. 2019,
-arXiv 1810.09136).
+with BINARIZE = dynamic drawn black and white. Each has a score, its ELBO in nats: the mean over 16 draws, the same for
+every image. Where the loss is no likelihood it is -(loss + KL), and of a plain autoencoder -loss. Beside it stands how
+many of the run's test images score lower. An image below all of them does not belong. The reverse is not proved: the
+score also says how simple an image is (of MNIST the ones have the highest), and images of another kind may score as
+high (Nalisnick et al. 2019, arXiv 1810.09136).
 
-It writes a folder, applied in the run's folder or --to:
+It writes a folder, applied in the run's folder (with --best applied_best) or --to:
   applied.png        the scores beside those of test images; the least likely images over their reconstructions
-  scores.csv         a line an image, the least likely first: file, score, its parts, and z_mean
+  scores.csv         a line an image, the least likely first: file, score, its standard error and parts, and z_mean
   reconstructions/   those of the 1,000 least likely images, numbered as in scores.csv
 """
 
@@ -21,19 +21,25 @@ It writes a folder, applied in the run's folder or --to:
 import argparse
 import csv
 import io
+import math
 import os
+import re
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.load import Run, add_run, parse_run
-from utils import console
+from utils import console, runs
 from utils.console import Problem, Say, experiment_parser, shown
+from utils.files import why_no_folder
+
+NUMBERED = r"[0-9]{4}_[A-Za-z0-9_.-]*\.png"  # the names of reconstructions
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,10 +52,32 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--to", metavar="DIR", type=Path, help="folder to write [default applied in the run's folder]")
     asked = parse_run(parser, argv)
-    for name in asked.images:
-        if not os.path.exists(name):
-            parser.error(f"IMAGE {name}: no such file or folder")
+    asked.to = (asked.to or asked.run / ("applied_best" if asked.kind == "best" else "applied")).resolve()
+    try:
+        check_replaceable(asked.to, asked.images)
+    except Problem as problem:
+        parser.error(str(problem))
     return asked
+
+
+def check_replaceable(place: Path, names: Sequence[str]) -> None:
+    """Raise RunError for images that are not there, and unless `place` can be made, or is what this command has
+    written, which is replaced.
+    """
+    for name in names:
+        if not os.path.exists(name):
+            raise runs.RunError(f"IMAGE {shown(name)}: no such file or folder")
+        path = Path(name).resolve()
+        if place in (path, *path.parents) or path in place.parents:
+            raise runs.RunError(f"--to {shown(place)}: IMAGE {shown(name)} is there, or around it; name another folder")
+    if why := why_no_folder(place, to_write=True) or why_no_folder(place.parent, to_write=True):
+        raise runs.RunError(f"--to {shown(place)}: {why}")
+    own = rf"applied\.png|scores\.csv|reconstructions(/{NUMBERED})?"
+    there = [path.relative_to(place) for path in sorted(place.rglob("*"))]
+    others = [path for path in there if not re.fullmatch(own, path.as_posix())]
+    if others or (there and not (place / "scores.csv").is_file()):
+        strange = shown(others[0] if others else there[0])
+        raise runs.RunError(f"{shown(place)} would be replaced, but {strange} in it is not of this command")
 
 
 if __name__ == "__main__":
@@ -60,23 +88,31 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import latent, whole_images
-from utils import folders, images, known, pictures, report, runs
-from utils.dataset import BadImage, DataError, evaluated_at_once, rows_of
+from utils import folders, images, known, pictures, report
+from utils.dataset import READERS, BadImage, evaluated_at_once
 from utils.files import write_folder, write_whole
 from utils.images import Prepared
 
 FILES = ("applied.png", "scores.csv", "reconstructions")
-MOST_TESTED = 2_000  # test images whose scores are compared with
+DRAWS = 16  # of z and of black and white pixels, over which a score is a mean
+MOST_TESTED = 1_000  # test images whose scores are compared with
 MOST_WRITTEN = 1_000  # reconstructions
+READ_AT_ONCE = 100  # images
 SHOWN = 10  # images in a line of the console's table and a row of the picture
 LONGEST_FILE = 22  # letters of a file's name in the picture
+
+
+class NoImage(Problem):
+    """What was named holds no image that can be used."""
+
+    exit_code = 2
 
 
 # --- the images -------------------------------------------------------------------------------------------------------
 def find(names: Sequence[str]) -> tuple[list[bytes], list[str]]:
     """The paths of all images that are named or lie in a folder that is; and what was left out, in words.
 
-    Raises DataError if there is none.
+    Raises NoImage if there is none.
     """
     paths: dict[bytes, int] = {}
     strange: list[tuple[str, bytes]] = []
@@ -91,14 +127,15 @@ def find(names: Sequence[str]) -> tuple[list[bytes], list[str]]:
     strange += [(kind, path) for kind, path in zip(kinds, paths, strict=True) if kind]
     left_out = images.counted(strange)
     if not (kept := [path for kind, path in zip(kinds, paths, strict=True) if not kind]):
-        raise DataError(f"no image among what was named; there is {'; '.join(left_out) or 'nothing'}")
+        named = " ".join(map(shown, names))
+        raise NoImage(f"IMAGE {named}: no image there; there is {'; '.join(left_out) or 'nothing'}")
     return kept, left_out
 
 
 def preparation(run: Run, survey: images.Survey) -> Prepared:
-    """How an image is prepared for a run. Raises DataError if its images are neither grey nor in colour."""
+    """How an image is prepared for a run. Raises NoImage if its images are neither grey nor in colour."""
     if run.image_shape[2] not in (1, 3):
-        raise DataError(f"{run.folder.name} has images of {run.image_shape[2]} channels; no image file has these")
+        raise NoImage(f"{run.folder.name} has images of {run.image_shape[2]} channels; no image file has these")
     record, seen = known.load(run.folder), images.prepared(survey, 4, 0, "crop").white
     white = int(record["white"]) if record and "white" in record else seen
     return whole_images.prepared(run.settings, run.image_shape)._replace(white=white)
@@ -111,30 +148,41 @@ class Read(NamedTuple):
     paths: list[bytes]
 
 
-def read(paths: Sequence[bytes], how: Prepared, invert: bool, bad: list[str]) -> Read:
-    """Read images; why one cannot be read is added to `bad`."""
+def read(paths: Sequence[bytes], how: Prepared, invert: bool) -> tuple[Read, dict[bytes, str]]:
+    """Read images; also why each that cannot be read cannot."""
+    bad: dict[bytes, str] = {}
 
     def read_one(path: bytes) -> np.ndarray | None:
         try:
             return images.read_image(path, how)
         except BadImage as error:
-            bad.append(str(error))
+            bad[path] = str(error)
             return None
 
-    with images.ThreadPoolExecutor(images.READERS) as pool:
-        found = [*pool.map(read_one, paths)]
-    pixels = np.array([image for image in found if image is not None], np.uint8).reshape(-1, *how.shape)
-    kept = [path for path, image in zip(paths, found, strict=True) if image is not None]
-    return Read(255 - pixels if invert else pixels, kept)
+    with ThreadPoolExecutor(READERS) as pool:
+        found = {path: image for path, image in zip(paths, pool.map(read_one, paths), strict=True) if path not in bad}
+    pixels = np.array([*found.values()], np.uint8).reshape(-1, *how.shape)
+    return Read(255 - pixels if invert else pixels, [*found]), bad
+
+
+def read_again(paths: Sequence[bytes], how: Prepared, invert: bool) -> np.ndarray:
+    """Images that have been read before, uint8 (N, H, W, C). Raises NoImage for one that cannot be read any more."""
+    again, bad = read(paths, how, invert)
+    for why in bad.values():
+        raise NoImage(f"it could be read a moment ago: {why}")
+    return again.pixels
 
 
 # --- the scores -------------------------------------------------------------------------------------------------------
 class Scores(NamedTuple):
-    """What a run makes of N images: their paths, parts of their scores (N,), and z_mean (N, L)."""
+    """What a run makes of N images: their paths, parts of their scores and the standard errors of these, (N,), and
+    z_mean (N, L).
+    """
 
     paths: list[bytes]
     reconstruction: np.ndarray
     kl: np.ndarray
+    errors: np.ndarray
     z_mean: np.ndarray
 
     @property
@@ -143,27 +191,41 @@ class Scores(NamedTuple):
         return -(self.reconstruction + self.kl)
 
 
-def score(run: Run, paths: Sequence[bytes], how: Prepared, invert: bool) -> tuple[Scores, float, list[str]]:
-    """Score images, a few at a time; also their mean brightness in [0, 1], and why some could not be read.
+def score_images(run: Run, pixels: Any) -> np.ndarray:
+    """Reconstruction loss, KL and the standard error of their sum of uint8 images (N, H, W, C), in nats: (3, N).
 
-    The least likely come first. Raises DataError if none can be read.
+    Each image is a batch of DRAWS copies, so all have the same draws, and its score depends on no other image.
     """
-    at_once, parts, bad = evaluated_at_once((0, *how.shape)), [], []
+    found = []
+    for number in range(len(pixels)):
+        reconstruction, kl = run.terms(np.repeat(pixels[number : number + 1], DRAWS, axis=0))
+        total = reconstruction + kl.sum(axis=1)
+        found.append((reconstruction.mean(), kl.sum(axis=1).mean(), total.std(ddof=1) / math.sqrt(DRAWS)))
+    return np.array(found, float).reshape(-1, 3).T
+
+
+def score(run: Run, paths: Sequence[bytes], how: Prepared, invert: bool) -> tuple[Scores, float, dict[bytes, str]]:
+    """Score images, a few at a time; also their mean brightness in [0, 1], and why each that cannot be read cannot.
+
+    The least likely come first. Raises NoImage if none can be read.
+    """
+    at_once, parts, bad = min(READ_AT_ONCE, evaluated_at_once((0, *how.shape))), [], {}
     with console.waiting_bar("scoring", len(paths)) as bar:
         for start in range(0, len(paths), at_once):
-            some = read(paths[start : start + at_once], how, invert, bad)
+            some, others = read(paths[start : start + at_once], how, invert)
+            bad |= others
             if some.paths:
-                reconstruction, kl = run.terms(some.pixels)
                 z_mean, _ = run.encode(some.pixels)
-                parts.append((some.paths, reconstruction, kl.sum(axis=1), z_mean, some.pixels.mean(axis=(1, 2, 3))))
+                light = some.pixels.mean(axis=(1, 2, 3))
+                parts.append((some.paths, *score_images(run, some.pixels), z_mean, light))
             bar.update(len(paths[start : start + at_once]))
     if not parts:
-        raise DataError(f"none of {len(paths):,} images can be read, e.g. {bad[0]}")
+        raise NoImage(f"none of the images can be read; the first: {next(iter(bad.values()))}")
     names, *numbers, light = zip(*parts, strict=True)
     found = Scores([*chain.from_iterable(names)], *map(np.concatenate, numbers))
     order = np.argsort(found.total, kind="stable")
-    sorted_ = Scores([found.paths[n] for n in order], *(part[order] for part in found[1:]))
-    return sorted_, float(np.concatenate(light).mean() / 255), bad
+    in_order = Scores([found.paths[n] for n in order], *(part[order] for part in found[1:]))
+    return in_order, float(np.concatenate(light).mean() / 255), bad
 
 
 def of_tests(run: Run) -> tuple[np.ndarray, float] | None:
@@ -173,9 +235,15 @@ def of_tests(run: Run) -> tuple[np.ndarray, float] | None:
     except (Problem, OSError) as error:
         print(f"note       no comparison with test images: {error}")
         return None
-    some = rows_of(tests, latent.evenly(len(tests), MOST_TESTED))
-    reconstruction, kl = run.terms(some)
-    return -(reconstruction + kl.sum(axis=1)), float(some[:].mean() / 255)
+    chosen, scores, light = latent.evenly(len(tests), MOST_TESTED), [], []
+    with console.waiting_bar("comparing", len(chosen)) as bar:
+        for start in range(0, len(chosen), READ_AT_ONCE):
+            pixels = tests[chosen[start : start + READ_AT_ONCE]]
+            reconstruction, kl, _ = score_images(run, pixels)
+            scores.append(-(reconstruction + kl))
+            light.append(pixels.mean(axis=(1, 2, 3)))
+            bar.update(len(pixels))
+    return np.concatenate(scores), float(np.concatenate(light).mean() / 255)
 
 
 def name_of_score(run: Run) -> str:
@@ -193,12 +261,14 @@ def below(scores: np.ndarray, tests: np.ndarray) -> np.ndarray:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 def table(found: Scores, name: str, tests: np.ndarray | None) -> list[str]:
     """The least likely images as lines for the console."""
-    lines = ["", f"What does not belong?  {len(found.paths):,} images by their {name} in nats, the least likely first:"]
-    lines.append(f"  {name:>12} {'reconstruction':>15} {'KL':>9} {'lower tests':>12}  file")
+    images = f"{len(found.paths):,} image{'s' * (len(found.paths) > 1)} by {name} in nats"
+    lines = ["", f"What does not belong?  {images}, the least likely first:"]
+    lines.append(f"  {name:>12} {'error':>7} {'reconstruction':>15} {'KL':>9} {'lower tests':>12}  file")
     shares = below(found.total, tests) if tests is not None else [None] * len(found.paths)
-    for path, loss, kl, total, share in [*zip(*found[:3], found.total, shares, strict=True)][:SHOWN]:
+    for path, loss, kl, error, total, share in [*zip(*found[:4], found.total, shares, strict=True)][:SHOWN]:
         lower = "" if share is None else f"{share:.1%}"
-        lines.append(f"  {total:>12,.2f} {loss:>15,.2f} {kl:>9,.2f} {lower:>12}  {shown(path)}")
+        numbers = f"{total:>12,.2f} {error:>7,.2f} {loss:>15,.2f} {kl:>9,.2f}"
+        lines.append(f"  {numbers} {lower:>12}  {shown(path)}")
     if len(found.paths) > SHOWN:
         lines.append(f"  and {len(found.paths) - SHOWN:,} more in scores.csv")
     if tests is not None:
@@ -206,24 +276,28 @@ def table(found: Scores, name: str, tests: np.ndarray | None) -> list[str]:
     return lines
 
 
-def as_csv(found: Scores, tests: np.ndarray | None) -> str:
-    """A line for each image."""
+def as_csv(found: Scores, tests: np.ndarray | None, bad: dict[bytes, str]) -> str:
+    """A line for each image; at the end those that could not be read, and why."""
     writer = csv.writer(text := io.StringIO(), lineterminator="\n")
     latents = [f"z_mean_{number}" for number in range(1, found.z_mean.shape[1] + 1)]
-    writer.writerow(["place", "file", "score", "reconstruction", "kl", "lower_tests", *latents])
+    parts = ["score", "standard_error", "reconstruction", "kl", "lower_tests"]
+    writer.writerow(["place", "file", *parts, "problem", *latents])
     shares = below(found.total, tests) if tests is not None else [""] * len(found.paths)
-    rows = zip(found.paths, found.total, found.reconstruction, found.kl, shares, found.z_mean, strict=True)
-    for place, (path, *numbers, z_mean) in enumerate(rows, 1):
-        writer.writerow([place, shown(path), *numbers, *z_mean])
+    numbers = found.total, found.errors, found.reconstruction, found.kl, shares
+    for place, (path, z_mean, *of_image) in enumerate(zip(found.paths, found.z_mean, *numbers, strict=True), 1):
+        writer.writerow([place, shown(path), *of_image, "", *z_mean])
+    for path, why in bad.items():
+        writer.writerow(["", shown(path), *[""] * len(parts), why])
     return text.getvalue()
 
 
 def save_picture(
-    path: Path, run: Run, found: Scores, tests: np.ndarray | None, pixels: np.ndarray, reconstructed: np.ndarray
-) -> None:
-    """Draw the scores as a histogram, and below it images, uint8 (M, H, W, C), over their reconstructions.
+    path: Path, run: Run, found: Scores, tests: np.ndarray | None, drawn: Sequence[int], pixels: np.ndarray,
+    reconstructed: np.ndarray,
+) -> None:  # fmt: skip
+    """Draw the scores as a histogram, and below it some images, uint8 (M, H, W, C), over their reconstructions.
 
-    These are of the first scores or, if there are more, all but the last SHOWN; which are of the last scores.
+    `drawn` are the positions of these among the scores, (M,). Raises OSError.
     """
     rows, name = -(-len(pixels) // SHOWN), name_of_score(run)
     height, width = pixels.shape[1:3]
@@ -242,16 +316,15 @@ def save_picture(
     axes.hist(found.total.clip(low), bins, weights=share, color="#d1495b", alpha=0.6, label=label)
     axes.set(xlabel=f"{name}, in nats per image", ylabel="share of images")
     axes.legend(frameon=False)
-    above.suptitle(f"{run.folder.name}: what does not belong? Each image over its reconstruction", fontsize=11)
-    last = len(found.paths) - len(pixels)
-    for place, panel in enumerate(beneath.subplots(rows, SHOWN, squeeze=False).flat):
+    which = f"{run.folder.name}{', the best checkpoint' * (run.kind == 'best')}"
+    above.suptitle(f"{which}: what does not belong? Each image over its reconstruction", fontsize=11)
+    panels = beneath.subplots(rows, SHOWN, squeeze=False)
+    for panel in panels.flat:
         panel.set_axis_off()
-        if place < len(pixels):
-            at = place if place < len(pixels) - SHOWN or not last else place + last
-            pair = pictures.grid(np.stack([pixels[place], pictures.to_uint8(reconstructed[place])]), 1)
-            panel.imshow(pair.squeeze(), cmap="gray", vmin=0, vmax=255)
-            file = pictures.drawable(os.path.basename(shown(found.paths[at])), LONGEST_FILE)
-            panel.set_title(f"{at + 1:,}: {found.total[at]:,.1f}\n{file}", fontsize=7)
+    for panel, at, *pair in zip(panels.flat, drawn, pixels, pictures.to_uint8(reconstructed), strict=False):
+        panel.imshow(pictures.grid(np.stack(pair), 1).squeeze(), cmap="gray", vmin=0, vmax=255)
+        file = pictures.drawable(os.path.basename(shown(found.paths[at])), LONGEST_FILE)
+        panel.set_title(f"{at + 1:,}: {found.total[at]:,.1f}\n{file}", fontsize=7)
     pictures.save_figure(path, figure)
 
 
@@ -259,10 +332,11 @@ def save_picture(
 def apply(run: Run, names: Sequence[str], place: Path, invert: bool = False) -> Scores:
     """Apply a run to images: show their scores, write the folder `place`, and return the scores.
 
-    Raises SettingsError, RunError, DataError and OSError.
+    Raises SettingsError, RunError, DataError, NoImage and OSError.
     """
-    check_replaceable(place)
-    print(f"run        {run.folder}, step {runs.newest_step(run.folder, run.kind):,}")
+    check_replaceable(place, names)
+    step = runs.newest_step(run.folder, run.kind)
+    print(f"run        {run.folder}, step {step:,}{', the best one' * (run.kind == 'best')}")
     paths, left_out = find(names)
     survey = images.survey(Path("."), np.array(paths))
     how = preparation(run, survey)
@@ -271,7 +345,7 @@ def apply(run: Run, names: Sequence[str], place: Path, invert: bool = False) -> 
         print(line)
     found, light, bad = score(run, paths, how, invert)
     if bad:
-        print(f"note       {len(bad):,} that cannot be read: {bad[0]}{' and others' * (len(bad) > 1)}")
+        print(f"note       {len(bad):,} that cannot be read, at the end of scores.csv: {next(iter(bad.values()))}")
     tests = None
     if compared := of_tests(run):
         tests, usual = compared
@@ -280,36 +354,28 @@ def apply(run: Run, names: Sequence[str], place: Path, invert: bool = False) -> 
             print(f"note       the mean brightness is {light:.2f}, but {usual:.2f} in test images: {way}")
     for line in table(found, name_of_score(run), tests):
         print(line)
-    write_folder(place, partial(write, run, found, tests, how, invert))
-    print(f"\nlook at    {shown(place.absolute())}: {', '.join(FILES)}/")
+    write_folder(place, partial(write, run, found, tests, bad, how, invert))
+    print(f"\nlook at    {shown(place)}: {', '.join(FILES)}/")
     return found
 
 
-def write(run: Run, found: Scores, tests: np.ndarray | None, how: Prepared, invert: bool, folder: Path) -> None:
-    """Write the picture, the CSV and the reconstructions into a new folder. Raises OSError."""
-    write_whole(folder / "scores.csv", as_csv(found, tests).encode(errors="replace"))
-    places = range(len(found.paths))
-    shown_ = [*places] if len(places) <= 3 * SHOWN else [*places[: 2 * SHOWN], *places[-SHOWN:]]
-    pixels = read([found.paths[at] for at in shown_], how, invert, []).pixels
-    save_picture(folder / "applied.png", run, found, tests, pixels, run.reconstruct(pixels))
+def write(
+    run: Run, found: Scores, tests: np.ndarray | None, bad: dict[bytes, str], how: Prepared, invert: bool, folder: Path
+) -> None:
+    """Write the picture, the CSV and the reconstructions into a new folder. Raises NoImage and OSError."""
+    write_whole(folder / "scores.csv", as_csv(found, tests, bad).encode(errors="replace"))
+    count = len(found.paths)
+    drawn = [*range(count)] if count <= 3 * SHOWN else [*range(2 * SHOWN), *range(count - SHOWN, count)]
+    pixels = read_again([found.paths[at] for at in drawn], how, invert)
+    save_picture(folder / "applied.png", run, found, tests, drawn, pixels, run.reconstruct(pixels))
     (folder / "reconstructions").mkdir()
-    at_once = evaluated_at_once((0, *how.shape))
-    for start in range(0, min(len(places), MOST_WRITTEN), at_once):
-        some = found.paths[start : min(start + at_once, MOST_WRITTEN)]
-        for place, path, image in zip(
-            places[start:], some, run.reconstruct(read(some, how, invert, []).pixels), strict=False
-        ):
+    for start in range(0, min(count, MOST_WRITTEN), READ_AT_ONCE):
+        some = found.paths[start : min(start + READ_AT_ONCE, MOST_WRITTEN)]
+        reconstructed = run.reconstruct(read_again(some, how, invert))
+        for place, (path, image) in enumerate(zip(some, reconstructed, strict=True), start + 1):
             name = runs.plain_text(Path(os.path.basename(shown(path))).stem)[:60]
             picture = Image.fromarray(pictures.to_uint8(image).squeeze())
-            pictures.save_png(folder / "reconstructions" / f"{place + 1:04}_{name}.png", picture)
-
-
-def check_replaceable(place: Path) -> None:
-    """Raise RunError unless a folder is free, or what this command has written, which is replaced."""
-    if os.path.lexists(place) and not place.is_dir():
-        raise runs.RunError(f"{shown(place)} is no folder; name another with --to")
-    if place.is_dir() and (others := sorted({path.name for path in place.iterdir()} - {*FILES})):
-        raise runs.RunError(f"{shown(place)} would be replaced, but {shown(others[0])} in it is not of this command")
+            pictures.save_png(folder / "reconstructions" / f"{place:04}_{name}.png", picture)
 
 
 def each_once(say: Say) -> Say:
@@ -328,9 +394,7 @@ def main(asked: argparse.Namespace) -> int:
     """Apply a run as the command line says; return the exit code."""
 
     def work():
-        apply(
-            Run(asked.run, asked.kind, each_once(print)), asked.images, asked.to or asked.run / "applied", asked.invert
-        )
+        apply(Run(asked.run, asked.kind, each_once(print)), asked.images, asked.to, asked.invert)
 
     return console.run("apply", work, "nothing was written")
 

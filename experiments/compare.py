@@ -15,7 +15,7 @@ The columns, which --sort takes, as it takes any setting, such as kl_weight_end:
   kl              KL, nats per image
   active_units    latents in use
   frechet         Frechet distance of samples from test images, of runs that experiments.evaluate has judged
-  seconds         of training by the clock, with its tests and pictures
+  seconds         of training by the clock, with its tests and pictures; in a sweep others train meanwhile
   healthy         what the report said
 
 It writes comparison.png (the numbers with error bars, the curves over each other, samples side by side) and
@@ -48,14 +48,14 @@ from experiments.results import shown, summary
 from utils import console, known, mnist, pictures, report, runs
 from utils.console import Problem, Say, experiment_parser
 from utils.dataset import hashed
-from utils.files import write_whole
+from utils.files import why_no_folder, write_whole
 from utils.settings import from_params
 
 BEST_FIRST = {  # the columns, and the sign by which the best comes first when they are sorted
     "elbo": -1, "nll": 1, "reconstruction": 1, "kl": 1, "active_units": -1, "frechet": 1, "seconds": 1, "healthy": -1,
 }  # fmt: skip
 DIGITS = {"active_units": 0, "frechet": 1, "seconds": 0}  # behind the point; of all other columns 2
-IN_THE_PICTURE = 12  # rows of a table
+TABLES_IN_THE_PICTURE, IN_THE_PICTURE = 6, 12  # and rows of each
 MOST_NAMED = 3  # settings that are named for each row; of more only those that are not as in most rows
 ACROSS = 6  # grids of samples beside each other
 LETTERS = 34  # in a line of a label
@@ -74,6 +74,8 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     try:
         asked.output_dir = asked.output_dir or from_params().output_dir
         asked.to = Path(asked.to or runs.folder_of_runs(asked.output_dir))
+        if why := why_no_folder(asked.to, to_write=True):
+            raise runs.RunError(f"--to {console.shown(asked.to)}: {why}")
         asked.folders = find_all(asked.runs, asked.output_dir, print)
         if asked.sort is not None:
             check_column(asked.sort)
@@ -110,8 +112,8 @@ def has_run(folder: Path) -> bool:
 
 
 def check_column(name: str) -> None:
-    """Raise RunError unless there is such a column or setting."""
-    names = [*BEST_FIRST, *dict(from_params())]
+    """Raise RunError unless there is such a column, or a setting that has a part in the result."""
+    names = [*BEST_FIRST, *runs.that_count(from_params())]
     if name not in names:
         raise runs.RunError(f"--sort: {name!r} is not allowed; {', '.join(BEST_FIRST)} or a setting is")
 
@@ -154,6 +156,7 @@ def numbers_of(run: Run) -> dict[str, Any]:
     "evaluated" has the same of experiments.evaluate, if that was done with the run's last step. Raises RunError.
     """
     judged, lines = run.report, run.history("train")
+    check_numbers(run.folder / "report.json", judged)
     found = {name: judged.get(f"test_{name}") for name in ("elbo", "nll", "reconstruction", "kl")}
     if found["elbo"] is None:
         found["elbo"] = judged.get(report.NO_ELBO)
@@ -166,6 +169,14 @@ def numbers_of(run: Run) -> dict[str, Any]:
     speeds = [line.get("images_per_second") for line in lines]
     found["seconds"] = sum(steps * run.settings.batch_size / speeds) if all(speeds) and lines else None
     return found | evaluated(run, errors)
+
+
+def check_numbers(path: Path, found: dict[str, Any]) -> None:
+    """Raise RunError if a number in one of a run's JSON files is none, or there is no reconstruction loss."""
+    texts = ("kind", "of", "verdict")
+    odd = [name for name, value in found.items() if isinstance(value, str) and name not in texts]
+    if odd or found.get("test_reconstruction") is None:
+        raise runs.RunError(f"{path} is not what a run wrote: {(odd or ['test_reconstruction'])[0]}")
 
 
 def evaluated(run: Run, errors: Sequence[str]) -> dict[str, Any]:
@@ -216,7 +227,7 @@ def rows_of(found: Iterable[Run], say: Say) -> list[Row]:
     for run in found:
         try:
             if not run.is_finished:
-                raise runs.RunError("it is not finished")
+                raise runs.RunError("it has no report yet")
             settings, of = runs.that_count(run.settings), measured(run)
             seed, numbers = settings.pop("seed"), numbers_of(run)
         except (Problem, OSError) as problem:
@@ -277,11 +288,18 @@ def with_one_nll(rows: list[Row]) -> tuple[list[Row], list[str]]:
 
 def with_order(rows: list[Row], notes: list[str], sort: str | None) -> tuple[list[Row], list[str]]:
     """The rows sorted, and the notes with what an NLL by other numbers of draws means for the order."""
-    sort = sort or ("elbo" if any(row.values("elbo") for row in rows) else "reconstruction")
+    usual = "elbo" if any(row.values("elbo") for row in rows) else "reconstruction"
+    if sort in BEST_FIRST and not any(row.values(sort) for row in rows):
+        notes = [*notes, f"No row has {sort}, so the order is that of {usual}."]
+        sort = usual
+    sort = sort or usual
     draws = {numbers["nll_samples"] for row in rows for numbers in row.numbers} - {None}
     if len(draws) > 1:
         several = " and ".join(f"K = {count:,}" for count in sorted(draws))
-        notes = [*notes, f"The NLL is by {several} draws: more give a lower one, so those are not compared."]
+        notes = [
+            *notes,
+            f"The NLL is by {several} draws. More give a lower one, so only those with the same K compare.",
+        ]
 
     def place(row: Row) -> tuple[Any, ...]:
         if sort == "seed":
@@ -311,7 +329,7 @@ def differing(rows: Sequence[Row]) -> list[str]:
 def in_words(row: Row, rows: Sequence[Row]) -> str:
     """In what a row differs from the others: its settings or, where many differ, those that are not as in most rows."""
     names = differing(rows)
-    if len(names) > MOST_NAMED:
+    if len(names) > MOST_NAMED and len(rows) > 2:  # of two rows neither is as most
         usual = {name: Counter(other.settings.get(name) for other in rows).most_common(1)[0][0] for name in names}
         names = [name for name in names if row.settings.get(name) != usual[name]]
     words = [f"{name} {value_in_words(row.settings.get(name))}" for name in names]
@@ -324,7 +342,7 @@ def value_in_words(value: Any) -> str:
     """A setting in one word, as the command line takes it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value) or "none"
 
 
 def heading(name: str, table: Table) -> str:
@@ -334,14 +352,15 @@ def heading(name: str, table: Table) -> str:
         return "ELBO" if meaning != "none" else report.NO_ELBO
     if name == "nll":
         draws = {numbers["nll_samples"] for row in table.rows for numbers in row.numbers} - {None}
-        return ("NLL" if meaning == "likelihood" else "-log-density") + (f" (K {draws.pop():,})" if draws else "")
+        several = " and ".join(f"{count:,}" for count in sorted(draws))
+        return ("NLL" if meaning == "likelihood" else "-log-density") + f" (K {several})" * bool(draws)
     return {"kl": "KL", "active_units": "active units", "frechet": "Frechet"}.get(name, name)
 
 
 def cell(row: Row, name: str) -> str:
     """A number of a row as text."""
     if not (values := row.values(name)):
-        return "not finished" if name == "healthy" else "-"
+        return "not finished" if name == "healthy" and row.runs[0].report.get("verdict") == "not finished" else "-"
     if name == "healthy":
         yes, count = int(sum(values)), len(row.runs)
         return ("yes" if yes else "no") if count == 1 else f"{yes} of {count}"
@@ -383,33 +402,34 @@ def why_apart(tables: Sequence[Table]) -> str:
     of = [table.rows[0].measured for table in tables]
     names = {"images": "images", "pixels": "pixels", "loss": "losses"}
     other = [f"other {plural}" for name, plural in names.items() if len({getattr(each, name) for each in of}) > 1]
-    return f"The tables are of {', '.join(other)}: no number but seconds compares between them." if other else ""
+    return f"The tables are of {', '.join(other)}: no number compares between them." if other else ""
 
 
 def as_csv(tables: Sequence[Table], rows: Sequence[Row]) -> str:
     """All tables as one CSV: a line a row, with the settings that differ, and of several seeds mean and deviation."""
     names, columns = differing(rows), [name for name in BEST_FIRST if any(row.values(name) for row in rows)]
-    errors = ["standard_error_images", "standard_error_sampling", "nll_samples"]
+    of_nll = {"nll_error_images": "standard_error_images", "nll_error_sampling": "standard_error_sampling"}
+    of_nll |= {"nll_draws": "nll_samples"}
     head = ["table", "place", "runs", "seeds", *names]
-    head += [part for name in columns for part in (name, f"{name}_sd")] + errors
+    head += [part for name in columns for part in (name, f"{name}_sd")] + [*of_nll]
     writer = csv.writer(text := io.StringIO(), lineterminator="\n")
     writer.writerow(head)
     for table in tables:
         for place, row in enumerate(table.rows, 1):
-            folders, seeds = (" ".join(map(str, some)) for some in ([run.folder for run in row.runs], row.seeds))
+            folders, seeds = (";".join(map(str, some)) for some in ([run.folder for run in row.runs], row.seeds))
             line = [table.title, place, folders, seeds]
             line += [value_in_words(row.settings.get(name)) for name in names]
             for name in columns:
                 found = summary(row.values(name)) if row.values(name) else {"mean": None, "sd": None}
                 line += [found["mean"], found["sd"]]
-            of_nll = [[numbers[name] for numbers in row.numbers if numbers[name] is not None] for name in errors]
-            writer.writerow(line + [np.mean(values) if values else None for values in of_nll])
+            writer.writerow(line + [row.mean(name) for name in of_nll.values()])
     return text.getvalue()
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------
 def save_comparison(path: Path, tables: Sequence[Table]) -> None:
-    """Draw the tables below each other: the numbers of each row, its curves, and its samples. Raises OSError."""
+    """Draw the first tables below each other: the numbers of each row, its curves, and its samples. Raises OSError."""
+    tables = tables[:TABLES_IN_THE_PICTURE]
     heights = [0.4 + sum(heights_of(table)) for table in tables]
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(tables), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -524,7 +544,7 @@ def draw_samples(part: SubFigure, rows: Sequence[Row], labels: Sequence[str], co
         axes.set_axis_off()
     for axes, row, label, colour in zip(panels.flat, rows, labels, colours, strict=False):
         run, name = row.runs[0], pictures.names_of(row.runs[0].settings)[0]
-        if grids := pictures.grids_of(run.folder, name):
+        if grids := [*filter(pictures.is_whole, pictures.grids_of(run.folder, name)[-1:])]:
             axes.imshow(corner(grids[-1], run.image_shape, name == "samples"), cmap="gray", vmin=0, vmax=255)
         seed = f", seed {row.seeds[0]}" if len(row.runs) > 1 else ""
         axes.set_title(f"{label}{seed}: {name}", fontsize=8, color=colour)
@@ -555,8 +575,10 @@ def compare(folders: Sequence[Path], to: Path, sort: str | None = None, say: Say
     for line in in_lines(tables, rows):
         say(line)
     to.mkdir(parents=True, exist_ok=True)
-    write_whole(to / "comparison.csv", as_csv(tables, rows).encode(errors="replace"))
     save_comparison(to / "comparison.png", tables)
+    write_whole(to / "comparison.csv", as_csv(tables, rows).encode(errors="replace"))
+    if len(tables) > TABLES_IN_THE_PICTURE:
+        say(f"note       comparison.png has the first {TABLES_IN_THE_PICTURE} of {len(tables)} tables")
     say(f"\nlook at    {console.shown((to / 'comparison.png').absolute())}, comparison.csv")
     return tables
 

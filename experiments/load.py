@@ -134,8 +134,10 @@ class Run:
         import main
 
         z, latents = np.asarray(z, np.float32), self.settings.latent_dim + self.settings.noise_dim
-        if z.ndim != 2 or z.shape[1] != latents:
-            raise ValueError(f"z: the shape {z.shape} is not allowed; (N, {latents}) is")
+        if z.ndim != 2 or z.shape[1] != latents or not len(z):
+            raise ValueError(f"z: the shape {z.shape} is not allowed; (N, {latents}) is, with N at least 1")
+        if not np.isfinite(z).all():
+            raise ValueError("z: NaN and infinity are not allowed; finite numbers are")
         return main.decode(self.vae, z)
 
     def reconstruct(self, images: Images) -> np.ndarray:
@@ -154,8 +156,10 @@ class Run:
 
         if self.settings.autoencoder:
             raise ValueError(f"sample: {report.no_likelihood(self.settings)}")
-        key = random_key(self.settings.seed if seed is None else seed, GRID_LATENTS, 0)
-        return main.decode(self.vae, main.sample_prior(self.vae, count, key))
+        seed = self.settings.seed if seed is None else seed
+        check_whole("count", count, 1)
+        check_whole("seed", seed, 0)
+        return main.decode(self.vae, main.sample_prior(self.vae, count, random_key(seed, GRID_LATENTS, 0)))
 
     # --- how likely images are ----------------------------------------------------------------------------------------
     @cached_property
@@ -168,8 +172,8 @@ class Run:
     def terms(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
         """The reconstruction loss (N,) and the KL of each latent (N, L) in nats, by one draw of z for each image.
 
-        The test images have the draws of the report. A learned prior has one KL of all latents, (N, 1); of a plain
-        autoencoder it is 0.
+        The draws depend on an image's place. All test images, in their order, have those of the report. A learned prior
+        has one KL of all latents, (N, 1); of a plain autoencoder it is 0.
         """
         return tuple(self._evaluate(self._as_tested(images))[:2])
 
@@ -179,9 +183,9 @@ class Run:
         Where the loss is no likelihood that is no ELBO either, and a line says so. Raises ValueError for a plain
         autoencoder, which has none.
         """
-        reconstruction, kl = self.terms(images)
         if self.settings.autoencoder:
             raise ValueError(f"elbo: {report.no_likelihood(self.settings)}")
+        reconstruction, kl = self.terms(images)
         if report.kind(self.settings) == "none":
             self.say(f"note       elbo: here {report.NO_ELBO}. {report.no_likelihood(self.settings)}")
         return -(reconstruction + kl.sum(axis=1))
@@ -197,6 +201,7 @@ class Run:
 
         if report.kind(self.settings) == "none":
             raise ValueError(f"log_likelihood: {report.no_likelihood(self.settings)}")
+        check_whole("samples", samples, 1)
         settings = self.settings.model_copy(update={"nll_samples": samples})
         return estimate_log_likelihood(self.vae, settings, self._as_tested(images), main.reconstruction_loss)[0]
 
@@ -207,8 +212,9 @@ class Run:
         height, width, channels = self.image_shape
         if channels == 1 and images.shape[1:] == (height, width):
             images = images[..., np.newaxis]
-        if images.shape[1:] != self.image_shape or len(images.shape) != 4:
-            raise ValueError(f"images: the shape {images.shape} is not allowed; (N, {height}, {width}, {channels}) is")
+        if images.shape[1:] != self.image_shape or len(images.shape) != 4 or not len(images):
+            allowed = f"(N, {height}, {width}, {channels}) is, with N at least 1"
+            raise ValueError(f"images: the shape {images.shape} is not allowed; {allowed}")
         if isinstance(images, LazyImages) or images.dtype == np.uint8:
             return images
         if images.dtype == bool:
@@ -235,6 +241,12 @@ class Run:
         if isinstance(images, LazyImages) or not np.array_equal(binary, images):
             self.say("note       grey pixels are drawn black or white, by the fixed draw that test images have")
         return binary
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless a value is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}: {value!r} is not allowed; an integer of at least {least} is")
 
 
 # --- commands on a run ------------------------------------------------------------------------------------------------

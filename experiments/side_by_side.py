@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from experiments.timing import usable_cores
 from utils import console, data
+from utils.console import Say
 from utils.settings import Settings, from_params
 
 LOG = "processes.log"  # TensorFlow's chatter in the processes that train, and why one of them died
@@ -30,50 +31,56 @@ GRACE = 4.0  # seconds in which a process ends that has heard Ctrl-C, with most 
 Task = tuple[Settings, Callable | None, tuple[int, ...]]  # settings, watch and watch_at of train_one
 
 
-def train_all(tasks: dict[Path, Task], jobs: int, log: Path) -> Iterator[tuple[Path | None, BaseException | None]]:
+def train_all(
+    tasks: dict[Path, Task], jobs: int, log: Path, say: Say = tqdm.write
+) -> Iterator[tuple[Path | None, BaseException | None]]:
     """Train in each of the folders; yield a folder and None when it is finished, or what went wrong there.
 
     `jobs` of them train at once; with 0 one after the other in this process. Each second (None, None) is yielded, so
     that a bar can move. If this is closed, as after Ctrl-C, the trainings that were begun save a checkpoint first.
 
-    A training whose process dies is tried once more. Memory may have run out; or it was the matrix product of oneDNN on
-    one thread, which on rare occasions damages the heap (seen with TensorFlow 2.21, and in others' programs).
+    Trainings whose processes die are tried once more, one at a time, and `say` is given a line. Memory may have run
+    out; or it was the matrix product of oneDNN on one thread, which on rare occasions damages the heap (seen with
+    TensorFlow 2.21, and in others' programs).
     """
     if jobs == 0:
-        for folder, task in tasks.items():
+        for number, (folder, task) in enumerate(tasks.items(), 1):
+            say(f"training   {number} of {len(tasks)}: {folder.name}")
             yield folder, error_of(train_one, folder, *task)
         return
     os.environ["TQDM_DISABLE"] = "1"  # which the processes inherit, as they do this:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    left, died = dict(tasks), set()
+    left, suspects = dict(tasks), []
     while left:
-        workers = min(jobs, len(left))
+        at_once = suspects[:1] or [*left]  # alone, it is known whose process dies
+        workers = min(jobs, len(at_once))
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), use_one_thread) as pool:
             with stderr_to(log):
-                folders: dict[Future, Path] = {  # the settings as a dictionary: their class is made at run time
-                    pool.submit(train_one, folder, settings.model_dump(), *watch): folder
-                    for folder, (settings, *watch) in left.items()
-                }
+                folders: dict[Future, Path] = {submit(pool, folder, left[folder]): folder for folder in at_once}
             try:
                 while folders:
                     done = wait(folders, TICK, FIRST_COMPLETED).done
-                    if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
-                        under_way = {future: folders[future] for future in islice(folders, workers)}
-                        folders = {future: folder for future, folder in under_way.items() if folder in died}
-                        done = set(folders)  # the others are still among those that are left
-                        if again := set(under_way.values()) - died:
-                            names = " and ".join(sorted(folder.name for folder in again))
-                            tqdm.write(f"note       a process died ({log} may say why); once more: {names}")
-                        died |= again
+                    if any(isinstance(future.exception(), BrokenProcessPool) for future in done) and not suspects:
+                        suspects = [*islice(folders.values(), workers)]  # those that were under way
+                        names = " and ".join(folder.name for folder in suspects)
+                        say(f"note       a process died ({log} may say why); once more: {names}")
+                        break
                     for future in done:
                         folder = folders.pop(future)
                         del left[folder]
+                        suspects = suspects[1:]
                         yield folder, future.exception()
                     yield None, None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 stop_processes()
                 raise
+
+
+def submit(pool: ProcessPoolExecutor, folder: Path, task: Task) -> Future:
+    """Have a process of the pool train; the settings go as a dictionary, as their class is made at run time."""
+    settings, watch, watch_at = task
+    return pool.submit(train_one, folder, settings.model_dump(), watch, watch_at)
 
 
 def stop_processes() -> None:

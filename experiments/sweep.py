@@ -31,7 +31,7 @@ from utils.console import Problem, experiment_parser
 from utils.settings import Settings, read_command_line, read_constants
 
 MOST_RUNS = 1_000
-ENDED = {"true": True, "false": False}  # what a flag may be given as a value
+TRUTH = {"true": True, "false": False}  # the values that a flag may be swept over
 
 
 class Asked(NamedTuple):
@@ -59,18 +59,28 @@ def read_sweep(argv: Sequence[str] | None = None) -> Asked:
         check(settings)
     except Problem as problem:
         parser.error(str(problem))
-    names = [name for name, _ in settings[0] if len({getattr(s, name) for s in settings}) > 1]
-    return Asked(settings, names, asked.jobs, asked.sort)
+    return Asked(settings, varied(settings), asked.jobs, asked.sort)
+
+
+def varied(settings: Sequence[Settings]) -> list[str]:
+    """The names of the settings that differ."""
+    return [name for name, _ in settings[0] if len({getattr(s, name) for s in settings}) > 1]
 
 
 def grouped(words: Sequence[str]) -> dict[str, list[str]]:
-    """The values that follow each option, by the option. Raises RunError for a word that follows none."""
+    """The values that follow each option, by the option.
+
+    Raises RunError for a word that follows none, an option that is there twice, and if there is none.
+    """
+    if not words:
+        raise runs.RunError("nothing to sweep; name a constant and its values, as in --seed 0 1 2")
     found: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):
             option, equals, value = word.partition("=")
-            values = found.setdefault(option, [])
-            values += [value] * bool(equals)
+            if option in found:
+                raise runs.RunError(f"{option} is there twice; all its values follow it at once, as in --seed 0 1 2")
+            values = found[option] = [value] * bool(equals)
         elif not found:
             raise runs.RunError(f"{word!r} follows no option; a sweep is as in --seed 0 1 2")
         else:
@@ -95,15 +105,18 @@ def combinations(values: dict[str, list[str]]) -> list[Settings]:
 def as_typed(option: str, value: str) -> list[str]:
     """An option and a value of it as main.py takes them: a flag has none."""
     constant = read_constants().get(option.removeprefix("--").replace("-", "_"))
-    if constant and constant.annotation is bool and value.lower() in ENDED:
-        return [option if ENDED[value.lower()] else f"--no-{option.removeprefix('--')}"]
+    if constant and constant.annotation is bool and value.lower() in TRUTH:
+        return [option if TRUTH[value.lower()] else f"--no-{option.removeprefix('--')}"]
     return [option, value] if value else [option]
 
 
 def check(settings: Sequence[Settings]) -> None:
     """Raise the Problem that a run would come to before it trains, as far as it can be seen at once."""
+    for name in varied(settings):
+        if name in runs.NOT_IN_NAMES:
+            raise runs.RunError(f"--{name.replace('_', '-')}: several values are not allowed; they change no result")
+    runs.check_place(settings[0].model_copy(update={"run_name": ""}))  # which is the start of the names only
     for s in {s.model_copy(update={"seed": 0}): s for s in settings}.values():
-        runs.check_place(s.model_copy(update={"run_name": ""}))
         if s.start_from:
             runs.to_start_from(s, lambda note: None)
         data.check_early(s, None)
@@ -139,15 +152,11 @@ def train(folders: dict[Path, Settings], jobs: int, log: Path) -> dict[Path, Bas
         data.prepare(s, print)  # if it has to be fetched, it is now, once
     failed, tasks = {}, {folder: (s, None, ()) for folder, s in missing.items()}
     done = {folder: epochs_of(folder) for folder in missing}
-    about = {"total": sum(s.epochs for s in missing.values()), "initial": sum(done.values())}
-    about |= {
-        "desc": f"{ended} of {len(folders)} runs",
-        "bar_format": "{desc} |{bar}| {remaining} left",
-        "ncols": 79,
-        "ascii": " #",
-    }
+    total, hidden = sum(s.epochs for s in missing.values()), not (missing and jobs)  # with 0 jobs a run has its own bar
+    look = {"bar_format": "{desc} |{bar}| {remaining} left", "ncols": 79, "ascii": " #", "disable": hidden}
     training = side_by_side.train_all(tasks, jobs, log)
-    with tqdm(**about, disable=not missing) as bar, closing(training):
+    with tqdm(total=total, initial=sum(done.values()), **look) as bar, closing(training):
+        bar.set_description_str(f"{ended} of {len(folders)} runs")
         for folder, error in training:
             if folder is not None:
                 ended, done[folder] = ended + 1, missing[folder].epochs

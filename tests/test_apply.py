@@ -55,7 +55,10 @@ def prepared(path):
 
 
 def run_on(folder, *words):
-    return apply.main(apply.read_command_line([str(folder), *map(str, words)]))
+    try:
+        return apply.main(apply.read_command_line([str(folder), *map(str, words)]))
+    except SystemExit as refused:
+        return refused.code
 
 
 def lines_of(folder):
@@ -69,25 +72,52 @@ def test_the_scores_are_those_of_numpy_the_least_likely_first(make_run, mine, ca
     wanted = {str(path): same.terms(prepared(path), None)[0].item() for path in paths}
     codes = {str(path): same.encode(prepared(path))[0][0] for path in paths}
     tests = same.terms(TESTS.reshape(30, 64) / 255, None)[0]
-    found = lines_of(folder)
+    *found, broken = lines_of(folder)
     assert [line["file"] for line in found] == sorted(wanted, key=wanted.get, reverse=True)
     for place, line in enumerate(found, 1):
         loss = wanted[line["file"]]
         assert line["place"] == str(place)
         assert float(line["score"]) == pytest.approx(-loss, rel=1e-5)
         assert float(line["reconstruction"]) == pytest.approx(loss, rel=1e-5)
-        assert float(line["kl"]) == 0
+        assert (float(line["kl"]), line["problem"]) == (0, "")
+        assert float(line["standard_error"]) < 1e-5
         assert float(line["lower_tests"]) == (-tests < -loss).mean()
         z = [float(line[f"z_mean_{number}"]) for number in (1, 2)]
         np.testing.assert_allclose(z, codes[line["file"]], atol=1e-5)
         name = f"{place:04}_{line['file'].rpartition('/')[2]}"
         drawn = opened(folder / "applied" / "reconstructions" / name)
         np.testing.assert_allclose(drawn.reshape(64), 255 * expit(same.decode(np.array(z))), atol=0.51)
+    assert (broken["place"], broken["file"], broken["score"]) == ("", str(mine / "broken.png"), "")
+    assert "not an image" in broken["problem"]
     told = capsys.readouterr().out
     assert "left out   1 x not an image (e.g. " in told
-    assert f"note       1 that cannot be read: {mine / 'broken.png'}" in told
-    assert "3 images by their -loss in nats, the least likely first" in told
+    assert f"note       1 that cannot be read, at the end of scores.csv: {mine / 'broken.png'}" in told
+    assert "3 images by -loss in nats, the least likely first" in told
     assert opened(folder / "applied" / "applied.png").std() > 10
+
+
+def test_a_score_is_the_mean_over_draws_and_depends_on_no_other_image(make_run, tmp_path):
+    folder, same = make_run(binarize="dynamic")
+    place = tmp_path / "alike"
+    place.mkdir()
+    image = np.random.default_rng(0).integers(256, size=(8, 8), dtype=np.uint8)
+    for number in range(5):
+        Image.fromarray(image).save(place / f"{number}.png")
+    Image.fromarray(image[::-1]).save(place / "2_other.png")
+    assert run_on(folder, place) == 0
+    scores = {line["file"].rpartition("/")[2]: float(line["score"]) for line in lines_of(folder)}
+    other = scores.pop("2_other.png")
+    (score,) = set(scores.values())
+    assert score != other
+    assert run_on(folder, place / "3.png") == 0
+    (line,) = lines_of(folder)
+    assert float(line["score"]) == score
+    rng = np.random.default_rng(1)
+    pixels = (rng.random((4_000, 64)) < image.reshape(64) / 255).astype(float)
+    loss, kl = same.terms(pixels, rng.standard_normal((4_000, 2)))
+    elbo = -(loss + kl.sum(axis=1))
+    assert float(line["standard_error"]) == pytest.approx(elbo.std() / 4, rel=0.6)
+    assert abs(score - elbo.mean()) < 5 * elbo.std() / 4
 
 
 def test_files_may_be_named_one_by_one_and_are_taken_once(make_run, mine):
@@ -117,21 +147,25 @@ def test_of_many_images_the_first_and_the_last_are_drawn_and_some_written(make_r
     place.mkdir()
     for number in range(40):
         Image.fromarray(rng.integers(1 + 6 * number, size=(8, 8), dtype=np.uint8)).save(place / f"{number}.png")
-    monkeypatch.setattr(apply, "evaluated_at_once", lambda shape: 7)
+    monkeypatch.setattr(apply, "READ_AT_ONCE", 7)
     monkeypatch.setattr(apply, "MOST_WRITTEN", 10)
-    drawn = []
-    monkeypatch.setattr(apply, "save_picture", lambda *arguments: drawn.append(arguments))
+    figures = []
+    monkeypatch.setattr(apply.pictures, "save_figure", lambda path, figure: figures.append(figure))
     assert run_on(folder, place) == 0
     lines = lines_of(folder)
     scores = [float(line["score"]) for line in lines]
     assert scores == sorted(scores)
     assert len(set(scores)) == 40
-    ((_, _, found, _, pixels, reconstructed),) = drawn
-    shown = [lines[at]["file"] for at in (*range(20), *range(30, 40))]
-    assert [path.decode() for path in [*found.paths[:20], *found.paths[30:]]] == shown
-    for image, path in zip(pixels, shown, strict=True):
-        np.testing.assert_array_equal(image.reshape(1, 64) / 255, prepared(path))
-    assert reconstructed.shape == pixels.shape
+    (histogram, *panels) = figures[0].axes
+    low, high = histogram.get_xlim()
+    assert low < scores[0] < scores[-1] < high
+    shown = [at for at in (*range(20), *range(30, 40))]
+    titles = [f"{at + 1}: {scores[at]:,.1f}\n{lines[at]['file'].rpartition('/')[2]}" for at in shown]
+    assert [panel.get_title() for panel in panels] == titles
+    for panel, at in zip(panels, shown, strict=True):
+        (image,) = panel.get_images()
+        pixels = image.get_array()[2:10, 2:10].reshape(1, 64) / 255  # of the upper image, inside its frame
+        np.testing.assert_array_equal(pixels, prepared(lines[at]["file"]))
     written = sorted(path.name for path in (folder / "applied" / "reconstructions").iterdir())
     assert written == [f"{n:04}_{line['file'].rpartition('/')[2]}" for n, line in enumerate(lines[:10], 1)]
 
@@ -160,30 +194,39 @@ def test_an_older_result_is_replaced_and_nothing_else(make_run, mine, capsys):
         assert run_on(folder, *words) == 0
     assert len(lines_of(folder)) == 1
     assert len([*(folder / "applied" / "reconstructions").iterdir()]) == 1
-    (folder / "applied" / "thesis.doc").write_text("all of it")
-    before = contents(folder)
-    assert run_on(folder, mine) == 2
-    assert "thesis.doc in it is not of this command" in capsys.readouterr().err
-    assert run_on(folder, mine, "--to", mine / "b.png") == 2
-    assert "is no folder; name another with --to" in capsys.readouterr().err
-    assert contents(folder) == before
+    for name in ("thesis.doc", "reconstructions/thesis.png"):
+        (folder / "applied" / name).write_text("all of it")
+        before = contents(folder)
+        assert run_on(folder, mine) == 2
+        assert f"{name} in it is not of this command" in capsys.readouterr().err
+        assert contents(folder) == before
+        (folder / "applied" / name).unlink()
+    (folder / "applied" / "scores.csv").unlink()
+    for place, told in (
+        (folder / "applied", "would be replaced"), (mine / "b.png", "is there, or around it"),
+        (mine, "is there, or around it"), (mine / "new", "is there, or around it"),
+        (folder / "params.json" / "x", "is not a folder"),
+    ):  # fmt: skip
+        assert run_on(folder, mine, "--to", place) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_line(make_run, mine, tmp_path, capsys):
     folder, _ = make_run()
-    for words, told in (([], "the following arguments are required: IMAGE"), (["x.png"], "IMAGE x.png: no such file")):
-        with pytest.raises(SystemExit) as stopped:
-            run_on(folder, *words)
-        assert stopped.value.code == 2
-        assert capsys.readouterr().err.startswith(f"apply: error: {told}")
-    assert run_on(folder, mine / "more" / "notes.txt") == 1
-    assert "no image among what was named; there is 1 x not an image" in capsys.readouterr().err
-    assert run_on(folder, mine / "broken.png") == 1
-    assert "none of 1 images can be read" in capsys.readouterr().err
     other, _ = make_run((4, 2, 2), run_name="two")
-    assert run_on(other, mine) == 1
-    assert "two has images of 2 channels" in capsys.readouterr().err
+    text, empty = mine / "more" / "notes.txt", tmp_path / "empty"
+    empty.mkdir()
+    for run, words, told in (
+        (folder, [], "the following arguments are required: IMAGE"), (folder, ["x.png"], "IMAGE x.png: no such file"),
+        (folder, [text], f"IMAGE {text}: no image there; there is 1 x not an image"),
+        (folder, [empty], f"IMAGE {empty}: no image there; there is nothing"),
+        (folder, [mine / "broken.png"], f"none of the images can be read; the first: {mine / 'broken.png'}"),
+        (other, [mine], "two has images of 2 channels"),
+    ):  # fmt: skip
+        assert run_on(run, *words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"apply: error: {told}")
+        assert error.count("\n") == 1
     assert not (folder / "applied").exists()
-    with pytest.raises(SystemExit):
-        run_on(folder, "--help")
+    assert run_on(folder, "--help") == 0
     assert "python -m experiments.apply mnist-ce-z20 my_digits/" in capsys.readouterr().out

@@ -20,7 +20,7 @@ REPORT = {
     "test_log_density": None, "active_units": 2, "healthy": True, "nll_samples": 8, "standard_error_images": 0.25,
     "standard_error_sampling": 0.01,
 }  # fmt: skip
-SPEED = 50  # images a second
+SPEEDS = (50, 25, 100)  # images a second
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def make_run(tmp_path):
             (folder / "report.json").write_text(json.dumps(judged))
         about = {"objective": 1.0, "reconstruction": 80.0, "kl": judged["test_kl"], "elbo": judged["test_elbo"]}
         lines = [{"step": at, "epoch": at / 20, "split": "test", "kl_weight": 1.0} | about for at in (20, step)]
-        train = [{"step": at, "epoch": at / 20, "split": "train", "images_per_second": SPEED} for at in (10, 30, step)]
-        lines += [line | about for line in train]
+        train = [{"step": at, "epoch": at / 20, "split": "train"} for at in (10, 30, step)]
+        lines += [line | about | {"images_per_second": speed} for line, speed in zip(train, SPEEDS, strict=True)]
         (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if evaluated:
             nll, samples = evaluated
@@ -65,29 +65,31 @@ def names(table):
 
 
 def shown(tmp_path, *words):
-    return compare.main(compare.read_command_line([*words, "--output-dir", str(tmp_path)]))
+    return compare.main(compare.read_command_line([*map(str, words), "--output-dir", str(tmp_path)]))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 def test_runs_that_differ_in_the_seed_alone_are_one_row_of_mean_and_deviation(make_run, tmp_path, capsys):
     elbos = [-101.0, -103.0, -108.0]
     for seed, elbo in zip((2, 0, 1), elbos, strict=True):
-        make_run(f"a{seed}", {"test_elbo": elbo, "test_nll": -elbo - 5, "healthy": seed > 0}, seed=seed)
+        judged = {"test_elbo": elbo, "test_nll": -elbo - 5, "healthy": seed > 0}
+        make_run(f"a{seed}", judged | {"standard_error_images": (seed + 1) / 4}, seed=seed)
     make_run("b", {"test_elbo": -90.5}, seed=7, kl_weight_end=4.0)
     assert shown(tmp_path) == 0
     told = capsys.readouterr().out
     first, second = (line.split() for line in told.splitlines() if line.startswith(("1 ", "2 ")))
     assert first[1:5] == ["-90.50", "95.00", "(0.25)", "80.00"]
     mean, deviation = f"{sum(elbos) / 3:.2f}", f"{statistics.stdev(elbos):.2f}"
-    assert second[1:8] == [mean, "±", deviation, "99.00", "±", deviation, "(0.25)"]
+    assert second[1:8] == [mean, "±", deviation, "99.00", "±", deviation, "(0.50)"]
     assert "2 of 3" in " ".join(second)
     assert " ".join(second).endswith("a0 and 2 more kl_weight_end 1.5, seed 0 1 2")
     (_, line) = csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines())
     assert float(line["elbo_sd"]) == pytest.approx(statistics.stdev(elbos))
-    assert line["seeds"] == "0 1 2"
-    assert line["runs"].split() == [str(tmp_path / f"a{seed}") for seed in range(3)]
+    assert line["seeds"] == "0;1;2"
+    assert line["runs"].split(";") == [str(tmp_path / f"a{seed}") for seed in range(3)]
     assert line["kl_weight_end"] == "1.5"
-    assert float(line["seconds"]) == 40 * 10 / SPEED
+    assert float(line["seconds"]) == pytest.approx(10 * (10 / 50 + 20 / 25 + 10 / 100))
+    assert float(line["nll_error_images"]) == pytest.approx((0.25 + 0.5 + 0.75) / 3)
     assert {"±: the standard deviation over seeds"} < set(told.splitlines())
     assert "train with HELD_OUT" in told
     picture = opened(tmp_path / "comparison.png")
@@ -104,11 +106,18 @@ def test_what_has_no_part_in_a_result_makes_no_row_and_a_repetition_is_left_out(
 
 def test_what_is_not_finished_or_damaged_costs_a_line(make_run):
     folders = [make_run("a"), make_run("b", finished=False, seed=9), make_run("c", seed=8), make_run("d", seed=7)]
-    (folders[2] / "report.json").write_text("{")
-    (folders[3] / "data.npz").write_bytes(b"x" * 50)
+    (folders[2] / "data.npz").write_bytes(b"x" * 50)
+    (folders[3] / "params.json").write_text("[]")
+    odd = ("{", "[]", "{}", json.dumps(REPORT | {"test_elbo": "abc"}))
+    for number, text in enumerate(odd):
+        folders.append(make_run(f"report_{number}", seed=20 + number))
+        (folders[-1] / "report.json").write_text(text)
+    for number, text in enumerate(("{", "[1]", '{"step": 40}', '{"step": 40, "likelihood": {}, "samples": {}}')):
+        folders.append(make_run(f"evaluation_{number}", seed=30 + number))
+        (folders[-1] / "evaluation.json").write_text(text)
     (table,), said = tables(folders)
     assert names(table) == [["a"]]
-    assert [line.split(":")[0] for line in said] == [f"note       {name} is left out" for name in "bcd"]
+    assert [line.split(":")[0] for line in said] == [f"note       {path.name} is left out" for path in folders[1:]]
 
 
 # --- what compares ----------------------------------------------------------------------------------------------------
@@ -125,10 +134,17 @@ def test_numbers_of_other_images_pixels_or_losses_are_not_ranked(make_run, tmp_p
     (first, second), _ = tables([make_run("a"), make_run("b", **other)])
     assert (names(first), names(second)) == ([["a"]], [["b"]])
     assert shown(tmp_path) == 0
-    assert f"The tables are of {why}: no number but seconds compares between them." in capsys.readouterr().out
+    assert f"The tables are of {why}: no number compares between them." in capsys.readouterr().out
 
 
-def test_two_densities_of_the_same_pixels_compare_and_so_do_images_of_another_name(make_run):
+def test_images_compare_that_are_the_same_whatever_they_are_called(make_run):
+    folders = [make_run("a", labels=(1, 7)), make_run("b", labels=(7, 1)), make_run("c", dataset="fashion_mnist")]
+    assert len(tables(folders)[0]) == 1
+    cut = {"dataset": "folder", "image_crop": 0}
+    assert len(tables([make_run("d", **cut), make_run("e", **cut | {"image_crop": 8})])[0]) == 2
+
+
+def test_two_densities_of_the_same_pixels_compare(make_run):
     density = {"decoder_scale": "learned", "binarize": "none"}
     judged = {"kind": "density", "test_nll": None, "test_log_density": 300.0}
     folders = [make_run("a", judged, loss="mse", **density)]
@@ -161,7 +177,9 @@ def test_an_nll_by_other_draws_is_not_ranked_with_the_rest(make_run):
     ]  # fmt: skip
     (table,), _ = tables(folders, "nll")
     assert names(table) == [["c"], ["b"], ["a"]]
-    assert table.notes == ["The NLL is by K = 8 and K = 100 draws: more give a lower one, so those are not compared."]
+    assert table.notes == [
+        "The NLL is by K = 8 and K = 100 draws. More give a lower one, so only those with the same K compare."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +245,9 @@ def test_a_table_of_many_rows_is_drawn_in_part_and_with_one_number_swept_by_that
     assert axes.get_xlabel() == "kl_weight_end"
     shown = sorted(float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == ".")
     assert shown == [float(n) for n in range(12)]
+    drawn = [image.get_array() for axes in figure.axes for image in axes.get_images()]
+    assert len(drawn) == 12
+    np.testing.assert_array_equal(drawn[0], compare.corner(folders[0] / "samples_002.png", SHAPE, of_ten=True))
     (other,), _ = tables([*folders[:1], make_run("tanh", activation="relu", kl_weight_end=0.0)])
     assert compare.swept(other.rows) is None
 
@@ -259,7 +280,7 @@ def test_a_mistake_is_one_line(make_run, tmp_path, capsys):
         assert capsys.readouterr().err.startswith(f"compare: error: {told}")
     assert shown(tmp_path) == 2
     told = capsys.readouterr()
-    assert told.out == "note       a is left out: it is not finished\n"
+    assert told.out == "note       a is left out: it has no report yet\n"
     assert told.err == "compare: error: there is no finished run to compare\n"
     assert not (tmp_path / "comparison.png").exists()
     with pytest.raises(SystemExit):
@@ -268,7 +289,8 @@ def test_a_mistake_is_one_line(make_run, tmp_path, capsys):
 
 
 def test_numbers_that_are_missing_are_shown_as_that(make_run, tmp_path, capsys):
-    nothing = {"test_nll": None, "standard_error_images": None, "active_units": None, "healthy": None}
+    nothing = dict.fromkeys(("test_nll", "standard_error_images", "active_units", "healthy"))
+    nothing["verdict"] = "not finished"
     make_run("a", nothing)
     make_run("b", kl_weight_end=9.0)
     assert shown(tmp_path) == 0
@@ -278,3 +300,26 @@ def test_numbers_that_are_missing_are_shown_as_that(make_run, tmp_path, capsys):
     lines = [*csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines())]
     assert [line["nll"] for line in lines if line["kl_weight_end"] == "1.5"] == [""]
     assert math.isclose(float(lines[0]["elbo"]), -100)
+
+
+def test_a_column_that_no_row_has_sorts_nothing_and_a_note_says_so(make_run):
+    folders = [make_run("a", {"test_elbo": -9.0}), make_run("b", {"test_elbo": -8.0}, kl_weight_end=2.0)]
+    (table,), _ = tables(folders, "frechet")
+    assert names(table) == [["b"], ["a"]]
+    assert table.notes == ["No row has frechet, so the order is that of elbo."]
+
+
+def test_a_picture_that_cannot_be_read_costs_no_comparison_and_of_many_tables_some_are_drawn(
+    make_run, tmp_path, capsys
+):
+    (make_run("a", tested=(0,)) / "samples_002.png").write_bytes(b"no picture")
+    for number in range(1, 9):
+        make_run(f"r{number}", tested=(number,))
+    assert shown(tmp_path) == 0
+    assert "note       comparison.png has the first 6 of 9 tables\n" in capsys.readouterr().out
+    assert len((tmp_path / "comparison.csv").read_text().splitlines()) == 10
+    assert opened(tmp_path / "comparison.png").std() > 10
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        shown(tmp_path, "--to", tmp_path / "file")
+    assert f"compare: error: --to {tmp_path / 'file'}: {tmp_path / 'file'} is not a folder\n" in capsys.readouterr().err

@@ -150,7 +150,8 @@ def test_images_that_are_read_when_asked_for_are_worked_on_as_those_in_memory(ma
 @pytest.mark.parametrize(
     ("images", "told"),
     [
-        (np.zeros(SHAPE, np.uint8), r"the shape \(4, 2, 2\) is not allowed; \(N, 4, 2, 2\) is"),
+        (np.zeros(SHAPE, np.uint8), r"the shape \(4, 2, 2\) is not allowed; \(N, 4, 2, 2\) is, with N at least 1"),
+        (np.zeros((0, *SHAPE), np.uint8), r"the shape \(0, 4, 2, 2\)"),
         (np.zeros((3, 4, 2, 3), np.uint8), r"the shape \(3, 4, 2, 3\)"),
         (np.zeros((3, *SHAPE), np.int64), r"the type int64 is not allowed; uint8 \(0 to 255\) and floats in \[0, 1\]"),
         (np.full((3, *SHAPE), 255.0), r"values from 255 to 255 are not allowed; uint8"),
@@ -168,9 +169,25 @@ def test_images_in_another_form_are_refused_in_a_line(make_run, images, told):
 def test_latents_of_another_number_are_refused_and_noise_latents_count(make_run):
     run = load(make_run(noise_dim=1)[0])
     assert run.decode(run.encode(random_images(2))[0]).shape == (2, *SHAPE)
-    for z in (np.zeros((3, 2)), np.zeros(3)):
-        with pytest.raises(ValueError, match=r"^z: the shape \(3,.*\) is not allowed; \(N, 3\) is$"):
+    for z in (np.zeros((3, 2)), np.zeros(3), np.zeros((0, 3))):
+        with pytest.raises(
+            ValueError, match=r"^z: the shape \([03],.*\) is not allowed; \(N, 3\) is, with N at least 1$"
+        ):
             run.decode(z)
+    with pytest.raises(ValueError, match=r"^z: NaN and infinity are not allowed"):
+        run.decode(np.full((1, 3), np.inf))
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "many"])
+def test_numbers_that_count_are_whole_and_positive(make_run, value):
+    run = load(make_run(binarize="dynamic")[0])
+    with pytest.raises(ValueError, match=rf"^count: {value!r} is not allowed; an integer of at least 1 is$"):
+        run.sample(value)
+    with pytest.raises(ValueError, match=rf"^samples: {value!r} is not allowed"):
+        run.log_likelihood(random_images(1), value)
+    if value:
+        with pytest.raises(ValueError, match=rf"^seed: {value!r} is not allowed; an integer of at least 0 is$"):
+            run.sample(1, value)
 
 
 def test_grey_images_need_no_channel_and_truth_values_are_brightness(tmp_path):

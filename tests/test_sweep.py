@@ -74,6 +74,8 @@ def test_every_combination_is_there_once_with_lists_and_flags_as_one_word(tmp_pa
         ("--resume x", "--resume: a sweep goes on by the same command"),
         ("--sort elb --seed 1", "--sort: 'elb' is not allowed; elbo, nll,"),
         ("--jobs -1 --seed 1", "argument --jobs: '-1' is not allowed; an integer from 0 to 1,000 is"),
+        ("--seed 0 --seed 1", "--seed is there twice; all its values follow it at once"),
+        ("--run-name a b", "--run-name: several values are not allowed; they change no result"),
         ("--batch-size 128 70000", "batch_size: 70,000 is not allowed; at most 60,000"),
         ("--seed " + "1 " * 40 + "--epochs " + "1 " * 40, "1,600 combinations; at most 1,000 are allowed"),
     ],
@@ -86,6 +88,12 @@ def test_a_mistake_in_any_combination_is_one_line_before_anything_trains(tmp_pat
     assert error.startswith(f"sweep: error: {told}")
     assert error.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_nothing_to_sweep_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        sweep.read_sweep(["--jobs", "2"])
+    assert capsys.readouterr().err.startswith("sweep: error: nothing to sweep; name a constant and its values")
 
 
 def test_help_has_an_example(capsys):
@@ -194,13 +202,13 @@ def test_a_training_whose_process_dies_is_tried_once_more_and_takes_no_other_wit
     tasks = {tmp_path / str(s.seed): (s, None, ()) for s in settings}
     tasks[tmp_path / "1"] = settings[1], die, (2,)
     tasks[tmp_path / "2"] = settings[2], die_once, (2,)
-    ended = [(folder.name, error) for folder, error in side_by_side.train_all(tasks, 1, tmp_path / "log") if folder]
+    ended = [(folder.name, error) for folder, error in side_by_side.train_all(tasks, 2, tmp_path / "log") if folder]
     assert sorted(name for name, _ in ended) == ["0", "1", "2", "3"]
     ((name, error),) = [(name, error) for name, error in ended if error]
     assert name == "1"
     assert "its process died twice, as when memory runs out" in sweep.why(error, tmp_path / "log")
     again = re.findall(r"^note .* once more: (.*)$", capsys.readouterr().out, re.MULTILINE)
-    assert again == ["1", "2"]
+    assert again[0] == "0 and 1"
     assert [(tmp_path / name / "report.json").exists() for name in "0123"] == [True, False, True, True]
 
 
