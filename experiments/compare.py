@@ -457,6 +457,8 @@ def draw_table(part: SubFigure, table: Table) -> None:
     curves = [name for name in ("elbo", "kl") if name in names] or ["reconstruction"]
     for axes, name in zip(middle.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
         draw_curves(axes, some, name, heading(name, table), labels, colours)
+        if name == curves[0]:
+            axes.legend(fontsize=8)
     draw_samples(below, some, labels, colours)
 
 
@@ -526,10 +528,9 @@ def draw_curves(
         steps = sorted(set.intersection(*(set(found) for found in tests)))
         if steps:
             draw_spread(axes, steps, np.array([[found[step] for step in steps] for found in tests]), label, colour)
-    axes.set_title(f"test {title}, by step (nats per image)", fontsize=10)
+    axes.set_title(f"{title} by step, in nats per image", fontsize=10)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
 def of_test(line: dict[str, Any], name: str) -> float | None:
