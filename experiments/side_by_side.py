@@ -39,9 +39,8 @@ def train_all(
     `jobs` of them train at once; with 0 one after the other in this process. Each second (None, None) is yielded, so
     that a bar can move. If this is closed, as after Ctrl-C, the trainings that were begun save a checkpoint first.
 
-    Trainings whose processes die are tried once more, one at a time, and `say` is given a line. Memory may have run
-    out; or it was the matrix product of oneDNN on one thread, which on rare occasions damages the heap (seen with
-    TensorFlow 2.21, and in others' programs).
+    Trainings whose processes die, as when memory runs out, are tried once more, one at a time: then it is known which
+    of them it is. `say` is given a line.
     """
     if jobs == 0:
         for number, (folder, task) in enumerate(tasks.items(), 1):

@@ -235,3 +235,25 @@ def test_a_home_that_cannot_be_written_is_no_noise():
         both = {name: value for name, value in environment.items() if name != "HOME"} | home
         done = subprocess.run(command, cwd=REPOSITORY, env=both, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_handlers_of_signals_have_a_stack_of_their_own():
+    """Else they may overwrite what a compiled matrix product keeps on the stack, and the process dies of it."""
+    code = """
+import ctypes
+from utils import console
+
+def is_apart():
+    class Stack(ctypes.Structure):
+        _fields_ = [("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+    stack = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    return stack.flags != 2  # SS_DISABLE: there is none
+
+assert not is_apart()
+with console.handled(lambda number, frame: None):
+    assert is_apart()
+"""
+    own = {name: value for name, value in users_environment().items() if name != "PYTHONFAULTHANDLER"}
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=own, check=True)

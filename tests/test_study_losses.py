@@ -95,7 +95,7 @@ def test_failed_reconstructions_are_counted_by_the_digit_they_show(monkeypatch):
     drawn = np.where(labels == seen, 1.0, 0.25)[:, np.newaxis, np.newaxis, np.newaxis] * np.ones((1, 28, 28, 1))
     monkeypatch.setattr(losses.classifier, "probabilities", lambda judge, x: np.eye(10)[seen])
     monkeypatch.setattr(losses.main, "reconstruct", lambda vae, images: drawn)
-    found = losses.fallback(SimpleNamespace(load=lambda: None), dataset, None, np.zeros((28, 28, 1)))
+    found = losses.fallback(SimpleNamespace(vae=None), dataset, None, np.zeros((28, 28, 1)))
     assert found["failed"] == 0.4
     assert (found["digit"], found["share_of_failed"]) == (9, 0.75)
     assert (found["distance_of_failed"], found["distance_of_others"]) == (0.25, 1)

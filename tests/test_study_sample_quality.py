@@ -82,7 +82,7 @@ def test_the_sets_are_what_they_are_called(monkeypatch):
     vae = SimpleNamespace(encoder=encoder, prior=SimpleNamespace(weights=[]))
     monkeypatch.setattr(main, "decode", lambda vae, z: decoder(z))
     vae.decoder = SimpleNamespace(input_shape=(None, 1))
-    trained = SimpleNamespace(settings=settings, load=lambda: vae)
+    trained = SimpleNamespace(settings=settings, vae=vae)
     sets = sample_quality.sets_of(study, trained, grey)
     assert all(images.shape == (200, 1, 1, 1) for images in sets.values())
     assert set(np.unique(np.concatenate(seen))) == {0, 1}  # the images are binarised, as the model knows them
