@@ -1,4 +1,4 @@
-"""experiments/compare.py: what is one row, what compares with what, in which order, and what is shown of it."""
+"""experiments/compare.py, comparable.py, comparison.py: what is one row, what compares, in which order, what is shown."""
 
 import csv
 import json
@@ -7,8 +7,11 @@ import statistics
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
-from experiments import compare
+from experiments import comparable, compare, comparison
+from experiments.load import Run
 from tests.shared import opened
 from tests.tiny import TINY
 from utils import known, pictures, runs
@@ -56,8 +59,8 @@ def make_run(tmp_path):
 
 def tables(folders, sort=None, say=None):
     said = []
-    rows = compare.rows_of([compare.Run(folder, say=pytest.fail) for folder in folders], say or said.append)
-    return compare.tables_of(rows, sort), said
+    rows = comparable.rows_of([Run(folder, say=pytest.fail) for folder in folders], say or said.append)
+    return comparable.tables_of(rows, sort), said
 
 
 def names(table):
@@ -151,7 +154,7 @@ def test_two_densities_of_the_same_pixels_compare(make_run):
     folders += [make_run("b", judged | {"test_elbo": 250.0}, loss="ad", **density, tested=(3, 1, 2))]
     (table,), _ = tables(folders)
     assert names(table) == [["b"], ["a"]]
-    assert compare.heading("nll", table) == "-log-density (K 8)"
+    assert comparable.heading("nll", table) == "-log-density (K 8)"
     assert table.rows[0].mean("nll") == -300
 
 
@@ -159,8 +162,8 @@ def test_the_nll_is_the_evaluated_one_where_all_runs_have_it_by_as_many_draws(ma
     folders = [make_run("a", evaluated=(93, 50)), make_run("b", evaluated=(92, 50), kl_weight_end=2.0)]
     (table,), _ = tables(folders, "nll")
     assert [row.mean("nll") for row in table.rows] == [92, 93]
-    assert compare.cell(table.rows[0], "nll") == "92.00 (0.50)"
-    assert compare.heading("nll", table) == "NLL (K 50)"
+    assert comparable.cell(table.rows[0], "nll") == "92.00 (0.50)"
+    assert comparable.heading("nll", table) == "NLL (K 50)"
     assert table.rows[0].mean("frechet") == 7.5
     folders += [make_run("c", kl_weight_end=3.0), make_run("d", evaluated=(1, 50), step=60, kl_weight_end=5.0)]
     (table,), _ = tables(folders)
@@ -212,21 +215,21 @@ def test_many_differences_are_told_from_what_most_rows_have(make_run):
     folders += [make_run("d", latent_dim=2, epochs=2, activation="tanh", kl_weight_end=2.0)]
     (table,), _ = tables(folders)
     rows = {row.runs[0].folder.name: row for row in table.rows}
-    words = {name: compare.in_words(row, table.rows) for name, row in rows.items()}
+    words = {name: comparable.in_words(row, table.rows) for name, row in rows.items()}
     assert words["a"] == "as most"
     assert words["b"] == "kl_weight_end 3"
     assert set(words["d"].split(", ")) == {"latent_dim 2", "epochs 2", "activation tanh", "encoder_layers 3"}
-    assert compare.in_words(rows["a"], [rows["a"]]) == ""
+    assert comparable.in_words(rows["a"], [rows["a"]]) == ""
 
 
 def test_the_corner_is_the_first_five_rows_and_columns_in_whatever_size(make_run):
     path = make_run("a") / "samples_002.png"
     for scale in (2, 5):
         if scale == 5:  # as of large images, drawn smaller or larger
-            with compare.Image.open(path) as picture:
+            with Image.open(path) as picture:
                 larger = picture.resize((picture.width * 5 // 2, picture.height * 5 // 2), resample=0)
             larger.save(path)
-        corner = compare.corner(path, SHAPE, of_ten=True)
+        corner = comparison.corner(path, SHAPE, of_ten=True)
         assert corner.shape == (scale * (2 + 5 * 6), scale * (2 + 5 * 8))
         assert corner.min() == 9
         assert (corner == 200).sum() == pytest.approx(scale**2 * 24, rel=0.2)  # the last image, and no other
@@ -236,9 +239,9 @@ def test_the_corner_is_the_first_five_rows_and_columns_in_whatever_size(make_run
 def test_a_table_of_many_rows_is_drawn_in_part_and_with_one_number_swept_by_that(make_run):
     folders = [make_run(f"r{n}", {"test_elbo": -float(n)}, kl_weight_end=float(n)) for n in range(14)]
     (table,), _ = tables(folders)
-    assert compare.swept(table.rows) == "kl_weight_end"
-    figure = compare.Figure(figsize=(13, 12), layout="constrained")
-    compare.draw_table(figure.subfigures(1, 1), table)
+    assert comparison.swept(table.rows) == "kl_weight_end"
+    figure = Figure(figsize=(13, 12), layout="constrained")
+    comparison.draw_table(figure.subfigures(1, 1), table)
     (title,) = (part.get_suptitle() for part in figure.subfigs)
     assert title.endswith("; the first 12 of 14 rows")
     axes = figure.axes[0]
@@ -247,9 +250,9 @@ def test_a_table_of_many_rows_is_drawn_in_part_and_with_one_number_swept_by_that
     assert shown == [float(n) for n in range(12)]
     drawn = [image.get_array() for axes in figure.axes for image in axes.get_images()]
     assert len(drawn) == 12
-    np.testing.assert_array_equal(drawn[0], compare.corner(folders[0] / "samples_002.png", SHAPE, of_ten=True))
+    np.testing.assert_array_equal(drawn[0], comparison.corner(folders[0] / "samples_002.png", SHAPE, of_ten=True))
     (other,), _ = tables([*folders[:1], make_run("tanh", activation="relu", kl_weight_end=0.0)])
-    assert compare.swept(other.rows) is None
+    assert comparison.swept(other.rows) is None
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
