@@ -1,4 +1,4 @@
-"""experiments/compare.py, comparable.py, comparison.py: what is one row, what compares, in which order, what is shown."""
+"""experiments/compare.py, comparable.py and comparison.py: one row, what compares, in which order, what is shown."""
 
 import csv
 import json
