@@ -62,6 +62,25 @@ def test_of_errors_with_one_square_a_spread_one_costs_ad_more():
     assert in_parts["ce"] < at_once["ce"]
 
 
+def test_what_is_trained_to_draw_pays_for_its_kl_and_draws_the_target():
+    """Told two bars, the code tells them apart, for a few nats; a heavy KL weight makes q(z|x) the prior."""
+    images = np.concatenate([bar(8, 20), bar(8, 8)] * 100)
+    kl, drawn = {}, {}
+    for weight in (1.0, 1_000.0):
+        s = from_params(**BASE | loss_claims.GREY | {
+            "loss": "ce", "kl_schedule": "constant", "kl_weight_end": weight, "encoder_layers": (16,),
+            "decoder_layers": (16,), "latent_dim": 2, "batch_size": 10, "epochs": 40, "learning_rate": 3e-3,
+        })  # fmt: skip
+        vae = loss_claims.train_to_draw(s, images, 0, "bars")
+        z_mean, z_log_std = loss_claims.latent.encode(vae.encoder, images[:2])
+        kl[weight] = float(np.mean(loss_claims.main.kl_to_standard_normal(z_mean, z_log_std)))
+        drawn[weight] = loss_claims.main.reconstruct(vae, images[:2])
+    assert kl[1_000.0] < 0.01 < 1 < kl[1.0]
+    apart = {weight: np.square(one - other).sum() for weight, (one, other) in drawn.items()}
+    assert apart[1_000.0] < 1
+    assert apart[1.0] == pytest.approx(8 * 12, rel=0.2)  # the pixels that only the long bar has
+
+
 # --- steps ------------------------------------------------------------------------------------------------------------
 def test_the_step_of_a_share_lies_between_those_watched():
     watched = {0: {"read": 0.1}, 100: {"read": 0.7}, 200: {"read": 0.9}, 300: {"read": 0.85}}
