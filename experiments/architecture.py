@@ -61,12 +61,13 @@ def by_seed(measured: dict[int, dict[str, Any]], name: str) -> np.ndarray:
     return np.array([numbers[name]["values"] for numbers in measured.values()]).T
 
 
-def draw_quality(axes: Axes, label: str, measured: dict[int, dict[str, Any]]) -> None:
+def draw_quality(axes: Axes, title: str, label: str, measured: dict[int, dict[str, Any]]) -> None:
     """ELBO and log-likelihood over the values of a question."""
     places = range(len(measured))
-    for name, title, sign in (("elbo", "ELBO", 1), ("nll", "log-likelihood", -1)):
-        figures.draw_spread(axes, places, sign * by_seed(measured, name), title)
+    for name, line, sign in (("elbo", "ELBO", 1), ("nll", "log-likelihood", -1)):
+        figures.draw_spread(axes, places, sign * by_seed(measured, name), line)
     axes.set(xlabel=label, ylabel="nats per test image", xticks=places, xticklabels=list(measured))
+    axes.set_title(title, fontsize=10)
 
 
 def draw_cost(axes: Axes, measured: dict[str, dict[int, dict[str, Any]]]) -> None:
@@ -75,6 +76,8 @@ def draw_cost(axes: Axes, measured: dict[str, dict[int, dict[str, Any]]]) -> Non
         millions = [numbers["parameters"] / 1e6 for numbers in measured[question].values()]
         figures.draw_spread(axes, millions, by_seed(measured[question], "elbo"), f"more {question}")
     axes.set(xlabel="million parameters", ylabel="ELBO (nats per test image)", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_title("what a parameter buys", fontsize=10)
 
 
 def draw_use(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
@@ -84,13 +87,15 @@ def draw_use(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
     figures.draw_spread(axes, values, by_seed(measured, "active"), "active units (variance above 0.01)")
     figures.draw_spread(axes, values, by_seed(measured, "telling"), f"KL above {TELLING} nats")
     axes.set(xlabel="latents", ylabel="how many of them")
+    axes.set_title("latents in use", fontsize=10)
 
 
 def draw_shares(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
     """The KL of each latent, from the largest to the least."""
     for value, numbers in measured.items():
         axes.plot(range(1, value + 1), numbers["kl_per_latent"], marker=".", label=f"{value} latents")
-    axes.set(xlabel="latents, in the order of their KL", ylabel="KL (nats)", xscale="log")
+    axes.set(xlabel="latents, in the order of their KL", ylabel="KL (nats)")
+    axes.set_title("KL of each latent", fontsize=10)
 
 
 def draw(study: Study, measured: dict[str, dict[int, dict[str, Any]]]) -> None:
@@ -99,7 +104,7 @@ def draw(study: Study, measured: dict[str, dict[int, dict[str, Any]]]) -> None:
     panels = list(figure.subplots(2, 3).flat)
     labels = {"width": "units per hidden layer (2 layers)", "depth": "hidden layers of 256", "latents": "latents"}
     for axes, (question, label) in zip(panels[:3], labels.items(), strict=True):
-        draw_quality(axes, label, measured[question])
+        draw_quality(axes, question, label, measured[question])
     draw_cost(panels[3], measured)
     draw_use(panels[4], measured["latents"])
     draw_shares(panels[5], measured["latents"])
@@ -122,7 +127,7 @@ def run(study: Study) -> None:
 
 
 def tables(measured: dict[str, dict[int, dict[str, Any]]]) -> dict[str, str]:
-    """The table of the README, a row for each network."""
+    """The table of the Analysis, a row for each network."""
     rows = {}  # by name, as the network of the Analysis answers all three questions
     for question, values in measured.items():
         for value, numbers in values.items():

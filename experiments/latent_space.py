@@ -606,7 +606,7 @@ def label_rows(axes: Axes, names: Sequence[str]) -> None:
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 def tables_of(numbers: dict[str, Any]) -> dict[str, str]:
-    """The tables for the README.
+    """The tables for the Analysis.
 
     Where latents tell as much as so few images can show, the KL by the mixture is an upper bound and marked as that.
     """
