@@ -553,11 +553,11 @@ def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
         comment = re.search(rf"^{name}: .+?  # (.*)", SOURCE, re.MULTILINE)[1]
         assert comment.strip() in entry
         assert re.search(r"[\[ ]default \S.*\]\n", entry)
-    assert f"(manifold.png) [{LATENTS}; default 20]\n" in printed
+    assert f"as a map [{LATENTS}; default 20]\n" in printed
     assert f"[none or a list of {WIDTHS} as in 512 512; default 512 512]\n" in printed
     assert "()" not in printed  # as the file has it; typed, it is none
     assert f"[{LOSSES}; default {from_params().loss!r}]\n" in printed
-    assert "with its grey value as probability: what likelihoods need ['dynamic' or 'none';" in printed  # a second line
+    assert "brightness as the probability of white; likelihoods need this ['dynamic'" in printed  # a second line
     assert "[default False]\n" in printed
     assert "--resume RUN" in printed
 
