@@ -1,4 +1,4 @@
-"""Regenerate every figure and number of the README's Analysis.
+"""Regenerate every figure and number of the Analysis, docs/analysis.md.
 
     python -m experiments.all
 

@@ -7,7 +7,7 @@
     python -m experiments.benchmark --profile            where the time of a step of this project's loop goes
     python -m experiments.benchmark --whole-run          `python main.py` from start to end (experiments/whole_run.py)
 
-All contenders do the same work on the CPU, with fresh shuffling and binarisation in each epoch; README, Speed, says
+All contenders do the same work on the CPU, with fresh shuffling and binarisation in each epoch; docs/speed.md says
 which. The column `objective`, the mean of the last epoch in nats, shows that they learn the same. Each has a process of
 its own, because the thread pools of two libraries in one process disturb each other. They take turns of one epoch while
 the others sleep, and a ratio is formed within a round, so that a machine that is slow for a while slows both sides of

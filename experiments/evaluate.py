@@ -4,7 +4,7 @@
     python -m experiments.evaluate predictions/mnist-ce-z20 --samples 1000
 
 It takes the run's newest checkpoint, or with --best the one that was best on the images of HELD_OUT, and all test
-images, of MNIST some five minutes (README, Likelihoods to cite). With BINARIZE = dynamic the images are binarised once,
+images, of MNIST some five minutes (docs/likelihoods.md). With BINARIZE = dynamic the images are binarised once,
 by a fixed draw that is the same for every run. It prints, and writes to the run's folder as evaluation.json (the names
 of all files end in _best with --best):
 

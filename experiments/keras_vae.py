@@ -2,7 +2,7 @@
 
     python -m experiments.keras_vae --epochs 15 --output-dir predictions/keras
 
-The same VAE learns MNIST in the same way (README, Speed), with `fit` and its defaults. The folder gets grids of samples
+The same VAE learns MNIST in the same way (docs/speed.md), with `fit` and its defaults. The folder gets grids of samples
 and reconstructions, before training and after each epoch, and history.csv: -val_loss is the test ELBO in nats.
 """
 

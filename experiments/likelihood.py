@@ -1,4 +1,4 @@
-"""The table of likelihoods in the README: published models trained here, and models that go past them.
+"""The table of likelihoods: published models trained here, and models that go past them.
 
     python -m experiments.likelihood vae            # one row
     python -m experiments.likelihood                # all rows, which takes hours, then the table
@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 from experiments.study import BASE
 from utils import console
 from utils.console import experiment_parser
-from utils.files import write_json, write_whole
+from utils.files import write_json
 from utils.settings import ROOT, Settings, from_params
 
 HELD_OUT = 5_000
+PAGE = ROOT / "docs" / "likelihoods.md"
 
 # What all rows have in common, beside what the Analysis fixes, which names every constant that has a part in a result.
 COMMON = BASE | {
@@ -124,7 +125,7 @@ from matplotlib.figure import Figure
 import main as vae_main
 from experiments import benchmark, evaluate
 from experiments.fingerprint import fingerprint, settings_that_count
-from experiments.results import table, with_tables
+from experiments.results import put_tables, table
 from utils import pictures, runs
 
 
@@ -205,7 +206,7 @@ def make_row(name: str, asked: argparse.Namespace) -> dict[str, Any]:
 def publish(numbers: dict[str, Any], asked: argparse.Namespace) -> None:
     """Write the numbers of all rows that were ever made to likelihood.json and draw their bounds beside it, as .png.
 
-    Prints their table too, and puts it in the README.
+    Prints their table too, and puts it in docs/likelihoods.md.
     """
     path = asked.images / ("likelihood-held-out.json" if asked.held_out else "likelihood.json")
     before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
@@ -216,8 +217,7 @@ def publish(numbers: dict[str, Any], asked: argparse.Namespace) -> None:
     save_figure(path.with_suffix(".png"), rows)
     print(f"\n{tables['likelihood']}")
     if asked.images == ROOT / "images":
-        readme = ROOT / "README.md"
-        write_whole(readme, with_tables(readme.read_text(encoding="utf-8"), tables).encode())
+        put_tables(PAGE, tables)
 
 
 def save_figure(path: Path, rows: dict[str, Any]) -> None:

@@ -411,7 +411,7 @@ def reached(steps: Sequence[float | None]) -> str:
 
 
 def tables(numbers: dict) -> dict[str, str]:
-    """The tables of the README."""
+    """The tables of the Analysis."""
     moved_by = [
         (loss.upper(), f"{found['shifted']:.1f}", f"{found['blurred']:.1f}", f"{found['ratio']:.2f}", found["pairs"])
         for loss, found in numbers["shifted"].items()

@@ -357,7 +357,7 @@ def run(study: Study) -> None:
 
 
 def tables(numbers: dict) -> dict[str, str]:
-    """The tables of the README."""
+    """The tables of the Analysis."""
     headers = ("model", "reduction", "CE", "MSE", "AD", "KL, nats", "active", "samples sure", "digits")
     rows = []
     for name, scores in numbers["models"].items():

@@ -11,8 +11,8 @@ for every image and given to the decoder together with z. Measures on the test s
 - what using the noise costs: the nats per image that the ELBO would gain if the decoder's logits were averaged over it;
 - ELBO, NLL (by importance sampling over z and noise together) and how many samples a digit classifier is sure of.
 
-Writes noise_latents.json, noise_latents.png and noise_latents_grid.png to images/. What to expect, and why: README,
-Analysis, 6.
+Writes noise_latents.json, noise_latents.png and noise_latents_grid.png to images/. What to expect, and why:
+docs/analysis.md, 6.
 """
 
 from typing import Any

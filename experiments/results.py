@@ -1,7 +1,8 @@
-"""Numbers of an experiment as its tables show them, and where they go: a JSON file, the console, the README."""
+"""Numbers of an experiment as its tables show them, and where they go: a JSON file, the console, a page of docs/."""
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from experiments.fingerprint import ROOT
 from experiments.study import Study
 from utils.files import write_json, write_whole
+
+ANALYSIS = ROOT / "docs" / "analysis.md"  # the page with their tables
 
 
 def summary(values: Iterable[float]) -> dict[str, Any]:
@@ -48,25 +51,31 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> None:
-    """Write numbers and tables to <name>.json beside the figures, print the tables, and put them into the README.
+    """Write numbers and tables to <name>.json beside the figures, print the tables, and put them into the Analysis.
 
-    In the README a table stands between <!-- table: <key> --> and <!-- end -->. It is replaced only when the README's
-    own figures are, in images/.
+    The page is changed only if its own figures are, those in images/.
     """
     about = {"command": f"python -m experiments.{study.name}", "seeds": study.seeds, "quick": study.quick}
     write_json(study.images / f"{study.name}.json", about | numbers | {"tables": tables})
     for text in tables.values():
         print(f"\n{text}")
     if not study.quick and study.images == ROOT / "images":
-        path = ROOT / "README.md"
-        write_whole(path, with_tables(path.read_text(encoding="utf-8"), tables).encode())
+        put_tables(ANALYSIS, tables)
 
 
-def with_tables(readme: str, tables: dict[str, str]) -> str:
-    """The README with these tables in their places. Raises ValueError if a place is missing."""
-    for key, text in tables.items():
+def put_tables(page: Path, tables: dict[str, str]) -> None:
+    """Put these tables in their places on a page. Raises ValueError as with_tables does."""
+    write_whole(page, with_tables(page.read_text(encoding="utf-8"), tables).encode())
+
+
+def with_tables(text: str, tables: dict[str, str]) -> str:
+    """The text of a page with these tables in their places, between <!-- table: <key> --> and <!-- end -->.
+
+    Raises ValueError if a place is missing.
+    """
+    for key, table in tables.items():
         place = re.compile(rf"(<!-- table: {re.escape(key)} -->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
-        readme, replaced = place.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", readme)
+        text, replaced = place.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
         if replaced != 1:
-            raise ValueError(f"README.md: {replaced} places for the table {key!r}, not one")
-    return readme
+            raise ValueError(f"{replaced} places for the table {key!r}, not one")
+    return text

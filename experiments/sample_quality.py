@@ -4,7 +4,7 @@
 
 Trains the VAE of the Analysis with three losses, as a plain autoencoder, and with each learned prior. Judges samples
 from the prior, samples from a mixture of Gaussians fitted to the latents, and reconstructions, by their Frechet
-distance from the test images in the features of a digit classifier that is trained here (README, Analysis, 7). The
+distance from the test images in the features of a digit classifier that is trained here (docs/analysis.md, 7). The
 autoencoder samples from N(0, I), which it was not trained with. Images are compared as brightness: draws of binary
 pixels are speckled. Writes sample_quality.json and sample_quality.png to images/.
 """

@@ -109,7 +109,7 @@ def read_command_line(name: str, doc: str) -> Study:
     parser.add_argument("--seed", type=integer, default=0, metavar="N", help="the first seed [default 0]")
     jobs = f"trainings side by side, one thread each; 0: one by one in this process [default {MOST_JOBS}]"
     parser.add_argument("--jobs", type=integer, default=MOST_JOBS, metavar="N", help=jobs)
-    images = "folder for figures and numbers [default images, which the README shows; with --quick predictions/quick]"
+    images = "folder for figures and numbers [default images, which the docs show; with --quick predictions/quick]"
     parser.add_argument("--images", type=Path, default=None, metavar="DIR", help=images)
     asked = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the numbers are those of a CPU, whatever else there is

@@ -144,19 +144,19 @@ def test_tables_replace_what_stands_in_their_places_only():
 
 
 @pytest.mark.parametrize("name", everything.EXPERIMENTS)
-def test_the_readme_shows_the_tables_of_the_committed_numbers(name):
+def test_the_analysis_shows_the_tables_of_the_committed_numbers(name):
     numbers = json.loads((studies.ROOT / "images" / f"{name}.json").read_text())
     assert not numbers["quick"]
-    readme = (studies.ROOT / "README.md").read_text()
-    assert results.with_tables(readme, numbers["tables"]) == readme
+    page = results.ANALYSIS.read_text()
+    assert results.with_tables(page, numbers["tables"]) == page
 
 
-def test_a_quick_study_touches_neither_the_readme_nor_its_images(study, capsys):
-    before = (studies.ROOT / "README.md").read_text()
+def test_a_quick_study_touches_neither_the_analysis_nor_its_images(study, capsys):
+    before = results.ANALYSIS.read_text()
     results.publish(study, {"x": 1}, {"nowhere": "| 1 |"})
     assert json.loads((study.images / "toy.json").read_text())["x"] == 1
     assert "| 1 |" in capsys.readouterr().out
-    assert (studies.ROOT / "README.md").read_text() == before
+    assert results.ANALYSIS.read_text() == before
 
 
 def test_all_runs_what_is_not_finished_and_goes_on_behind_what_is(study, monkeypatch, capsys):

@@ -72,7 +72,8 @@ def test_the_committed_rows_are_those_that_the_code_makes():
             for stage in likelihood.stages_of(name, asked())
         ]
         assert [training["settings"] for training in row["trainings"]] == made_now
-    assert with_tables((ROOT / "README.md").read_text(), numbers["tables"]) == (ROOT / "README.md").read_text()
+    page = likelihood.PAGE.read_text()
+    assert with_tables(page, numbers["tables"]) == page
     assert numbers["tables"]["likelihood"] == likelihood.table_of(numbers["rows"])
 
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from experiments import loss_claims
-from experiments.results import with_tables
-from experiments.study import BASE, ROOT
+from experiments.results import ANALYSIS, with_tables
+from experiments.study import BASE
 from utils.settings import from_params
 
 rng = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def test_a_digit_is_apart_up_to_the_last_weight_at_which_it_is_told():
 @pytest.mark.slow
 def test_a_quick_run_measures_all_four(run_quick):
     folder, numbers = run_quick(loss_claims)
-    with_tables((ROOT / "README.md").read_text(), numbers["tables"])  # each table has its place
+    with_tables(ANALYSIS.read_text(), numbers["tables"])  # each table has its place
     assert numbers["shifted"]["mse"]["ratio"] == pytest.approx(1, abs=1e-3)  # by construction
     assert numbers["shifted"]["ad"]["ratio"] < 0.9
     as_they_are, at_random = (numbers["targets"][f"mse moved {most}"] for most in (0, 1))
