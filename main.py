@@ -6,7 +6,7 @@
 
 References: Kingma & Welling 2013 (arXiv 1312.6114), Doersch 2016 (arXiv 1606.05908).
 Shapes: B images per batch, (H, W, C) an image, D = H W C its pixels, L latents (of z with NOISE_DIM: L + NOISE_DIM).
-Losses and KL are in nats. What is not part of the lesson is one call into a room of utils/.
+Losses and KL are in nats. Whatever is not part of the lesson is one call into a module of utils/.
 """
 
 import math
@@ -23,7 +23,7 @@ from utils.settings import Command, Settings, SettingsError, read_command_line
 if __name__ == "__main__":
     console.begin()  # until main() begins, Ctrl-C ends it without a traceback
     COMMAND = read_command_line()  # before TensorFlow loads, which takes seconds, so that a typo is reported at once
-    refuse_early(COMMAND)  # likewise a run to continue that is not there, or a batch larger than the data set
+    refuse_early(COMMAND)  # likewise report a missing run to continue, or a batch larger than the data set
 
 import numpy as np
 
@@ -50,7 +50,8 @@ ENCODERS = {"mlp": lambda x, s: x, "conv": networks.convolutions, "resnet": netw
 def build_encoder(image_shape: tuple[int, ...], s: Settings) -> keras.Model:
     """x (B, H, W, C) -> z_mean, z_log_std, each (B, L): for every image a normal distribution q(z|x) over the latents.
 
-    It predicts the log of the standard deviation, because any real number is allowed there and exp() is positive.
+    A standard deviation is positive, but a layer returns any real number. exp() or softplus would make it positive. The
+    network predicts the log and exp() is applied, because the KL needs the logarithm anyway.
     """
     x = keras.Input(image_shape, name="x")
     features = ENCODERS[s.architecture](x, s)
@@ -80,7 +81,7 @@ def dense_pixels(hidden: Any, image_shape: tuple[int, ...], s: Settings) -> Any:
     return keras.layers.Reshape(image_shape, name="logits")(pixels)
 
 
-# What comes after the dense layers, by ARCHITECTURE, with the parameters of dense_pixels; for all others that itself.
+# What comes after the dense layers, by ARCHITECTURE, with the parameters of dense_pixels, which is used for all others.
 DECODERS = {"conv": networks.transposed_convolutions, "resnet": networks.transposed_convolutions}
 
 
@@ -146,13 +147,13 @@ LOSSES = {"ce": cross_entropy, "mse": squared_error, "ad": absolute_difference} 
 
 
 def reconstruction_loss(vae: VAE, x: tf.Tensor, z: tf.Tensor, s: Settings) -> tf.Tensor:
-    """The loss (B,) that LOSS names: of images x (B, H, W, C), decoded from z (B, L). Of K draws (K, B, L): (K, B)."""
+    """The loss that LOSS names: (B,) for images x (B, H, W, C) decoded from z (B, L), and (K, B) for z (K, B, L)."""
     images, latents = bounds.one_image_a_draw(x, z)
-    flat = (-1, math.prod(x.shape[1:]))  # (B, D), over which XLA loops faster
+    flat = (-1, math.prod(x.shape[1:]))  # (B, D), because XLA loops faster over two axes
     images, logits = tf.reshape(images, flat), tf.reshape(vae.decoder(latents), flat)
     if vae.log_scale is None:
         loss = LOSSES[s.loss](images, logits)
-    else:  # with a width that is learned: utils/densities.py
+    else:  # with a learned width: utils/densities.py
         loss = densities.LOSSES[s.loss](images, logits, vae.log_scale)
     return tf.reshape(loss, z.shape[:-1])
 
@@ -166,7 +167,7 @@ def kl_to_standard_normal(z_mean: tf.Tensor, z_log_std: tf.Tensor) -> tf.Tensor:
 def charged_kl(kl: tf.Tensor, free_bits: float) -> tf.Tensor:
     """The KL that the objective charges, (): the batch mean of each latent's KL (B, L), at least `free_bits`, summed.
 
-    Below that a latent saves nothing by saying less, so nothing pushes it to zero (Kingma et al. 2016, eq. 15).
+    Below `free_bits` a smaller KL saves nothing, so nothing pushes it to zero (Kingma et al. 2016, eq. 15).
     """
     return tf.reduce_sum(tf.maximum(tf.reduce_mean(kl, axis=0), free_bits))
 
@@ -200,7 +201,7 @@ def kl_weight(step: tf.Tensor | int, s: Settings) -> tf.Tensor:
 def loss_terms(vae: VAE, x: tf.Tensor, noise: tf.Tensor, s: Settings) -> tuple[tf.Tensor, tf.Tensor]:
     """Reconstruction loss (B,) and KL (B, L) of images (B, H, W, C) under noise (B, L). Their sum is minus the ELBO.
 
-    A learned prior has no closed form. There the KL is log q(z|x) - log p(z) of the draw itself, (B, 1).
+    The KL to a learned prior has no closed form. There it is log q(z|x) - log p(z) of the draw itself, (B, 1).
     With noise (K, B, L), K draws for each image, the terms are means over the draws.
     """
     z_mean, z_log_std = vae.encoder(x)
@@ -217,7 +218,7 @@ def loss_terms(vae: VAE, x: tf.Tensor, noise: tf.Tensor, s: Settings) -> tuple[t
 def objective(reconstruction: tf.Tensor, kl: tf.Tensor, weight: tf.Tensor, s: Settings, pixels: int) -> tf.Tensor:
     """What is minimised, (): the batch mean of reconstruction (B,) + weight * KL (B, L), in nats per image.
 
-    RECONSTRUCTION_REDUCTION = mean, a common mistake, divides the first by the pixels. Then the KL outweighs it.
+    RECONSTRUCTION_REDUCTION = mean, a common mistake, divides the first term by the pixels. Then the KL outweighs it.
     """
     divisor = pixels if s.reconstruction_reduction == "mean" else 1
     return tf.reduce_mean(reconstruction) / divisor + weight * charged_kl(kl, s.free_bits)
@@ -252,26 +253,26 @@ def build_optimizer(vae: VAE, s: Settings, horizon: int) -> keras.Optimizer:
 def compile_train_steps(
     vae: VAE, optimizer: keras.Optimizer, s: Settings, crew: workers.Workers = workers.ALONE
 ) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-    """One compiled function that makes many training steps: with Python between the steps it would take twice as long.
+    """One compiled function that makes many training steps. With Python between the steps it would take twice as long.
 
-    train_steps(batches, first, step, stop, sums) takes uint8 batches (n, B, H, W, C), the first of them for step
-    `first`; the step to begin with; the step to stop before; and sums (3,), to which it adds the mean_terms of each
-    step. It returns the sums, the terms of the last step, and the step it has come to, which is earlier than `stop` if
-    these terms are not finite. Steps are integer tensors: a new Python number would be compiled once more.
+    train_steps(batches, first, step, stop, sums) takes uint8 batches (n, B, H, W, C), whose first is for step `first`.
+    It trains from `step` until before `stop` and adds the mean_terms of each step to sums (3,). It returns the sums,
+    the terms of the last step, and the next step, which is below `stop` if these terms are not finite. The steps are
+    integer tensors, because each new Python number would compile the function again.
 
-    `crew` is who trains together (utils/workers.py): each device differentiates for its share of the images. Most runs
-    have one device, and a batch is one part: then `own_shares`, `in_parts`, `mean_over_replicas` and `on_replicas` do
-    nothing.
+    `crew` is the devices that train together (utils/workers.py). Each computes the gradient for its share of the
+    images. Most runs have one device and do not split a batch. Then `own_shares`, `in_parts`, `mean_over_replicas` and
+    `on_replicas` do nothing.
     """
     weights, parts = vae.weights, parts_of_batch(s, crew.replicas)
     compiled = xla_pays(vae.encoder, vae.decoder)
 
-    def differentiate(images, number, weight):  # the noise's number is the step or, of a batch in parts, the part
+    def differentiate(images, number, weight):  # `number` keys the noise: the step or, with a batch in parts, the part
         noise = bounds.draw_noise(s, s.batch_size // parts, random_key(s.seed, NOISE, number))
         images, noise = workers.own_shares(crew, images, noise)
         with tf.GradientTape() as tape:
             minimised, terms = on_batch(vae, brightness(images), noise, weight, s)
-        tensors = [variable.value for variable in weights]  # those behind Keras's variables, which the tape watches
+        tensors = [variable.value for variable in weights]  # the TensorFlow variables, which the tape watches
         return tape.gradient(minimised, tensors), terms
 
     differentiate = bounds.in_parts(differentiate, parts, weights)  # where a whole batch would take too much memory
@@ -300,7 +301,7 @@ def compile_train_steps(
 def compile_test(vae: VAE, s: Settings, evaluate: Callable) -> Callable:
     """A function: uint8 test images (N, H, W, C), KL weight -> their mean_terms (3,), z_mean (N, L).
 
-    The objective is that of the training. `evaluate` is from evaluation.compile_evaluation.
+    The objective is the one of the training. `evaluate` is from evaluation.compile_evaluation.
     """
     bound = bounds.compile_bound(vae, s, reconstruction_loss)
 
@@ -331,7 +332,7 @@ def decode(vae: VAE, z: np.ndarray) -> np.ndarray:
 
 
 def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
-    """uint8 images (N, H, W, C) -> the brightness that their posterior means are decoded to, the same shape."""
+    """uint8 images (N, H, W, C) -> the brightness decoded from their posterior means, the same shape."""
 
     def encode_batch(images, start):
         return [vae.encoder(brightness(images))[0]]
@@ -341,7 +342,7 @@ def reconstruct(vae: VAE, images: np.ndarray) -> np.ndarray:
 
 
 def draw_grid(vae: VAE, s: Settings, dataset: Dataset, name: str) -> np.ndarray:
-    """The grid "samples" or "reconstructions", uint8 (H', W', C): of the same latents or test images in every epoch."""
+    """The grid "samples" or "reconstructions", uint8 (H', W', C). Every epoch shows the same latents or test images."""
     if name == "reconstructions":
         return pictures.reconstructions(partial(reconstruct, vae), dataset)
     latents = sample_prior(vae, 100, random_key(s.seed, GRID_LATENTS, 0))
@@ -352,8 +353,8 @@ def draw_grid(vae: VAE, s: Settings, dataset: Dataset, name: str) -> np.ndarray:
 def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Recorder) -> None:
     """Train to the last epoch, from the newest checkpoint or from the start.
 
-    `run` (utils/recorder.py) keeps what happens: history, pictures, checkpoints, signals, agreement of several workers.
-    Raises Stopped (Ctrl-C or SIGTERM; a checkpoint has been written), RunError (no checkpoint is whole), Diverged,
+    `run` (utils/recorder.py) records the run: history, pictures, checkpoints, signals, agreement of several workers.
+    Raises Stopped (Ctrl-C or SIGTERM; a checkpoint has been saved), RunError (no checkpoint is intact), Diverged,
     BadImage, WorkerLost and OSError (a full disk).
     """
     optimizer = build_optimizer(vae, s, run.horizon)
@@ -369,7 +370,7 @@ def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Record
         if run.step == 0 or run.test_is_due:  # the untrained network, or an epoch whose end could not be reported
             test_and_draw()
         run.compile(train_steps)  # and start the clock
-        for first, end, batches in run.batches():  # those of an epoch at once, or a stream's piece by piece
+        for first, end, batches in run.batches():  # a whole epoch at once, or pieces of a stream
             while run.step < end:
                 # 1. Train up to the next line of the history, the next checkpoint, or the end of these batches.
                 stop = run.next_stop(end)
@@ -381,7 +382,7 @@ def fit(vae: VAE, s: Settings, dataset: Dataset, evaluate: Callable, run: Record
                 run.write_train_line(partial(kl_weight, s=s))
                 test_and_draw()
 
-                # 3. Save what a resumed run goes on from; last, so that all of this step is on the disk by then.
+                # 3. Save a checkpoint if it is due. It comes last, when the rest of this step is already on the disk.
                 run.save()
 
 
@@ -394,11 +395,11 @@ def train(
     watch_at: Collection[int] = (),
     crew: workers.Workers = workers.ALONE,
 ) -> tuple[VAE, Path]:
-    """Train a VAE and judge it; return it and its folder, a new one or that of the interrupted run it continues.
+    """Train a VAE and judge it; return it and its folder, which is new or that of the interrupted run it continues.
 
-    `say` is given the lines for the console. `watch` is called with the VAE after each number of steps in `watch_at`,
-    which changes nothing in what is learned. `crew` is who trains together. Raises console.Problem with the line for
-    the user, OSError and, when interrupted, console.Stopped or KeyboardInterrupt.
+    `say` gets the lines for the console. `watch` is called with the VAE after each number of steps in `watch_at`; it
+    does not change what is learned. `crew` is the devices that train together. Raises console.Problem with the line
+    for the user, OSError and, when interrupted, console.Stopped or KeyboardInterrupt.
     """
     with workers.all_or_none(crew):
         dataset = data.prepare(s, say, folder)

@@ -1,9 +1,10 @@
-"""What ARCHITECTURE adds to the dense layers: convolutions, with residual blocks between them if there are any.
+"""What ARCHITECTURE adds to the dense layers: convolutions, and with "resnet" residual blocks between them.
 
-A chain of stages. Each stage of the encoder halves the image as long as its sides are even, and has channels of its
-own; the decoder goes back through the same sizes. 28 x 28 with three stages becomes 14, 7, 7; 64 x 64 becomes 32, 16,
-8. There is no normalisation, whose statistics would tie the images of a batch together: a residual block begins as the
-identity instead (Zhang et al. 2019, arXiv 1901.09321: the last layer of a branch starts at zero).
+The network is a chain of stages. Each stage of the encoder halves the image if its sides are even, and has its own
+number of channels. The decoder goes back through the same sizes. Three stages turn 28 x 28 into 14, 7, 7 and 64 x 64
+into 32, 16, 8. There is no normalisation, because its statistics would make the images of a batch depend on each other.
+Instead, a residual block starts as the identity: the last layer of its branch starts at zero (Zhang et al. 2019, arXiv
+1901.09321).
 Shapes: B images a batch, (H, W, C) an image or a map of features.
 """
 
@@ -19,7 +20,7 @@ CONVOLUTIONS = 1_000  # in a key, in place of a dense layer's number
 
 
 def hidden_precision(s: Settings) -> str:
-    """What hidden layers compute in; their weights are float32 in any case."""
+    """The number format that hidden layers compute in; their weights are always float32."""
     return "mixed_bfloat16" if s.mixed_precision else "float32"
 
 
@@ -44,7 +45,7 @@ def convolutions(x: Any, s: Settings) -> Any:
 
 
 def transposed_convolutions(hidden: Any, image_shape: Sequence[int], s: Settings) -> Any:
-    """What the decoder's dense layers return, (B, units) -> logits (B, *image_shape), stage by stage the way back."""
+    """The decoder's last hidden layer (B, units) -> logits (B, *image_shape), through the stages in reverse order."""
     sizes, key = map_sizes(*image_shape[:2], s), (s.seed, DECODER_WEIGHTS, CONVOLUTIONS)
     smallest, precision = (*sizes[-1], s.channels[-1]), hidden_precision(s)
     weights = initializer((s.seed, DECODER_WEIGHTS, len(s.decoder_layers)))
@@ -90,7 +91,7 @@ def convolution(
 def with_residuals(maps: Any, name: str, key: tuple[int, ...], s: Settings) -> Any:
     """Maps (B, H, W, C) -> the same shape, through a stage's residual blocks (He et al. 2016, arXiv 1603.05027).
 
-    The activation comes before each convolution, so that nothing stands in the way of the sum.
+    The activation comes before each convolution, so that the sum passes from block to block unchanged.
     """
     blocks, channels, activate = residual_blocks(s), maps.shape[-1], keras.activations.get(s.activation)
     for block in range(blocks):
