@@ -1,6 +1,6 @@
-"""The split of a folder of images as it was drawn before runs saved theirs: for runs of that time only.
+"""The old way to split a folder of images, only for runs that were made before runs saved their split.
 
-Nothing here may change, because such a run would then be tested on images that it was trained on.
+The code here must not change. Otherwise such a run would be tested on images that it was trained on.
 """
 
 import os
@@ -18,7 +18,7 @@ SHOWN_OF_A_LABEL = 3
 
 
 def old_folder(data_dir: str, size: int) -> Known:
-    """The images that a run of that time has had, if the folder is still as it was. Raises DataError."""
+    """The images of such an old run, if the folder has not changed since. Raises DataError."""
     root, names, labels, label_names, train, test = list_folder(data_dir)
     channels = 1 if is_grey(root, names) else 3
     parts = names[train], names[test], labels[train], labels[test], train, test
@@ -26,7 +26,7 @@ def old_folder(data_dir: str, size: int) -> Known:
 
 
 def list_folder(data_dir: str) -> tuple[Path, np.ndarray, np.ndarray, tuple[str, ...], np.ndarray, np.ndarray]:
-    """The folder, and of N images names (N,), labels (N,), their names, and the positions to train on and to test on.
+    """The folder, the names (N,) and labels (N,) of its images, the label names, training positions and test positions.
 
     Raises DataError.
     """
@@ -51,11 +51,12 @@ def list_folder(data_dir: str) -> tuple[Path, np.ndarray, np.ndarray, tuple[str,
 
 
 def find_images(root: Path, top: Path) -> list[tuple[bytes, bytes]]:
-    """The image files below a folder `top`: the sub-folder that each is somewhere in, b"" if in none, and its name from
-    `root` on. They are sorted by both.
+    """The image files below a folder `top`, each as (label, path from `root`), sorted.
+
+    The label is the sub-folder of `top` that contains the image, at any depth; b"" if there is none.
     """
 
-    def refuse(error: OSError):  # os.walk would pass over a folder that it cannot list
+    def refuse(error: OSError):  # os.walk would silently skip a folder that it cannot list
         raise DataError(f"{shown(error.filename)}: {why_bad(error)}") from None
 
     start, top = os.fsencode(root), os.fsencode(top)
@@ -70,9 +71,10 @@ def find_images(root: Path, top: Path) -> list[tuple[bytes, bytes]]:
 
 
 def draw_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The positions of training and test images, drawn by SPLIT_KEY: of each label a tenth is tested on, or 3 if more.
+    """The positions of training and test images, drawn by SPLIT_KEY: a tenth of each label is tested on, at least 3.
 
-    Less than a tenth where that would be more than 10,000 images. Training positions are shuffled, test ones sorted.
+    The share is below a tenth where a tenth would be more than 10,000 images. Training positions are shuffled, test
+    positions are sorted.
     """
     rng = np.random.default_rng(SPLIT_KEY)
     order = rng.permutation(len(labels))
@@ -93,4 +95,4 @@ def is_grey(root: Path, names: np.ndarray) -> bool:
         with bad_images(shown(path)), open(path, "rb") as file:
             return open_image(file).mode in GREY_MODES
 
-    return LazyImages(read, np.arange(len(names)), (), True).read_at(0)  # which passes bad ones over
+    return LazyImages(read, np.arange(len(names)), (), True).read_at(0)  # read_at skips bad images
