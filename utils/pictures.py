@@ -1,4 +1,4 @@
-"""What a run shows of its model, as files: grids, film, manifold, and the projector's data."""
+"""The pictures of a run, as files: grids, film, manifold, and the data for TensorBoard's projector."""
 
 import io
 import math
@@ -23,16 +23,16 @@ from utils.report import NO_ELBO
 from utils.settings import Settings
 
 PAPER = 255  # the brightness between and around images
-SHOWN_OF_A_LABEL = 3  # test images in the grid of reconstructions, where there are as many
+SHOWN_OF_A_LABEL = 3  # test images per label in the grid of reconstructions, if there are that many
 MOST_COLUMNS = 30  # of that grid
 LONGEST_LABEL = 24  # letters, in a legend
-WIDEST = 1_920  # pixels of a grid, as a screen has
-MANIFOLD = 1_120  # pixels of a manifold, and of the codes beside it, before both are made as wide as a screen
+WIDEST = 1_920  # pixels of a grid: the width of a screen
+MANIFOLD = 1_120  # pixels: most of a manifold and of the codes beside it, before both are fitted to a screen
 SPRITE_SIDE = 2_800  # pixels
-FLOATS = 2**22  # of brightness, 17 MB, that are decoded at once to be drawn, or one row of a grid
-PROJECTED = 2_000_000  # numbers in the codes that TensorBoard's projector has to read
-SCATTERED = 5_000  # test images whose codes stand beside the manifold
-FILM_PIXELS = 128 * 128 * 3  # of an image; larger ones get no frames of the first epoch, because a grid has 100 images
+FLOATS = 2**22  # brightness values, 17 MB, that are decoded at once for a grid; but at least one row
+PROJECTED = 2_000_000  # most numbers in the codes that TensorBoard's projector reads
+SCATTERED = 5_000  # most test images whose codes are drawn beside the manifold
+FILM_PIXELS = 128 * 128 * 3  # values in an image; larger images get no frames of the first epoch: a grid has 100
 CAPTIONS = {"samples": "samples from the prior", "reconstructions": "test images over their reconstructions"}
 
 Line = dict[str, Any]  # of history.jsonl
@@ -51,8 +51,8 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 def grid(images: np.ndarray, columns: int, gap: int = 2, pair_rows: bool = False) -> np.ndarray:
     """Lay images (N, H, W, C) out row by row, `gap` pixels apart; return (height, width, C) as uint8.
 
-    With `pair_rows` every second gap between rows is wider, so that rows are read in pairs. A last row that is not full
-    is filled up with paper.
+    With `pair_rows` every second gap between rows is wider, so that rows are read in pairs. The rest of the last row is
+    paper.
     """
     images = to_uint8(images)
     count, height, width, channels = images.shape
@@ -68,7 +68,7 @@ def grid(images: np.ndarray, columns: int, gap: int = 2, pair_rows: bool = False
 def captioned(sheet: np.ndarray, caption: str, scale: int = 2) -> Image.Image:
     """A grid (H, W, C), enlarged `scale` times without smoothing, with a caption below it, wrapped to its width.
 
-    It is enlarged less, or shrunk, where it would be wider than a screen.
+    It is enlarged less, or shrunk, if it would be wider than a screen.
     """
     sheet = scaled(sheet, scale, WIDEST)
     size = max(15, sheet.shape[1] // 80)  # so that it can be read in a picture that is scaled down
@@ -83,7 +83,7 @@ def captioned(sheet: np.ndarray, caption: str, scale: int = 2) -> Image.Image:
 
 
 def scaled(sheet: np.ndarray, scale: int, widest: int) -> np.ndarray:
-    """A grid (H, W, C), enlarged `scale` times or, where that would be wider than `widest`, as it is, or shrunk."""
+    """A grid (H, W, C), enlarged `scale` times. If that is wider than `widest`, it is left as it is, or shrunk."""
     height, width, channels = sheet.shape
     if scale * width <= widest:
         return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -113,8 +113,8 @@ def save_png(path: Path, picture: Image.Image) -> None:
 def save_gif(path: Path, frames: Sequence[Path], milliseconds: int = 300) -> None:
     """Turn picture files into an endless GIF whose last frame stays for two seconds. Raises OSError.
 
-    Smaller ones get paper on the right and below. The frames have to differ, as captions with the step make them:
-    Pillow merges frames that are the same.
+    Smaller pictures get paper on the right and below. The frames have to differ, because Pillow merges equal frames;
+    the step in the caption makes them differ.
     """
     pictures = [Image.open(io.BytesIO(frame.read_bytes())) for frame in frames]
     width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures), strict=True))
@@ -135,14 +135,14 @@ def save_figure(path: Path, figure: Figure) -> None:
 
 # --- the grids and their film -----------------------------------------------------------------------------------------
 def samples(decode: Decode, latents: np.ndarray) -> np.ndarray:
-    """The decoded `latents` (N, L) in rows of ten: a grid, uint8 (H', W', C)."""
+    """The decoded `latents` (N, L) as a grid with ten in a row, uint8 (H', W', C)."""
     return grid(np.concatenate([*decoded_rows(decode, latents, columns=10)]), columns=10)
 
 
 def decoded_rows(decode: Decode, latents: np.ndarray, columns: int) -> Iterator[np.ndarray]:
-    """The decoded `latents` (N, L) in rows of a grid, uint8 (columns, H, W, C), the last one perhaps shorter.
+    """The decoded `latents` (N, L) row by row, uint8 (columns, H, W, C); the last row may be shorter.
 
-    The first row is decoded alone, then as many at a time as FLOATS allows.
+    The first row is decoded alone, then as many rows at a time as FLOATS allows.
     """
     first = to_uint8(decode(latents[:columns]))
     yield first
@@ -153,10 +153,11 @@ def decoded_rows(decode: Decode, latents: np.ndarray, columns: int) -> Iterator[
 
 
 def reconstructions(reconstruct: Reconstruct, dataset: Dataset) -> np.ndarray:
-    """The first three test images of each label, each over its reconstruction: a grid, uint8 (H', W', C).
+    """The first three test images of each label, each above its reconstruction: a grid, uint8 (H', W', C).
 
-    If there are fewer than ten labels it has more of each, to fill a row of ten. If a label has fewer than three, or
-    there are too many labels for the width, it shows the first of each, then the second of each: 30 in all.
+    With fewer than ten labels there are more images of each, to fill rows of ten. If a label has fewer than three
+    images, or there are more than 30 labels, the grid shows the first of each label, then the second of each, and so
+    on: 30 in all.
     """
     rows = shown_of(dataset.test_labels)
     columns, sheet = len(rows[0]), []
@@ -183,14 +184,14 @@ def shown_of(test_labels: np.ndarray) -> list[np.ndarray]:
 
 
 def write_grids(folder: Path, s: Settings, grids: dict[str, np.ndarray], epoch: int, line: Line | None) -> None:
-    """Write each grid as <name>_<epoch>.png. `line` is the newest of the tests; None before training."""
+    """Write each grid as <name>_<epoch>.png. `line` is the newest test line; None before training."""
     for name, sheet in grids.items():
         about = caption(s, folder.name, CAPTIONS[name], line)
         save_png(folder / f"{name}_{epoch:03}.png", captioned(sheet, about))
 
 
 def grids_of(folder: Path, name: str) -> list[Path]:
-    """A run's grids called `name`, in the order of their epochs or steps; files of other names are not its own."""
+    """A run's grids called `name`, in the order of their epochs or steps. Other file names are ignored."""
     found = folder.glob(f"{name}_*.png")
     return sorted((p for p in found if re.fullmatch(rf"{name}_[0-9]+\.png", p.name) and p.is_file()), key=number_of)
 
@@ -201,7 +202,7 @@ def number_of(path: Path) -> int:
 
 
 def film_steps(steps_per_epoch: int, image_shape: tuple[int, ...]) -> list[int]:
-    """The steps within the first epoch after which the film has a frame: 1, 2, 4, 8, ...; of large images none."""
+    """The steps within the first epoch after which the film has a frame: 1, 2, 4, 8, ...; none for large images."""
     if math.prod(image_shape) > FILM_PIXELS:
         return []
     return [2**power for power in range((steps_per_epoch - 1).bit_length())]
@@ -220,11 +221,10 @@ def write_frame(folder: Path, s: Settings, name: str, sheet: np.ndarray, line: L
 
 
 def write_film(folder: Path, name: str, say: Say) -> None:
-    """Write training.gif: a run's grids called `name`, small steps early and large ones late.
+    """Write training.gif from a run's grids called `name`, with small steps early and large steps late.
 
-    `say` is given a line for pictures that cannot be read.
-
-    Behind the untrained network come the frames of the first epoch, then the grids of the epochs that are `thinned`.
+    It shows the untrained network, then the frames of the first epoch, then the grids of the `thinned` epochs. `say`
+    gets a line if pictures cannot be read.
     """
     grids = {number_of(path): path for path in grids_of(folder, name)}
     before = [path for epoch, path in grids.items() if epoch == 0]
@@ -244,13 +244,15 @@ def is_whole(path: Path) -> bool:
         with Image.open(path) as picture:
             picture.load()
         return True
-    except Exception:  # Pillow's decoders fail in every way there is
+    except Exception:  # Pillow's decoders raise exceptions of any kind
         return False
 
 
 def thinned(epochs: Sequence[int]) -> list[int]:
-    """The epochs, rising, that the film shows: of each power of the square root of 2 (1, 1.4, 2, 2.8, 4, ..., rounded)
-    the first one that has come to it, and the last. Of 100 these are 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 100.
+    """The epochs that the film shows, in rising order.
+
+    These are the first epoch at or after each rounded power of the square root of 2 (1, 1.4, 2, 2.8, 4, ...), and the
+    last epoch. Of 100 epochs these are 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 100.
     """
     if not epochs:
         return []
@@ -261,7 +263,7 @@ def thinned(epochs: Sequence[int]) -> list[int]:
 
 # --- captions ---------------------------------------------------------------------------------------------------------
 def caption(s: Settings, run: str, shown: str, line: Line | None) -> str:
-    """What is below a picture, so that it stands alone: run, epoch, step, what is shown, and the ELBO of `line`."""
+    """The caption, which makes a picture self-contained: run, epoch, step, what is shown, and the ELBO of `line`."""
     if words := settings_in_words(s, named=not s.run_name):
         run = f"{run} ({', '.join(words)})"
     if line is None:
@@ -270,16 +272,16 @@ def caption(s: Settings, run: str, shown: str, line: Line | None) -> str:
 
 
 def score(line: Line) -> str:
-    """How good a line of the history is: its ELBO or, where it has none, what it has in its place."""
+    """The score in a line of the history: its ELBO, else -(loss + KL), else its reconstruction loss."""
     names = {"elbo": "ELBO", NO_ELBO: NO_ELBO, "reconstruction": "reconstruction loss"}
     name = next(name for name in names if line.get(name) is not None)
     return f"{line['split']} {names[name]} {line[name]:,.1f} nats"
 
 
 def settings_in_words(s: Settings, named: bool = False) -> list[str]:
-    """The settings that say what is modelled, and how, as far as they are not the usual ones.
+    """The settings that say what is modelled and how, without those that have their usual values.
 
-    Those in a derived name (utils/runs.py) are left out where the run is `named` so.
+    If the run has a derived name (utils/runs.py), `named`, the settings in that name are left out too.
     """
     width = " with a learned width" if s.decoder_scale == "learned" else ""
     mean = " as a mean over pixels" if s.reconstruction_reduction == "mean" else ""
@@ -307,11 +309,12 @@ def settings_in_words(s: Settings, named: bool = False) -> list[str]:
 def write_manifold(
     folder: Path, s: Settings, decode: Decode, z_mean: np.ndarray, labels: np.ndarray, names: Sequence[str], line: Line
 ) -> None:
-    """Write manifold.png: left the codes (N, 2) of test images, coloured by their labels (N,), right a 2-D latent space
-    decoded at 20 x 20 points that the prior makes equally likely. `line` is the last of the tests.
+    """Write manifold.png: on the left the codes (N, 2) of test images, coloured by their labels (N,); on the right the
+    2-D latent space, decoded at 20 x 20 points that are evenly spaced in the prior's quantiles. `line` is the last test
+    line.
     """
     quantiles = scipy.stats.norm.ppf((np.arange(20) + 0.5) / 20)
-    across, up = np.meshgrid(quantiles, quantiles[::-1])  # the second latent grows upwards, as on a map
+    across, up = np.meshgrid(quantiles, quantiles[::-1])  # the second latent grows upwards
     rows = decoded_rows(decode, np.stack([across.ravel(), up.ravel()], axis=1), columns=20)
     right = np.concatenate([scaled(grid(row, columns=20, gap=0), 2, MANIFOLD) for row in rows])
     side = max(600, min(len(right), MANIFOLD))
@@ -326,13 +329,13 @@ def write_manifold(
 def draw_codes(z_mean: np.ndarray, labels: np.ndarray, names: Sequence[str], edge: float, side: int) -> np.ndarray:
     """A square picture, uint8 (side, side, 3), of codes (N, 2) by label (N,), with the prior and a square up to `edge`.
 
-    The axes have all codes but the outermost 0.2 percent.
+    The axes show all codes except the outermost 0.2 percent.
     """
     figure = Figure(figsize=(7, 7), layout="constrained")
     axes = figure.subplots()
     found = np.unique(labels)
     colours = "tab10" if len(found) <= 10 else "tab20" if len(found) <= 20 else "turbo"
-    size = np.clip(20_000 / len(z_mean), 5, 40)  # of a point: few ones are easily missed
+    size = np.clip(20_000 / len(z_mean), 5, 40)  # of a point: a few small points are easily missed
     codes = axes.scatter(*z_mean.T, s=size, c=np.searchsorted(found, labels), cmap=colours, linewidths=0, alpha=0.8)
     for deviations in (1, 2):
         axes.add_artist(Circle((0, 0), deviations, fill=False, edgecolor="black", linewidth=0.8, linestyle="--"))
@@ -349,7 +352,7 @@ def draw_codes(z_mean: np.ndarray, labels: np.ndarray, names: Sequence[str], edg
 
 
 def drawable(name: str, longest: int = LONGEST_LABEL) -> str:
-    """A name as matplotlib can draw it: short, without formulas, and "?" for what its font lacks."""
+    """A name as matplotlib can draw it: short, without formulas, and with "?" for letters that its font lacks."""
     known = get_font(findfont("DejaVu Sans")).get_charmap()
     name = name if len(name) <= longest else f"{name[: longest - 3]}..."
     return "".join(letter if ord(letter) in known else "?" for letter in name).replace("$", r"\$")
@@ -358,16 +361,17 @@ def drawable(name: str, longest: int = LONGEST_LABEL) -> str:
 def write_projector(
     folder: Path, z_mean: np.ndarray, labels: np.ndarray, names: Sequence[str], images: np.ndarray
 ) -> None:
-    """Write what TensorBoard's projector shows: codes (N, L), labels (N,), thumbnails of uint8 images (N, H, W, C).
+    """Write the data of TensorBoard's projector: codes (N, L), labels (N,), thumbnails of uint8 images (N, H, W, C).
 
-    Of larger images it shows the first ones, as many as the 10,000 of MNIST have pixels, and of many latents too.
+    If the images are large or the latents many, only the first ones are shown. Their thumbnails fit a square of
+    SPRITE_SIDE, as 10,000 images of MNIST do, and their codes have at most PROJECTED numbers.
     """
     height, width, channels = images.shape[1:]
     count = min(len(images), max(1, SPRITE_SIDE // max(height, width)) ** 2, max(1, PROJECTED // z_mean.shape[1]))
     columns = math.isqrt(count - 1) + 1
-    while columns * width < -(-count // columns) * height:  # the projector wants a square sprite, with full rows
+    while columns * width < -(-count // columns) * height:  # the projector needs a square sprite with full rows
         columns += 1
-    shown = 255 - images[:count] if channels == 1 else images[:count]  # ink on paper, as points are drawn on white
+    shown = 255 - images[:count] if channels == 1 else images[:count]  # dark on white, like the projector
     sprite = grid(shown, columns, gap=0)
     sprite = np.pad(sprite, [(0, sprite.shape[1] - sprite.shape[0]), (0, 0), (0, 0)])
     save_png(folder / "sprite.png", Image.fromarray(sprite.squeeze()))
@@ -383,9 +387,9 @@ def write_projector(
     write_whole(folder / "projector_config.pbtxt", config.encode())
 
 
-# --- where they are ---------------------------------------------------------------------------------------------------
+# --- where the pictures are -------------------------------------------------------------------------------------------
 def look_at(folder: Path) -> str:
-    """Where the pictures of a run are; its paths work from any working directory."""
+    """Two lines: where the pictures of a run are, and the command of TensorBoard. The paths are absolute."""
     newest = [grids_of(folder, name)[-1:] for name in ("samples", "reconstructions")]
     names = [path.name for paths in newest for path in paths]
     names += [name for name in ("training.gif", "manifold.png", "curves.png") if (folder / name).exists()]
