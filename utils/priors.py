@@ -1,7 +1,7 @@
 """Priors p(z) over the latents of a VAE: N(0, I), and three that are learned together with the networks.
 
-Each is a `Prior`: a log-density, a way to draw from it, and the weights of its own. There is no closed form for the KL
-of a posterior to a learned one: KL(q(z|x) || p(z)) is the mean of log q(z|x) - log p(z) over draws z from q(z|x).
+Each is a `Prior`: a log-density, a way to draw from it, and its own weights. The KL of a posterior to a learned prior
+has no closed form: KL(q(z|x) || p(z)) is the mean of log q(z|x) - log p(z) over draws z from q(z|x).
 Shapes: N points, L latents, C components. Densities are in nats.
 """
 
@@ -15,14 +15,14 @@ from utils.likelihood import LOG_2_PI, log_standard_normal
 from utils.settings import Settings
 from utils.start import keras, tf
 
-LOG_SCALE_BOUND = 2.0  # of one coupling layer, which stretches by at most exp(2): a few layers can't overflow
+LOG_SCALE_BOUND = 2.0  # of one coupling layer: it stretches by at most exp(2), so a few layers can't overflow
 
 
 class Prior(NamedTuple):
-    """log_density(z): (..., L) -> (...) nats; sample(count, key): (count, L); weights: what it has to learn itself.
+    """log_density(z): (..., L) -> (...) nats; sample(count, key): (count, L); weights: its own to learn.
 
     Both can be compiled by XLA, and the log-density has gradients with respect to z and to the weights. The key is an
-    integer tensor (2,): the same one gives the same draws, in the same way of running (eager, graph or XLA).
+    integer tensor (2,). The same key gives the same draws, if both run in the same way (eager, graph or XLA).
     """
 
     log_density: Callable[[tf.Tensor], tf.Tensor]
@@ -31,9 +31,9 @@ class Prior(NamedTuple):
 
 
 def build_prior(s: Settings, encoder: keras.Model, image_shape: tuple[int, ...]) -> Prior:
-    """The prior that PRIOR names, untrained; `encoder` gives z_mean and z_log_std (B, L) of images (B, *image_shape).
+    """The prior that PRIOR names, untrained; `encoder` maps images (B, *image_shape) to z_mean and z_log_std (B, L).
 
-    Its weights depend on SEED alone. Raises ValueError for "realnvp" with a single latent, which has no halves.
+    Its weights depend on SEED alone. Raises ValueError for "realnvp" with a single latent, which cannot be halved.
     """
 
     def posterior(x):
@@ -49,7 +49,7 @@ def build_prior(s: Settings, encoder: keras.Model, image_shape: tuple[int, ...])
 
 
 def with_noise_latents(prior: Prior, latent_dim: int, noise_dim: int) -> Prior:
-    """A prior over `latent_dim` latents, followed by `noise_dim` more that are N(0, 1) whatever it learns."""
+    """A prior over `latent_dim` latents, followed by `noise_dim` more, which are always N(0, 1)."""
 
     def sample(count, key):
         noise = standard_normal((count, noise_dim), key + tf.constant([0, 2**40], tf.int64))
@@ -63,13 +63,13 @@ def with_noise_latents(prior: Prior, latent_dim: int, noise_dim: int) -> Prior:
 
 
 def kl_of_draws(prior: Prior, z: tf.Tensor, z_mean: tf.Tensor, z_log_std: tf.Tensor) -> tf.Tensor:
-    """log q(z|x) - log p(z), (..., B) nats, at draws z (..., B, L): in expectation the KL, whatever the prior is."""
+    """log q(z|x) - log p(z), (..., B) nats, at draws z (..., B, L). For any prior, the expectation is the KL."""
     log_posterior = -(tf.square((z - z_mean) * tf.exp(-z_log_std)) + LOG_2_PI) / 2 - z_log_std
     return tf.reduce_sum(log_posterior, axis=-1) - prior.log_density(z)
 
 
 def over_points(log_density: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> tf.Tensor:
-    """A log-density of points (N, L) for z (..., L): (...) nats."""
+    """Apply a log-density of points (N, L) to z (..., L): (...) nats."""
     return tf.reshape(log_density(tf.reshape(z, (-1, z.shape[-1]))), tf.shape(z)[:-1])
 
 
@@ -81,9 +81,9 @@ def standard(latent_dim: int) -> Prior:
 
 # --- mixtures of Gaussians --------------------------------------------------------------------------------------------
 def mixture(latent_dim: int, components: int, seed: int) -> Prior:
-    """A mixture of Gaussians with independent latents: its means, standard deviations and shares are learned.
+    """A mixture of Gaussians with independent latents, whose means, standard deviations and shares are learned.
 
-    It starts with equal shares, standard deviation 1, and means drawn from N(0, I).
+    At the start the shares are equal, the standard deviations are 1, and the means are drawn from N(0, I).
     """
     shape = (components, latent_dim)
     means = keras.Variable(drawn_normal(seed), shape, name="prior_means")  # (C, L)
@@ -99,8 +99,8 @@ def mixture(latent_dim: int, components: int, seed: int) -> Prior:
 def vampprior(encoder: keras.Model, image_shape: tuple[int, ...], components: int, seed: int) -> Prior:
     """The encoder's posteriors at learned pseudo-inputs, mixed in equal shares (Tomczak & Welling 2018, eq. 9).
 
-    The pseudo-inputs are images (C, *image_shape) with a brightness in [0, 1], kept there by a sigmoid. They start as
-    noise about as dark as a digit. The gradient goes to them and to the encoder's weights, which are not the prior's.
+    The pseudo-inputs are images (C, *image_shape). A sigmoid keeps their brightness in [0, 1]. They start as noise,
+    about as dark as a digit. The gradient goes to them and to the encoder, whose weights are not listed as the prior's.
     """
     shape = (components, *image_shape)
     pixels = keras.Variable(drawn_normal(seed, -2), shape, name="prior_pseudo_inputs")  # before the sigmoid
@@ -113,12 +113,12 @@ def vampprior(encoder: keras.Model, image_shape: tuple[int, ...], components: in
 
 
 def drawn_normal(seed: int, mean: float = 0) -> Callable[..., np.ndarray]:
-    """Initial values, a shape -> draws from N(mean, 1), called when they are needed: utils/size.py needs none."""
+    """An initialiser: a shape -> draws from N(mean, 1). It draws when called, because utils/size.py needs no values."""
     return lambda shape, dtype: np.random.default_rng((seed, PRIOR_WEIGHTS)).standard_normal(shape, np.float32) + mean
 
 
 def mixture_of(gaussians: Callable[[], tuple[tf.Tensor, tf.Tensor, tf.Tensor]], weights: list[keras.Variable]) -> Prior:
-    """The mixture whose means and log_stds (C, L) and log-shares (C,) `gaussians` computes from the weights."""
+    """A mixture; `gaussians` computes its means and log_stds (C, L) and log-shares (C,) from the weights."""
     return Prior(
         lambda z: over_points(lambda points: log_mixture(points, *gaussians()), z),
         lambda count, key: sample_mixture(*gaussians(), count, key),
@@ -129,8 +129,8 @@ def mixture_of(gaussians: Callable[[], tuple[tf.Tensor, tf.Tensor, tf.Tensor]], 
 def log_mixture(z: tf.Tensor, means: tf.Tensor, log_stds: tf.Tensor, log_shares: tf.Tensor) -> tf.Tensor:
     """log sum_c share_c N(z; mean_c, std_c^2) of points z (N, L), for means and log_stds (C, L): (N,) nats.
 
-    (z - mean)^2 / std^2 is expanded, so that a matrix product does the work and no (N, C, L) numbers are held. Its
-    terms, as large as (|z| / std)^2, nearly cancel; so they are in float64. In float32 up to whole nats would be lost.
+    (z - mean)^2 / std^2 is expanded, so that a matrix product does the work and no tensor (N, C, L) is held. The terms
+    are as large as (|z| / std)^2 and nearly cancel, so they are in float64. In float32 the error could be whole nats.
     """
     z, means, log_stds = (tf.cast(part, tf.float64) for part in (z, means, log_stds))
     precision = tf.exp(-2 * log_stds)  # (C, L)
@@ -142,10 +142,10 @@ def log_mixture(z: tf.Tensor, means: tf.Tensor, log_stds: tf.Tensor, log_shares:
 
 @tf.custom_gradient
 def product_of_rows(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """a (N, M) times b (C, M) transposed in float64; but its gradient by products in float32, and twice as fast for it.
+    """a (N, M) times b (C, M) transposed, in float64. Its gradient uses products in float32 and is twice as fast.
 
-    XLA on a CPU takes four times as long for products in float64. In the gradient of log_mixture, float32 gets the part
-    of a point wrong by about 1e-7 (|z| / std)^2, where that part itself is about 1 (with respect to log_stds).
+    XLA on a CPU takes four times as long for products in float64. In the gradient of log_mixture with respect to
+    log_stds, the part of a point is about 1, and float32 gives it an error of about 1e-7 (|z| / std)^2.
     """
 
     def gradient(upstream):  # (N, C)
@@ -162,7 +162,7 @@ def sample_mixture(
     """Draws (count, L) from the mixture of log_mixture."""
     component_key, noise_key = tf.unstack(tf.random.split(key, 2, alg="philox"))
     uniform = tf.random.stateless_uniform((count, 1), component_key, alg="philox")
-    below = tf.cumsum(tf.exp(log_shares))[:-1] <= uniform  # (count, C - 1); so a share of 0 is never drawn
+    below = tf.cumsum(tf.exp(log_shares))[:-1] <= uniform  # (count, C - 1); <= so that a share of 0 is never drawn
     drawn = tf.reduce_sum(tf.cast(below, tf.int32), axis=1)  # (count,), each 0 to C - 1
     noise = standard_normal((count, means.shape[1]), noise_key)
     return tf.gather(means, drawn) + tf.exp(tf.gather(log_stds, drawn)) * noise
@@ -192,7 +192,7 @@ def realnvp(latent_dim: int, layers: int, units: int, seed: int) -> Prior:
 def build_coupling(latent_dim: int, units: int, key: tuple[int, ...], number: int) -> keras.Model:
     """The network of coupling layer `number`: the kept half of the latents -> shift and log-scale of the other half.
 
-    The first layer of a pair keeps the larger half. The last dense layer starts at zero, and so shift and log-scale.
+    The first layer of a pair keeps the larger half. The last dense layer starts at zero, so shift and log-scale do too.
     """
     glorot = initializers((*key, number), 2)
     changed = (latent_dim + number % 2) // 2
@@ -207,7 +207,7 @@ def build_coupling(latent_dim: int, units: int, key: tuple[int, ...], number: in
 
 
 def shift_and_log_scale(coupling: keras.Model, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """What a coupling layer does to the changed half, seeing the kept half: two tensors (N, changed half)."""
+    """The shift and log-scale of the changed half, computed from the kept half: two tensors (N, changed half)."""
     shift, log_scale = tf.split(coupling(kept), 2, axis=1)
     return shift, LOG_SCALE_BOUND * tf.tanh(log_scale / LOG_SCALE_BOUND)
 
@@ -215,9 +215,9 @@ def shift_and_log_scale(coupling: keras.Model, kept: tf.Tensor) -> tuple[tf.Tens
 def to_noise(couplings: list[keras.Model], z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Points z (N, L) -> their noise (N, L), N(0, I) if z is a draw from the prior, and log |det d noise / d z| (N,).
 
-    Layers come in pairs, whose second changes what the first kept. The first pair parts latents of even and odd index;
-    it leaves the even ones in front, so that the next pair, doing the same, parts them by the next binary digit of the
-    index, and so on. Thus every latent meets all others, by nothing dearer than slices.
+    Layers come in pairs: the second layer changes the half that the first one kept. The first pair separates latents
+    with even and odd index. It leaves the even ones in front, so the next pair separates by the next binary digit of
+    the index, and so on. In this way every latent interacts with all others, and slices are all it costs.
     """
     latents, log_det = z.shape[1], 0.0
     for number, coupling in enumerate(couplings):

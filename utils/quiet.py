@@ -1,4 +1,4 @@
-"""TensorFlow's start: its chatter kept off the screen, its real errors passed on, and half of its time saved."""
+"""Start TensorFlow quietly and faster: hide its chatter, pass on its real errors, and save nearly half of the time."""
 
 import contextlib
 import gc
@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 
-# Notes and warnings of the C++ side ("I0000 ...", "W0000 ..."), and the errors that only mean: there is no GPU here.
+# Notes and warnings of the C++ side ("I0000 ...", "W0000 ..."), and the errors that only mean that there is no GPU.
 CHATTER = re.compile(
     r"^[IW]\d{4} |^\d{4}-\d\d-\d\d .*: [IW] |^WARNING: All log messages before absl|^To enable the following instruc"
     r"|failed call to cuInit|Unable to register cu|kernel driver does not appear|no NVIDIA GPU device"
@@ -16,12 +16,12 @@ CHATTER = re.compile(
 
 @contextlib.contextmanager
 def quiet_start():
-    """Hold back what is written to file descriptor 2 inside the block, then write on all of it that is not chatter.
+    """Hold back what is written to file descriptor 2 inside the block; then print all of it that is not chatter.
 
-    The C++ libraries write to the descriptor itself, so that replacing `sys.stderr` would catch nothing, and some of
-    their lines come before TF_CPP_MIN_LOG_LEVEL is read.
+    The C++ libraries write to the descriptor itself, so replacing `sys.stderr` would catch nothing. They write some
+    lines before they read TF_CPP_MIN_LOG_LEVEL.
     """
-    # Errors only and, of several workers, fatal ones only: the end of a worker makes many, and an exception as well.
+    # Errors only. With several workers, fatal errors only: the end of a worker logs many, and raises an exception too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "2")
     sys.stderr.flush()
     screen = os.dup(2)
@@ -41,10 +41,10 @@ def quiet_start():
 
 @contextlib.contextmanager
 def uncollected():
-    """Keep Python's garbage collector from all that was made until the end of the block, now and ever after.
+    """Exempt every object that exists at the end of the block from Python's garbage collector, for good.
 
-    An import of TensorFlow makes half a million objects that live as long as the process. To look through them again
-    and again, while they are made and when the process ends, takes two of the five seconds of `import main`.
+    An import of TensorFlow makes half a million objects that live as long as the process. The collector would scan them
+    again and again, while they are made and when the process ends: two of the five seconds of `import main`.
     """
     was_enabled = gc.isenabled()
     gc.disable()
