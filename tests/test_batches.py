@@ -253,12 +253,12 @@ def test_a_bad_image_ends_a_run_which_goes_on_with_the_next_one_as_if_it_had_alw
     always, expected = trained(faces, output_dir=str(tmp_path / "always"), skip_bad_images=True)
     assert expected != never
     (counted,) = (line for line in always if line.startswith("skipped"))
-    assert counted.startswith(f"skipped    1 image that could not be read, with the next ones in their place: {bad}: ")
+    assert counted.startswith(f"skipped    1 image that could not be read, replaced by the next: {bad}: ")
     report = json.loads((tmp_path / "always" / "r" / "report.json").read_text())
     assert [text.partition(": ")[0] for text in report["skipped_images"]] == [str(bad)]
 
     go_on = f"python {runs.REPOSITORY}/main.py --resume {tmp_path}/later/r --skip-bad-images"
-    with pytest.raises(DataError, match=rf"^{bad}: .*truncated.*; with the next image in its place: {go_on}$"):
+    with pytest.raises(DataError, match=rf"^{bad}: .*truncated.*; to use the next image instead: {go_on}$"):
         trained(faces, output_dir=str(tmp_path / "later"))
     assert runs.saved_steps(tmp_path / "later" / "r") == [3]
     said, lines = trained(faces, output_dir=str(tmp_path / "later"), skip_bad_images=True)

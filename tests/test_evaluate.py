@@ -329,7 +329,7 @@ def test_a_density_is_called_one(make_run, capsys):
     shown = capsys.readouterr().out
     assert "  log-density" in shown
     assert "grey as they are" in shown
-    assert "may exceed 0: not to be compared with the NLL of binary ones" in shown
+    assert "may exceed 0 and does not compare with the NLL of binary pixels" in shown
     assert "log-likelihood" not in shown
     assert "binarised" not in shown
 

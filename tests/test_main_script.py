@@ -712,7 +712,7 @@ def test_a_signal_during_the_likelihood_leaves_a_finished_run_that_lacks_it(numb
     assert f"look at    {folder}: samples_003.png" in said
     assert f"explore    {(folder / 'explore.html').as_uri()}\n" in said
     told = re.search(
-        r"\n\nstopped    without the log-likelihood, which comes with: python (\S+)/main\.py (.*)\n$", said
+        r"\n\nstopped    without the log-likelihood; estimate it with: python (\S+)/main\.py (.*)\n$", said
     )
     assert told[1] == str(REPOSITORY)
     monkeypatch.chdir("/")
@@ -755,7 +755,7 @@ def test_a_second_signal_ends_at_once(small, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (BadImage("x.png: not an image"), "x.png: not an image; with the next image in its place: python "),
+        (BadImage("x.png: not an image"), "x.png: not an image; to use the next image instead: python "),
         (MemoryError(), "out of memory after step 6; .*; the checkpoint of step 6 is good; "),
     ],
 )

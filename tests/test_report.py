@@ -111,11 +111,11 @@ def test_the_autoencoder_pretends_nothing():
         ({"binarize": "none"}, ["Not a likelihood", "grey pixels", "BINARIZE = dynamic"]),
         ({"loss": "mse", "binarize": "none"}, ["Not a likelihood", "mse", "DECODER_SCALE = learned"]),
         ({"loss": "ad", "binarize": "dynamic"}, ["Not a likelihood", "ad", "DECODER_SCALE = learned"]),
-        (GREY_DENSITY, ["density", "may exceed 0", "not to be compared"]),
+        (GREY_DENSITY, ["density", "may exceed 0", "does not compare"]),
         (GREY_DENSITY | {"binarize": "dynamic"}, ["density of black and white", "grows", "BINARIZE = none"]),
         ({"kl_weight_end": 10.0}, ["beta-VAE", "KL weight of 10", "fewer latents", "blurred"]),
         ({"kl_weight_end": 9.0}, []),
-        ({"kl_weight_end": 0.0}, ["KL weighs nothing", "samples"]),
+        ({"kl_weight_end": 0.0}, ["KL has no weight", "samples"]),
         ({"kl_weight_end": 10.0, "reconstruction_reduction": "mean"}, []),  # which is a problem: utils/verdict.py
     ],
 )

@@ -174,7 +174,7 @@ def test_a_worker_that_is_told_to_stop_takes_the_chief_along_which_saves(faces, 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--seed", "6"], "main.py: error: seed: 6 here, but 5 on the chief; all workers train with the same"),
+        (["--seed", "6"], "main.py: error: seed: 6 here, but 5 on the chief; all workers need the same value"),
         (["--data-dir", "nowhere"], "main.py: error: nowhere"),
         (["--kl-steps", "0"], "main.py: error: kl_steps: 0 here, but 20 on the chief"),
     ],

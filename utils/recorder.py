@@ -1,7 +1,7 @@
-"""What keeps a run while it trains: its folder, history, pictures, checkpoints, timing, signals, and several workers.
+"""Record a run while it trains: its folder, history, pictures, checkpoints, timing, signals and several workers.
 
-main.py's loop calls a Recorder. All workers call its methods in the same order, because each waits for the others. The
-chief alone reads and writes files.
+main.py's loop calls a Recorder. All workers call its methods in the same order, because each waits for the others.
+Only the chief reads and writes files.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ from utils.settings import Command, Settings, SettingsError, load_saved, unread_
 from utils.start import HAS_GPU, tf, xla_pays
 
 Watch = Callable[[Any, int], None]
-FIRST_STEPS = 200  # in which it is the learning rate that makes a run diverge
-PLACES = ("data_dir", "output_dir", "run_name", "start_from")  # settings that each machine has for itself
+FIRST_STEPS = 200  # a run that diverges in these steps has too high a learning rate
+PLACES = ("data_dir", "output_dir", "run_name", "start_from")  # settings that may differ between machines
 
 
 # --- which run: the same for all workers ------------------------------------------------------------------------------
 @contextlib.contextmanager
 def together(command: Command) -> Iterator[tuple[Settings, Path | None, Say, workers.Workers]]:
-    """Join the workers that TF_CONFIG names, or be alone. Yields the settings, the folder of the run to continue, if
-    any, what shows a line on the console (the chief's only), and who takes part.
+    """Join the workers that TF_CONFIG names; without it, train alone.
 
-    Raises SettingsError, runs.RunError and WorkerLost.
+    Yields the settings, the folder of the run to continue or None, a function that prints a line on the chief only, and
+    the workers. Raises SettingsError, runs.RunError and WorkerLost.
     """
     crew = workers.start(workers.read_tf_config(os.environ))
     with workers.losses_told(crew), crew.scope(), tempfile.TemporaryDirectory() as scratch:
@@ -45,14 +45,14 @@ def together(command: Command) -> Iterator[tuple[Settings, Path | None, Say, wor
         if not crew.is_chief:
             print(f"worker     {crew.index} of {crew.count - 1}; the chief, {crew.addresses[0]}, reports how it goes")
         elif crew.count > 1:
-            print("note       whoever reaches a worker's port can read and write files as its user: trust the network")
+            print("note       anyone who reaches a worker's port can use files as its user: use a trusted network")
         yield settings, folder, print if crew.is_chief else lambda line: None, crew
 
 
 def agree_on_run(command: Command, crew: workers.Workers, scratch: Path) -> tuple[Settings, Path | None]:
-    """The settings to train with, and the folder of the run to continue, if any: for all workers those of the chief.
+    """The settings to train with, and the folder of the run to continue, if any. All workers get those of the chief.
 
-    The chief alone has the run; another worker gets the folder `scratch`. Raises SettingsError and runs.RunError.
+    Only the chief has the run; any other worker gets the folder `scratch`. Raises SettingsError and runs.RunError.
     """
     settings, folder = command.settings, None
     horizon, images = settings.epochs, {}
@@ -70,7 +70,7 @@ def agree_on_run(command: Command, crew: workers.Workers, scratch: Path) -> tupl
             there = getattr(chiefs, name)
             if command.resume is None and name not in PLACES and here != there:
                 raise SettingsError(
-                    f"{name}: {here!r} here, but {there!r} on the chief; all workers train with the same"
+                    f"{name}: {here!r} here, but {there!r} on the chief; all workers need the same value"
                 )
     if crew.is_chief:
         return settings, folder
@@ -91,7 +91,7 @@ def recording(
     watch_at: Collection[int],
     crew: workers.Workers,
 ) -> Iterator["Recorder"]:
-    """Keep a run in `folder`, or in a new one. It says what is trained and, if it is stopped, how to go on.
+    """Record a run in `folder`, or in a new one. Print what is trained and, if it is stopped, how to go on.
 
     The parameters are those of main.train. Raises SettingsError, RunError, and DataError for an image that cannot be
     read.
@@ -102,7 +102,7 @@ def recording(
     device += " with XLA" if xla_pays(vae.encoder, vae.decoder) else " without XLA"
     save = partial(known.save, found=dataset.record)
     folder = folder or runs.create(s, device, dataset.train_images.shape[1:], dataset.details, save)
-    save(folder)  # of a run that was begun before runs did
+    save(folder)  # for a run that began before runs saved this
     run = Recorder(vae, s, dataset, folder, say, watch, watch_at, crew)
     say(report.header(run.s, dataset, device, folder))
     for doubt in report.doubts(run.s, run.last_step, dataset.train_images.shape[-1]):
@@ -114,12 +114,12 @@ def recording(
         try:
             with workers.losses_told(crew):
                 yield run
-                workers.agree(crew, True)  # one that ended early would be taken for lost
+                workers.agree(crew, True)  # wait, because a worker that ends first would seem lost
         except (Stopped, KeyboardInterrupt, workers.WorkerLost):
             say(f"\nstopped    go on{', on all workers,' * (crew.count > 1)} with: {go_on}")
             raise
         except BadImage as error:
-            raise DataError(f"{error}; with the next image in its place: {go_on} --skip-bad-images") from None
+            raise DataError(f"{error}; to use the next image instead: {go_on} --skip-bad-images") from None
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -132,7 +132,7 @@ def recording(
     if page := explore.link(folder):
         say(page)
     if run.stopped:
-        say(f"\nstopped    without the log-likelihood, which comes with: {go_on}")
+        say(f"\nstopped    without the log-likelihood; estimate it with: {go_on}")
         raise run.stopped
 
 
@@ -144,17 +144,17 @@ def resume_command(folder: Path, s: Settings) -> str:
 
 
 class Recorder:
-    """A run while it trains. `step` is the number of steps that have been made; `s` has KL_STEPS as a number.
+    """A run while it trains. `step` counts the steps so far; `s` has KL_STEPS as a number.
 
-    The order of calls: `training` (a block), in it `compile`, and for each of `batches` again and again `next_stop`,
-    `advance`, `write_train_line`, `write_test_line` where `test_is_due`, `write_pictures`, `save`.
+    The order of calls: `training` (a block); inside it `compile`; then, for each of `batches`, repeat `next_stop`,
+    `advance`, `write_train_line`, `write_test_line` if `test_is_due`, `write_pictures`, `save`.
     """
 
     def __init__(
         self, vae: Any, s: Settings, dataset: Dataset, folder: Path, say: Say,
         watch: Watch | None = None, watch_at: Collection[int] = (), crew: workers.Workers = workers.ALONE,
     ):  # fmt: skip
-        """Touch nothing yet; the parameters are those of main.train."""
+        """Change no file yet; the parameters are those of main.train."""
         self.vae, self.dataset, self.folder, self.say, self.crew = vae, dataset, folder, say, crew
         self.watch, self.watch_at = watch, watch_at
         self.steps_per_epoch = len(dataset.train_images) // s.batch_size
@@ -167,18 +167,18 @@ class Recorder:
         self.tested: dict[str, Any] | None = None  # the newest test line
         self.best: dict[str, Any] | None = None  # the best one, with HELD_OUT
         self.stopped: BaseException | None = None  # Ctrl-C or SIGTERM, while the log-likelihood was estimated
-        # Of the history's next line: the sum of its terms, after which step it begins, when, and the wait for data.
+        # For the next line of the history: the sum of its terms, the step and time of its start, and the wait for data.
         self.sums_so_far, self.start = tf.Variable(tf.zeros(3)), tf.Variable(0)
         self.last_line, self.clock, self.waited = 0, 0.0, 0.0
         self.called, self.steps_in_two_seconds = 0.0, 1
-        self.in_a_step = False  # where weights may have been changed in part
+        self.in_a_step = False  # when the weights may be partly updated
 
     @contextlib.contextmanager
     def training(self, optimizer: Any) -> Iterator[None]:
-        """Within the block a run is trained: from the newest checkpoint if there is one; Ctrl-C waits for `save`. If
-        an image cannot be read, or memory is exhausted outside a step, a checkpoint is saved first.
+        """Within the block a run is trained, from the newest checkpoint if there is one. Raises RunError and OSError.
 
-        Raises RunError and OSError.
+        Ctrl-C takes effect at `save`. If an image cannot be read, or memory runs out outside a step, a checkpoint is
+        saved first.
         """
         s, crew, folder = self.s, self.crew, self.folder
         self.checkpoint = checkpoints.checkpoint(self.vae, optimizer=optimizer, sums=self.sums_so_far, start=self.start)
@@ -208,7 +208,7 @@ class Recorder:
             try:
                 yield
             except Exception as error:
-                bad_image = isinstance(error, BadImage)  # of a batch or of a test
+                bad_image = isinstance(error, BadImage)  # in a batch or in a test
                 if bad_image or (self.step and not self.in_a_step and is_out_of_memory(error)):
                     checkpoints.save(self.checkpoint, self.folder, self.step)
                 raise
@@ -226,12 +226,12 @@ class Recorder:
 
     @property
     def test_is_due(self) -> bool:
-        """Whether the last step ended an epoch, which has no test line yet, and this is the chief, who tests then."""
+        """Whether the last step ended an epoch that has no test line yet, and this is the chief, which tests."""
         is_new = self.step > (self.tested["step"] if self.tested else 0)
         return is_new and self.step % self.steps_per_epoch == 0 and self.crew.is_chief
 
     def compile(self, train_steps: Callable) -> None:
-        """Call train_steps for no steps, so that the first speed that is shown is that of training; start the clock."""
+        """Compile train_steps by a call for no steps, so that no speed includes compiling; start the clock."""
         images, s = self.dataset.train_images, self.s
         if self.step < self.last_step:
             shape = batches.steps_at_once(images, s), s.batch_size // self.crew.count, *images.shape[1:]
@@ -239,7 +239,7 @@ class Recorder:
         self.last_line, self.clock, self.waited = self.step, time.perf_counter(), 0.0
 
     def batches(self) -> Iterator[tuple[int, int, tf.Tensor]]:
-        """batches.of_run for the steps that are left."""
+        """The items of batches.of_run for the remaining steps; the time spent waiting for them is counted."""
         while self.step < self.last_step:
             asked = time.perf_counter()
             coming = next(self.coming)
@@ -247,9 +247,10 @@ class Recorder:
             yield coming
 
     def next_stop(self, end: int) -> int:
-        """The step to stop before: of the next line, checkpoint, watched step or frame of the film, or the end of the
-        batches. A slow network stops every two seconds, so that the bar moves and Ctrl-C is heard; this changes nothing
-        in what is learned. Several workers have to stop at the same steps, whatever their speed.
+        """The step to stop before: the next line, checkpoint, watched step or film frame, or the end of the batches.
+
+        A single worker stops about every two seconds, so that the bar moves and Ctrl-C is noticed. This does not
+        change what is learned. Several workers have to stop at the same steps, whatever their speed.
         """
         every = self.s.log_every, self.s.checkpoint_every
         self.line_due, self.save_due = ((self.step // steps + 1) * steps for steps in every)
@@ -259,7 +260,7 @@ class Recorder:
         return min(self.line_due, self.save_due, end, soon, *seen)
 
     def advance(self, sums: tf.Tensor, terms: tf.Tensor, step: tf.Tensor) -> None:
-        """Take over what train_steps returned. Here, once for many steps, Python waits. Raises Diverged."""
+        """Store what train_steps returned; Python waits here, once for many steps. Raises Diverged."""
         made, self.step, self.in_a_step = int(step) - self.step, int(step), False
         seconds = max(time.perf_counter() - self.called, 1e-6)
         self.steps_in_two_seconds = max(1, int(2 * made / seconds))
@@ -268,7 +269,7 @@ class Recorder:
         check_terms(terms, self.step, self.folder, self.s)
 
     def call_watch(self) -> None:
-        """Show the VAE to whoever watches it after this number of steps."""
+        """Call `watch` with the VAE if it watches this step."""
         if self.step in self.watch_at:
             self.watch(self.vae, self.step)
 
@@ -276,8 +277,8 @@ class Recorder:
     def write_train_line(self, weight: Callable[[tf.Tensor], tf.Tensor]) -> None:
         """Write a training line of the history if one is due, and bring the bar up to this step.
 
-        It has the means over the steps since the line before, also of the KL `weight`, steps (n,) -> weights (n,). Its
-        images per second are by the clock since then: testing, pictures and checkpoints count.
+        The line has means over the steps since the line before, also of the KL `weight`, steps (n,) -> weights (n,).
+        Its images per second count all time since then, including tests, pictures and checkpoints.
         """
         line = None
         if self.step in (self.line_due, self.last_step):
@@ -310,8 +311,8 @@ class Recorder:
     def write_pictures(self, draw: Callable[[str], np.ndarray]) -> None:
         """Write the pictures that are due; draw(name) returns a grid.
 
-        All grids are due at the start, with the tests of every IMAGES_EVERY epochs, and at the end. In between, within
-        the first epoch, a frame of the film is due after steps 1, 2, 4, 8, ...
+        All grids are due at the start, with the test of every IMAGES_EVERY epochs, and at the end. Within the first
+        epoch a frame of the film is due after steps 1, 2, 4, 8, ...
         """
         names = pictures.names_of(self.s)
         is_tested = self.tested["step"] == self.step if self.tested else self.step == 0 and self.crew.is_chief
@@ -322,7 +323,7 @@ class Recorder:
             if self.step == 0:
                 self.call_watch()
         elif self.step in self.film_steps and self.crew.is_chief:
-            line = self._line("train", self.terms, 0.0)  # its ELBO alone is shown, which has no weight
+            line = self._line("train", self.terms, 0.0)  # only its ELBO is shown, which does not depend on the weight
             pictures.write_frame(self.folder, self.s, names[0], draw(names[0]), line)
 
     def _line(self, split: str, terms: tf.Tensor, weight: Any) -> dict[str, Any]:
@@ -333,7 +334,7 @@ class Recorder:
     def save(self) -> None:
         """Call `watch` if this step is watched, and save a checkpoint if one is due or the run is to stop.
 
-        Raises Stopped, once all is saved, and Diverged.
+        Raises Stopped, after the checkpoint is saved, and Diverged.
         """
         self.call_watch()
         stopped = workers.agree(self.crew, bool(self.signals))
@@ -342,7 +343,7 @@ class Recorder:
             if self.crew.is_chief:
                 checkpoints.save(self.checkpoint, self.folder, self.step)
         if stopped:
-            self.leave_if_stopped()  # nobody before the chief has saved
+            self.leave_if_stopped()  # no worker leaves before the chief has saved
 
     def leave_if_stopped(self) -> None:
         """Raise Stopped if any worker was asked to end."""
@@ -350,10 +351,11 @@ class Recorder:
             raise Stopped(self.signals[0] if self.signals else signal.SIGTERM)
 
     def judge(self, evaluate: Callable, reconstruction_loss: Callable, decode: Callable) -> None:
-        """Test the trained model, write its report and pictures, and say the report (evaluation.judge).
+        """Test the trained model, write its report and pictures, and print the report (evaluation.judge).
 
-        The first Ctrl-C or SIGTERM ends the estimate of the log-likelihood only, which may take long: the report then
-        lacks it. It is put into `stopped`. Another one ends all at once. A finished run keeps its last checkpoint only.
+        The estimate of the log-likelihood may take long. The first Ctrl-C or SIGTERM ends only this estimate, is stored
+        in `stopped`, and the report lacks the log-likelihood. A second one ends everything at once. A finished run
+        keeps only its last checkpoint.
         """
         if not self.crew.is_chief:
             return
@@ -388,14 +390,14 @@ def check_weights(weights: Iterable[Any], step: int, folder: Path, s: Settings) 
 
 
 class Diverged(Problem):
-    """Training broke at a step; its text says how, and what is left to go on from."""
+    """Training broke at a step; its text says how, and which checkpoint is left."""
 
 
 def diverged(step: int, what: str, folder: Path, s: Settings) -> Diverged:
     """The error for `what` happened in a step of the run in `folder`.
 
-    GRADIENT_CLIP cuts the single steep gradient that ends a sound training. In the first steps it is not advised: the
-    length of these is Adam's LEARNING_RATE, however steep the gradient, and clipped runs diverged there all the same.
+    GRADIENT_CLIP shortens a single steep gradient, which can end a sound training. It is not advised in the first
+    steps. There the step length of Adam is LEARNING_RATE, however steep the gradient, and clipped runs diverged too.
     """
     steps = runs.saved_steps(folder)
     left = f"the checkpoint of step {steps[-1]:,} is good" if steps else "there is no checkpoint yet"
@@ -407,17 +409,17 @@ def diverged(step: int, what: str, folder: Path, s: Settings) -> Diverged:
 
 
 def lower_rate(rate: float) -> float:
-    """A learning rate at which a run probably trains that diverged at `rate`: a third, to one digit, at most 0.003."""
+    """A learning rate at which a run that diverged at `rate` probably trains: a third, to one digit, at most 0.003."""
     return float(f"{min(0.003, rate / 3):.0e}")
 
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Within the block a Ctrl-C, SIGTERM or SIGHUP only adds its number to the list, for the loop to read where it is
-    safe: it saves a checkpoint and ends.
+    """Within the block the first two of Ctrl-C, SIGTERM or SIGHUP only add their numbers to the list.
 
-    So does a second one. A third one raises Stopped at once. If the block ends without that, Stopped is raised then.
-    Signals reach the main thread only; in another one the list stays empty.
+    The loop reads the list where it is safe, saves a checkpoint and ends. A third signal raises Stopped at once.
+    If the list is not empty at the end of the block, Stopped is raised then. Only the main thread receives signals; in
+    any other thread the list stays empty.
     """
     asked: list[int] = []
     stop = stops()

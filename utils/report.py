@@ -1,4 +1,4 @@
-"""What a user is shown: doubts before a run, progress during it, and its numbers after it."""
+"""The text that a user sees: doubts before a run, progress during it, and its numbers after it."""
 
 import math
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ ACTIVE_VARIANCE = 0.01  # of a latent's posterior mean over the test set (Burda 
 PUBLISHED_NLL = {  # by data set, for a single stochastic layer trained on the ELBO, dynamic binarisation
     "mnist": {"nll": 86.76, "source": "Burda et al. 2015", "model": "50 latents, 2 x 200 tanh, 5,000 samples"},
 }
-LISTED_LABELS = 10  # of which the header shows the counts
-NO_ELBO = "-(loss + KL)"  # what it is called where the loss is neither a likelihood nor a density
-REPORTED = (  # the numbers of a report, in order; one that a run does not have is null in report.json
+LISTED_LABELS = 10  # most labels whose counts the header shows
+NO_ELBO = "-(loss + KL)"  # the name of the ELBO's sum if the loss is neither a likelihood nor a density
+REPORTED = (  # the numbers of a report, in order; missing ones are null in report.json
     "kind", "test_reconstruction", "of", "test_elbo", NO_ELBO, "test_kl", "kl_per_latent", "active_units",
     "effective_beta", "latent_dim", "test_nll", "test_log_density", "standard_error_images", "standard_error_sampling",
     "nll_samples", "published_nll", "bits_per_dimension", "best",
@@ -28,7 +28,7 @@ REPORTED = (  # the numbers of a report, in order; one that a run does not have 
 
 # --- before -----------------------------------------------------------------------------------------------------------
 def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
-    """What is legal but surely not meant, a sentence each; `steps` is the run's length, `channels` are its images'."""
+    """Settings that are allowed but surely not meant, a sentence each; `steps` of the run, `channels` of its images."""
     s = settings
     found = []
     if channels > 1 and s.binarize == "dynamic":
@@ -36,7 +36,7 @@ def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
     if s.loss == "ce" and s.binarize == "none":
         pixels, way_out = "grey pixels (BINARIZE = none)", ""
         if channels > 1:
-            pixels, way_out = "colours", " LOSS = logistic has one."
+            pixels, way_out = "colours", " LOSS = logistic gives one."
         found.append(f"LOSS = ce on {pixels} is no likelihood: ELBO and NLL in nats mean nothing.{way_out}")
     if s.loss in LEARNED_WIDTH and s.binarize == "dynamic":
         found.append(f"LOSS = {s.loss} on black and white pixels; BINARIZE = none keeps the grey ones it is made for.")
@@ -45,7 +45,7 @@ def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
     if not s.autoencoder and s.kl_schedule != "constant" and s.kl_weight_start == s.kl_weight_end > 0:
         found.append(f"KL_SCHEDULE = {s.kl_schedule} from {s.kl_weight_start:g} to the same: it is constant.")
     if not s.autoencoder and s.kl_weight_end == 0:
-        found.append("KL_WEIGHT_END = 0: nothing draws the latents to the prior, so samples will look like nothing.")
+        found.append("KL_WEIGHT_END = 0: nothing pulls the latents to the prior, so samples will not look like images.")
     if s.reconstruction_reduction == "mean" and not s.autoencoder:
         found.append("RECONSTRUCTION_REDUCTION = mean: the KL outweighs the reconstruction; expect a collapse.")
     if s.bound != "elbo" and s.bound_samples == 1:
@@ -56,7 +56,7 @@ def doubts(settings: Settings, steps: int, channels: int = 1) -> list[str]:
 
 
 def header(settings: Settings, dataset: Dataset, device: str, folder: Path) -> str:
-    """What is about to be trained, on what and where."""
+    """The lines before a training: data, model, device, schedule and folder."""
     s = settings
     pixels = math.prod(dataset.train_images.shape[1:])
     encoder, decoder = ("-".join(map(str, layers)) for layers in (s.encoder_layers, s.decoder_layers))
@@ -86,7 +86,7 @@ def header(settings: Settings, dataset: Dataset, device: str, folder: Path) -> s
 
 
 def data_lines(details: Mapping[str, Any]) -> list[str]:
-    """What else is to be known of the data, a line each: split, labels with their counts, pixels, what is left out."""
+    """More about the data, a line each: split, labels with their counts, pixels, what is left out."""
     lines, labels = [], details.get("labels", {})
     if details.get("split"):
         lines.append(f"split      {details['split']}")
@@ -101,7 +101,7 @@ def data_lines(details: Mapping[str, Any]) -> list[str]:
 
 
 def schedule(s: Settings, steps_per_epoch: int) -> str:
-    """How long a run is, and how the weight of its KL gets to its end."""
+    """How long a run is, and how its KL weight reaches the final value."""
     length = f"{s.epochs:,} epoch{'s' * (s.epochs > 1)} of {steps_per_epoch:,} step{'s' * (steps_per_epoch > 1)}"
     if s.autoencoder:
         return length
@@ -114,12 +114,12 @@ def schedule(s: Settings, steps_per_epoch: int) -> str:
 # --- during -----------------------------------------------------------------------------------------------------------
 def progress_bar(steps: int, done: int, shown: bool = True) -> tqdm:
     """The bar of a training run, 79 columns wide, counted in steps."""
-    hidden = {} if shown else {"disable": True}  # else tqdm asks the environment
+    hidden = {} if shown else {"disable": True}  # without `disable` tqdm reads TQDM_DISABLE
     return tqdm(total=steps, initial=done, ncols=79, ascii=" #", bar_format="compiling |{bar}|", **hidden)
 
 
 def show_progress(bar: tqdm, step: int, epoch: int, epochs: int, line: dict[str, Any] | None) -> None:
-    """Bring the bar up to a step and, if there is a new one, to a training line of the history."""
+    """Move the bar to a step and, if there is a new training line of the history, show its numbers."""
     if line is not None:
         numbers = f"reconstruction {line['reconstruction']:.1f}"
         if line["kl"] is not None:
@@ -148,22 +148,22 @@ def sum_name(settings: Settings) -> str:
 
 
 def bits_per_dimension(nats: float, pixels: int) -> float:
-    """Nats per image as bits per pixel and colour, of which an image has `pixels`."""
+    """Nats per image as bits per dimension; an image has `pixels` dimensions, one for each pixel and colour."""
     return nats / (pixels * math.log(2))
 
 
 def pixels_of(settings: Settings) -> str:
-    """Which pixels a likelihood is of, in a word."""
+    """The kind of pixels that a likelihood is of, as text."""
     return "binarised" if settings.loss == "ce" else "8-bit pixels"
 
 
 def effective_beta(settings: Settings, pixels: int) -> float:
-    """The final weight of the KL against the reconstruction summed over pixels; 1 is the ELBO."""
+    """The final weight of the KL relative to the reconstruction summed over pixels; 1 is the ELBO."""
     return settings.kl_weight_end * (pixels if settings.reconstruction_reduction == "mean" else 1)
 
 
 def active_units(z_mean: np.ndarray) -> int:
-    """How many latents' posterior means (N, L) vary over the images by more than 0.01 (Burda et al. 2015)."""
+    """How many latents have a posterior mean (N, L) with a variance above 0.01 (Burda et al. 2015)."""
     return int((z_mean.var(axis=0) > ACTIVE_VARIANCE).sum())
 
 
@@ -175,10 +175,10 @@ def make_report(
     log_likelihood: tuple[np.ndarray, np.ndarray] | None,
     pixels: int,
 ) -> dict[str, Any]:
-    """Put a run's numbers together, ready for report.json but for the verdict (utils/verdict.py).
+    """Put a run's numbers together for report.json, without the verdict (utils/verdict.py).
 
-    Of the test images: reconstruction loss (N,) and KL (N, L) in nats, posterior means (N, L), and estimates (N,) of
-    log p(x) with their sampling variances (N,), or None.
+    The arguments are of the test images: reconstruction loss (N,) and KL (N, L) in nats, posterior means (N, L), and
+    estimates (N,) of log p(x) with their sampling variances (N,), or None.
     """
     meaning, kl_of_image = kind(settings), kl.sum(axis=1)
     report = dict.fromkeys(REPORTED) | {
@@ -215,17 +215,17 @@ def make_report(
 
 
 def standard_error(values: np.ndarray) -> float | None:
-    """The standard error of the mean of values (N,); None of a single one, which says nothing about it."""
+    """The standard error of the mean of values (N,); None for a single value, which has no spread."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 def error_in_words(error: float | None, form: str) -> str:
-    """A standard error as text; "?" where it is not known."""
+    """A standard error as text; "?" if it is not known."""
     return "?" if error is None else format(error, form)
 
 
 def published_nll(settings: Settings) -> dict[str, Any] | None:
-    """The published figure to stand beside a run's NLL, if there is one of the same images and pixels."""
+    """The published NLL to compare a run's with, if there is one for the same images and pixels."""
     comparable = settings.loss == "ce" and not settings.labels and not settings.held_out
     return PUBLISHED_NLL.get(settings.dataset) if comparable else None
 
@@ -243,24 +243,24 @@ def remarks(s: Settings, report: dict[str, Any]) -> list[str]:
     if beta is not None and beta >= 10 and s.reconstruction_reduction == "sum":
         found.append(f"A beta-VAE: at a KL weight of {beta:g} fewer latents are used, and reconstructions are blurred.")
     if beta == 0:
-        found.append("The KL weighs nothing: no latent is drawn to the prior, so samples from it look like nothing.")
+        found.append("The KL has no weight: nothing pulls latents to the prior, so samples do not look like images.")
     return found + [sentence for sentence in [no_likelihood(s)] if sentence]
 
 
 def no_likelihood(s: Settings) -> str:
-    """Why the loss is no likelihood, and what would be one, in a sentence; "" if it is one."""
+    """A sentence on why the loss is no likelihood and what would be one; "" if it is one."""
     meaning = kind(s)
     if s.autoencoder:
         return "A plain autoencoder has no prior and no likelihood: no samples, no ELBO, no NLL."
     if grows_for_ever(s):
-        binary = "A density of black and white pixels says nothing: it grows for ever as the width learned shrinks."
+        binary = "A density of black and white pixels says nothing: it grows for ever as the learned width shrinks."
         return f"{binary} BINARIZE = none keeps the grey ones."
     if meaning == "density":
-        return "A density of grey pixels, which may exceed 0: not to be compared with the NLL of binary ones."
+        return "A density of grey pixels. It may exceed 0 and does not compare with the NLL of binary pixels."
     if meaning == "likelihood":
         return ""
     if s.loss == "ce":
-        way_out = "BINARIZE = dynamic makes it one; of colours LOSS = logistic has one."
+        way_out = "BINARIZE = dynamic makes it one; for colours use LOSS = logistic."
         return f"Not a likelihood: cross-entropy on grey pixels. {way_out}"
     if s.loss in LEARNED_WIDTH:
         way_out = "BINARIZE = none with " * (s.binarize == "dynamic") + "DECODER_SCALE = learned makes it a density"
@@ -316,7 +316,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def skipped_images(dataset: Dataset) -> list[str]:
-    """What was wrong with each image in whose place the next one was taken, as far as they were met."""
+    """The errors of the images that were skipped so far; the next image was used instead of each."""
     sets = (dataset.train_images, dataset.test_images)
     return sorted(set().union(*(images.skipped for images in sets if isinstance(images, LazyImages))))
 
@@ -326,4 +326,4 @@ def skipped(dataset: Dataset) -> str:
     if not (found := skipped_images(dataset)):
         return ""
     images, more = ("1 image", "") if len(found) == 1 else (f"{len(found):,} images", "; all are in report.json")
-    return f"skipped    {images} that could not be read, with the next ones in their place: {found[0]}{more}"
+    return f"skipped    {images} that could not be read, replaced by the next: {found[0]}{more}"
