@@ -164,7 +164,7 @@ def test_a_name_given_and_taken_is_refused_and_what_is_there_is_left_alone(tmp_p
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
     before = contents(tmp_path)
     with pytest.raises(
-        runs.RunError, match=r"^run_name: 'mine' is taken \(\S+/mine\); choose another; what is there is no run$"
+        runs.RunError, match=r"^run_name: 'mine' is taken \(\S+/mine\); choose another; that is not a run$"
     ):
         runs.create(from_params(run_name="mine", output_dir=str(tmp_path)), "CPU", SHAPE)
     assert contents(tmp_path) == before
@@ -295,10 +295,10 @@ def test_one_flipped_bit_of_params_json_is_refused(tmp_path):
     folder = runs.create(from_params(output_dir=str(tmp_path)), "CPU", SHAPE)
     path = folder / "params.json"
     path.write_text(path.read_text().replace('"batch_size": 1', '"batch_size": 3'))
-    with pytest.raises(runs.RunError, match="is damaged or was edited: its checksum is of another text"):
+    with pytest.raises(runs.RunError, match="is damaged or was edited: its checksum does not match"):
         runs.read_params(folder)
     path.write_text(path.read_text().replace('"checksum"', '"checksun"'))
-    with pytest.raises(runs.RunError, match="is damaged or was edited: its checksum is of another text"):
+    with pytest.raises(runs.RunError, match="is damaged or was edited: its checksum does not match"):
         runs.read_params(folder)
 
 

@@ -163,7 +163,7 @@ def effective_beta(settings: Settings, pixels: int) -> float:
 
 
 def active_units(z_mean: np.ndarray) -> int:
-    """How many latents have a posterior mean (N, L) with a variance above 0.01 (Burda et al. 2015)."""
+    """How many latents have a posterior mean (N, L) with a variance above 0.01 over the images (Burda et al. 2015)."""
     return int((z_mean.var(axis=0) > ACTIVE_VARIANCE).sum())
 
 

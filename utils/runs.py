@@ -1,11 +1,11 @@
-"""One run's folder: its name, its settings and its history, and which run another one goes on from.
+"""The folder of a run: its name, its settings and its history, and how another run continues or starts from it.
 
-params.json     every setting, those that nothing read, the git commit, versions and device
+params.json     every setting, the names of the settings that nothing read, the git commit, versions and device
 history.jsonl   a line per LOG_EVERY steps (split = train) and per epoch (split = test): utils/history.py
-checkpoints/    the last three, each whole or not there, of a finished run the last one, and with HELD_OUT the best:
+checkpoints/    the last three, each complete or absent; of a finished run the last one; with HELD_OUT also the best:
                 utils/checkpoints.py, utils/best.py
 film/           frames of the first epoch: utils/pictures.py
-tensorboard/    event files of training (train/) and of tests (test/), with them grids and the projector's data
+tensorboard/    event files of training (train/) and of tests (test/), grids, and the projector's data
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from utils.console import Problem, Say, shown
 from utils.files import why_no_folder, write_json
 from utils.settings import BEFORE, Command, Settings, SettingsError, load_saved, read_constants, resumed, unread
 
-PACKAGES = ("tensorflow", "keras", "numpy")  # whose versions params.json notes
+PACKAGES = ("tensorflow", "keras", "numpy")  # params.json notes their versions
 LONGEST_NAME = 80
 MOST_EPOCHS = 10**6  # of a run
-PATHS = ("data_dir", "start_from")  # of which a name has the last part
+PATHS = ("data_dir", "start_from")  # a run's name has only their last part
 NOT_IN_NAMES = frozenset({"run_name", "output_dir", "log_every", "images_every", "checkpoint_every"})  # same training
 REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS_DEPEND_ON = (  # settings that two runs must share for one to start from the other's weights ...
@@ -48,14 +48,14 @@ DEPEND_ON_MORE = {  # ... and these, by their architecture and by their prior
 
 
 class RunError(Problem):
-    """Something about a run's folder that the user has to know."""
+    """A problem with a run's folder, in words for the user."""
 
     exit_code = 2
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
 def derived_name(settings: Settings) -> str:
-    """A run's name when the user gives none, made of what most tells runs apart, e.g. mnist-ce-z20."""
+    """A run's name if the user gives none, made of the settings that differ most often, e.g. mnist-ce-z20."""
     scale = "-learned" if settings.decoder_scale == "learned" and settings.loss != "logistic" else ""
     kind = "-ae" if settings.autoencoder else ""
     labels = f"-{'_'.join(map(str, settings.labels))}" if settings.labels else ""
@@ -65,18 +65,18 @@ def derived_name(settings: Settings) -> str:
     bound = f"-{settings.bound}{settings.bound_samples}" if settings.bound != "elbo" else ""
     network = f"-{settings.architecture}" if settings.architecture != "mlp" else ""
     model = f"{settings.loss}{scale}{kind}{network}-z{settings.latent_dim}{noise}{prior}{bound}"
-    return plain_text(f"{settings.dataset}{labels}-{model}")[:LONGEST_NAME]  # of a dataset as in tfds:cifar10
+    return plain_text(f"{settings.dataset}{labels}-{model}")[:LONGEST_NAME]  # DATASET may have a colon
 
 
 def plain_text(text: str) -> str:
-    """A text of letters, digits, "_", "-" and "." only."""
+    """The text with every character replaced by "_" except letters, digits, "_", "-" and "."."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", text)
 
 
 def names_for(settings: Settings, parent: Path) -> Iterator[str]:
     """The names that a new run in the folder `parent` may have, best first, of at most 80 characters each.
 
-    RUN_NAME alone, or those from the derived name.
+    These are RUN_NAME alone or, if it is empty, the names made from the derived name.
     """
     if settings.run_name:
         yield settings.run_name
@@ -85,8 +85,10 @@ def names_for(settings: Settings, parent: Path) -> Iterator[str]:
 
 
 def names_from(plain: str, settings: Settings, parent: Path) -> Iterator[str]:
-    """A name, then others for where it is taken: with the settings in which the run differs from the one that has it,
-    as in mnist-ce-z20-kl_weight_end4-seed1; then with a number, -2, -3, ...
+    """A name, then others in case it is taken.
+
+    The second one adds the settings that differ from the run of that name, as in mnist-ce-z20-kl_weight_end4-seed1. The
+    others add a number to this: -2, -3, ...
     """
     yield plain
     yield (name := with_settings(plain, differences(settings, parent / plain)))
@@ -94,9 +96,10 @@ def names_from(plain: str, settings: Settings, parent: Path) -> Iterator[str]:
 
 
 def with_settings(plain: str, changed: dict[str, Any]) -> str:
-    """A name with settings, by their names, behind it, and room for a number behind them.
+    """A name followed by the changed settings, with room left for a number.
 
-    Where they take too much room, each of their words has four letters; where even then, it counts those left out.
+    If that is too long, each word of the settings' names is cut to four letters. If it is still too long, settings that
+    do not fit are left out and counted.
     """
     room = LONGEST_NAME - len("-999")
     parts = [difference(name, value) for name, value in changed.items()]
@@ -114,9 +117,9 @@ def with_settings(plain: str, changed: dict[str, Any]) -> str:
 
 
 def differences(settings: Settings, folder: Path) -> dict[str, Any]:
-    """The settings in which a run differs from that of `folder`, by name; none if that is no run.
+    """The settings, by name, in which a run differs from the run in `folder`; none if that is no run.
 
-    What that run was saved without counts as in settings.load_saved.
+    A setting that the run in `folder` was saved without gets its value as in settings.load_saved.
     """
     try:
         saved = read_params(folder)["settings"]
@@ -129,7 +132,7 @@ def differences(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def that_count(settings: Settings) -> dict[str, Any]:
-    """The settings, by name, that have a part in what a run learns, and so tell it from others."""
+    """The settings, by name, that affect what a run learns, and so distinguish it from others."""
     without = NOT_IN_NAMES.union(unread(), () if settings.dataset in ("celeba", "folder", "arrays") else ("data_dir",))
     return {name: value for name, value in settings if name not in without}
 
@@ -153,9 +156,9 @@ def create(
 ) -> Path:  # fmt: skip
     """Make a new run's folder with its params.json and return it; an existing folder is never touched.
 
-    `details` are those of its Dataset. `save` puts more into the folder, before it appears.
+    `details` are those of its Dataset. `save` writes more files into the folder before it appears.
 
-    Raises RunError if RUN_NAME is taken or OUTPUT_DIR can't be made, and OSError.
+    Raises OSError, and RunError if RUN_NAME is taken or OUTPUT_DIR can't be made.
     """
     parent = folder_of_runs(settings.output_dir)
     try:
@@ -163,18 +166,18 @@ def create(
     except OSError as error:
         raise no_place(settings, f"{parent}: {error.strerror}") from None
     about = {
-        "id": uuid.uuid4().hex,  # which its checkpoints have, too
+        "id": uuid.uuid4().hex,  # its checkpoints have it, too
         "settings": settings.model_dump(mode="json"),
-        "unread": unread(),  # settings that have no effect, so that the run can do without them later
+        "unread": unread(),  # settings without effect: params.py may drop them later
         "image_shape": list(image_shape),  # (H, W, C), so that the networks can be built without the images
         "data": dict(details or {}),
-        "schedule_epochs": settings.epochs,  # what the learning rate's cosine spans, also when EPOCHS grows later
+        "schedule_epochs": settings.epochs,  # length of the learning rate's cosine, even if EPOCHS grows later
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "device": device,
         "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
     }
-    beside = parent / f".new-{uuid.uuid4().hex}"  # so that the folder appears with its params.json, or not at all
+    beside = parent / f".new-{uuid.uuid4().hex}"  # the folder appears with its params.json, or not at all
     beside.mkdir()
     try:
         write_params(beside, about)
@@ -184,7 +187,7 @@ def create(
             try:
                 if os.path.lexists(folder):
                     raise FileExistsError
-                beside.rename(folder)  # fails when another run made it a moment ago
+                beside.rename(folder)  # fails if another run made it a moment ago
                 return folder
             except (FileExistsError, NotADirectoryError):
                 pass
@@ -206,7 +209,7 @@ def folder_of_runs(output_dir: str) -> Path:
 
 
 def check_place(settings: Settings) -> None:
-    """Raise RunError if it can be seen already that `create` will fail: by OUTPUT_DIR, or a RUN_NAME that is taken."""
+    """Raise RunError if `create` is sure to fail, because of OUTPUT_DIR or because RUN_NAME is taken."""
     parent = folder_of_runs(settings.output_dir)
     if why := why_no_folder(parent, to_write=True):
         raise no_place(settings, why)
@@ -215,20 +218,20 @@ def check_place(settings: Settings) -> None:
 
 
 def no_place(settings: Settings, why: str) -> RunError:
-    """OUTPUT_DIR is no folder and can't become one."""
+    """The error if OUTPUT_DIR is no folder and can't become one."""
     return RunError(f"output_dir: {settings.output_dir!r} is not allowed; {why}")
 
 
 def taken(folder: Path) -> RunError:
-    """RUN_NAME is that of another run or of anything else that is there."""
+    """The error if RUN_NAME is taken, by another run or by anything else."""
     way_out = f"choose another, or go on with it: --resume {shlex.quote(str(folder.absolute()))}"
     if not (folder / "params.json").is_file():
-        way_out = "choose another; what is there is no run"
+        way_out = "choose another; that is not a run"
     return RunError(f"run_name: {folder.name!r} is taken ({folder}); {way_out}")
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with "+changes" if files differ from it; None where git or the repository is missing."""
+    """The commit of this code, with "+changes" if files differ from it; None if git or the repository is missing."""
     try:
         ask = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
         return subprocess.run(
@@ -242,24 +245,24 @@ def find(run: str, output_dir: str, option: str = "--resume") -> Path:
     """The folder of a run that `option` names, by its name or its path. Raises RunError if there is none."""
     parent = folder_of_runs(output_dir)
     for folder in (parent / run, Path(os.path.expanduser(run))):
-        if os.path.isfile(folder / "params.json"):  # False for whatever can't be a path
+        if os.path.isfile(folder / "params.json"):  # False, without an error, for a text that can't be a path
             return folder
-    there = sorted(path.parent.name for path in parent.glob("[!.]*/params.json"))  # a dot: a killed `create` left it
+    there = sorted(path.parent.name for path in parent.glob("[!.]*/params.json"))  # a killed `create` leaves .new-*
     raise RunError(f"{option} {run}: no such run in {parent}; there is {', '.join(there) or 'none'}")
 
 
 def read_params(folder: Path) -> dict[str, Any]:
-    """What params.json holds. Raises RunError if it can't be read or is not what a run wrote."""
+    """The content of params.json. Raises RunError if it can't be read or is not what a run wrote."""
     path, about = folder / "params.json", unchecked_params(folder)
     if wrong := not_of_a_run(about):
         raise RunError(f"{path} is not what a run wrote: {wrong}")
     if ("checksum" in about or "id" in about) and about.get("checksum") != checksum(about):
-        raise RunError(f"{path} is damaged or was edited: its checksum is of another text; put the old one back")
+        raise RunError(f"{path} is damaged or was edited: its checksum does not match; restore the old file")
     return about
 
 
 def unchecked_params(folder: Path) -> Any:
-    """What params.json holds, whatever that is. Raises RunError if it can't be read."""
+    """The content of params.json, without any check. Raises RunError if it can't be read."""
     try:
         return json.loads((folder / "params.json").read_bytes(), parse_constant=no_number)
     except (OSError, ValueError, RecursionError) as error:
@@ -272,7 +275,7 @@ def no_number(text: str) -> None:
 
 
 def not_of_a_run(about: Any) -> str:
-    """Which part of params.json is not as runs write it, and what it is; "" if all are."""
+    """The first part of params.json that no run would write, with its value; "" if there is none."""
     if not isinstance(about, dict):
         return "it is no JSON object"
     epochs, shape, names = about.get("schedule_epochs"), about.get("image_shape", [1] * 3), about.get("unread", [])
@@ -287,9 +290,10 @@ def not_of_a_run(about: Any) -> str:
 
 
 def id_of(folder: Path) -> str | None:
-    """What tells a run from all others; None of one that was made before there were any. Raises RunError.
+    """The unique id of a run; None for a run that was made before runs had ids. Raises RunError.
 
-    An edit of another part of params.json is not told here, so that it costs no run that is under way its checkpoint.
+    Other parts of params.json are not checked here, so that a run that is training can still save its checkpoint after
+    somebody edits them.
     """
     about = unchecked_params(folder) if (folder / "params.json").exists() else {}
     return about.get("id") if isinstance(about, dict) else None
@@ -297,20 +301,20 @@ def id_of(folder: Path) -> str | None:
 
 def write_params(folder: Path, about: dict[str, Any]) -> None:
     """Write params.json with its checksum, whole or not at all. Raises OSError."""
-    about = json.loads(json.dumps(about))  # as it will be read again
+    about = json.loads(json.dumps(about))  # as it will be when it is read again
     write_json(folder / "params.json", about | {"checksum": checksum(about)})
 
 
 def checksum(about: dict[str, Any]) -> str:
-    """The SHA-256 of all else that params.json holds."""
+    """The SHA-256 of params.json without its checksum."""
     rest = {name: value for name, value in about.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def check_can_go_on(folder: Path, settings: Settings) -> None:
-    """Raise RunError if what a resumed run deletes in is no folder or a link, or if all checkpoints it made are gone.
+    """Raise RunError if a folder that a resumed run writes to is a link or no folder, or if all checkpoints are gone.
 
-    A run that was killed before its first checkpoint begins again.
+    A run that was killed before its first checkpoint starts again.
     """
     for name in ("checkpoints", "tensorboard", "tensorboard/train", "tensorboard/test", "film", ".lock"):
         if (folder / name).is_symlink():
@@ -324,7 +328,7 @@ def check_can_go_on(folder: Path, settings: Settings) -> None:
 
 
 def saved_settings(folder: Path, say: Say, given: dict[str, Any] | None = None) -> Settings:
-    """The settings of a run. `say` is given notes where params.py has other constants by now, `given` are load_saved's.
+    """The settings of a run. `say` gets notes if params.py has other constants by now; `given` is as in load_saved.
 
     Raises SettingsError (see load_saved) and RunError.
     """
@@ -333,9 +337,9 @@ def saved_settings(folder: Path, say: Say, given: dict[str, Any] | None = None) 
 
 
 def asked_for(command: Command, say: Say) -> tuple[Settings, Path | None]:
-    """The settings to train with, and the folder of the run to continue, if any. `say` is given saved_settings' notes.
+    """The settings to train with, and the folder of the run to continue, if any. `say` gets saved_settings' notes.
 
-    Raises SettingsError for a contradiction to that run, and RunError.
+    Raises RunError, and SettingsError if the command line contradicts that run.
     """
     if command.resume is None:
         return command.settings, None
@@ -346,17 +350,17 @@ def asked_for(command: Command, say: Say) -> tuple[Settings, Path | None]:
 
 
 def note_saved(folder: Path) -> None:
-    """Note in params.json that a run has had a checkpoint: without one it can't begin again. Raises OSError."""
-    with contextlib.suppress(RunError):  # edited meanwhile, which is told when the run is to go on
+    """Note in params.json that a run has saved a checkpoint; now it can't resume without one. Raises OSError."""
+    with contextlib.suppress(RunError):  # edited meanwhile: reported when the run is resumed
         if not (about := read_params(folder)).get("saved"):
             write_params(folder, about | {"saved": True})
 
 
 def note_changes(folder: Path, settings: Settings) -> None:
-    """Note in params.json what a resumed run may change: its epochs, where its data are, and SKIP_BAD_IMAGES.
+    """Note in params.json what a resumed run may change: EPOCHS, DATA_DIR and SKIP_BAD_IMAGES. Raises OSError.
 
-    The constants that it was saved without are added: it is trained with their values from now on. One that had no
-    effect, but is read by now, is one that has. Raises OSError.
+    Constants that the run was saved without are added, because it is trained with their values from now on. A constant
+    that is read by now leaves the list of those without effect.
     """
     about = read_params(folder)
     before, now, no_effect = about["settings"], settings.model_dump(mode="json"), unread()
@@ -372,9 +376,9 @@ def note_changes(folder: Path, settings: Settings) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
-    """Hold the folder for this process, and the lock ends with it. Where there are no locks, `say` is given a note.
+    """Lock the folder for this process during the block. If the file system has no locks, `say` gets a note.
 
-    Raises RunError if another process trains in it, or its .lock is a link or the like.
+    Raises RunError if another process trains in it, or if its .lock is no regular file.
     """
     try:
         import fcntl
@@ -399,20 +403,20 @@ def locked(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
 
 # --- history ----------------------------------------------------------------------------------------------------------
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of history.jsonl by their steps, each step of a split once, without those that are damaged."""
+    """The lines of history.jsonl ordered by step, without damaged ones, and one for each step of a split."""
     lines = {(line["step"], line["split"]): line for line in history_lines(folder) if line}
     return sorted(lines.values(), key=lambda line: line["step"])
 
 
 def history_lines(folder: Path) -> list[dict[str, Any] | None]:
-    """The lines of history.jsonl, None for one that is damaged; a last one that a crash cut short is left out."""
+    """The lines of history.jsonl, None for a damaged one. A last line that a crash cut short is left out."""
     path = folder / "history.jsonl"
     texts = path.read_bytes().split(b"\n") if path.is_file() else []
     return [history_line(text) for text in texts[:-1]] + list(filter(None, map(history_line, texts[-1:])))
 
 
 def history_line(text: bytes) -> dict[str, Any] | None:
-    """A line of the history, whose optional numbers are None if they are missing; None for anything else."""
+    """A line of the history, with None for missing optional numbers; None if the text is no such line."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
@@ -428,7 +432,7 @@ def history_line(text: bytes) -> dict[str, Any] | None:
 
 
 def saved_steps(folder: Path, kind: str = "step") -> list[int]:
-    """The steps of the checkpoints in a run's folder, oldest first; of the kind "best" those of the best tests."""
+    """The steps of the checkpoints in a run's folder, oldest first. The kind "best" are those of the best tests."""
     place = folder / "checkpoints"
     names = os.listdir(place) if place.is_dir() else []
     return sorted(int(found[1]) for name in names if (found := re.fullmatch(rf"{kind}-(0|[1-9]\d*)\.index", name)))
@@ -443,12 +447,12 @@ def newest_step(folder: Path, kind: str = "step") -> int:
 
 
 def starts_from_another(settings: Settings, folder: Path | None) -> bool:
-    """Whether a run begins with the weights of the run START_FROM: one in `folder` may be past that."""
+    """Whether a run begins with the weights of the run START_FROM, not with a checkpoint of its own in `folder`."""
     return bool(settings.start_from) and not (folder and saved_steps(folder))
 
 
 def weights_depend_on(settings: Settings) -> list[str]:
-    """The settings by which the shapes of the weights, or what they mean, may differ from those of another run."""
+    """The settings on which the shapes or the meaning of the weights depend."""
     more = (DEPEND_ON_MORE.get(kind, ()) for kind in (settings.architecture, settings.prior))
     return [*itertools.chain(WEIGHTS_DEPEND_ON, *more)]
 
@@ -456,8 +460,8 @@ def weights_depend_on(settings: Settings) -> list[str]:
 def to_start_from(settings: Settings, say: Say) -> Path:
     """The folder of the run START_FROM, whose weights fit the networks that these settings build.
 
-    `say` is given notes where that run was saved with other constants than params.py has.
-    Raises SettingsError if that run's networks are others, and RunError.
+    `say` gets notes if that run was saved with other constants than params.py has. Raises RunError, and SettingsError
+    if that run's networks are different.
     """
     folder = find(settings.start_from, settings.output_dir, "--start-from")
     saved = saved_settings(folder, say)
