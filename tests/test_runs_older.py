@@ -19,7 +19,7 @@ from utils.settings import BEFORE, SettingsError, from_params, resumed
 
 GONE = {"zebra": 3}
 FROM_BEFORE = (
-    "note       not saved with older, and so taken as: IMAGE_SIZE = 64, IMAGE_CROP = 0, IMAGE_FIT = 'crop', "
+    "note       not saved with older, so set to: IMAGE_SIZE = 64, IMAGE_CROP = 0, IMAGE_FIT = 'crop', "
     "SKIP_BAD_IMAGES = False, "
     "ARCHITECTURE = 'mlp', CHANNELS = (32, 64, 128), RESIDUAL_BLOCKS = 1, MIXED_PRECISION = False"
 )
@@ -179,7 +179,7 @@ def test_runs_outlive_a_users_own_constant(tmp_path):
     source = params.read_text()
     params.write_text(f"{source}\nZEBRA: float = 0.5  # of my own\n")
     said = work(USES)
-    taken = "note       not saved with {}, and so taken as: ZEBRA = 0.5\n"
+    taken = "note       not saved with {}, so set to: ZEBRA = 0.5\n"
     nothing_reads = f"note       params.py, line {len(source.splitlines()) + 2}: nothing reads ZEBRA\n"
     parts = re.split(r"^(?:resume \d|load|export|start)\n", said, flags=re.MULTILINE)[1:]
     assert [part.count(taken.format("old")) for part in parts] == [1, 0, 0, 0, 0]

@@ -635,14 +635,14 @@ def test_a_run_that_was_saved_without_constants_has_their_values_from_before_or_
         "CHANNELS = (32, 64, 128), "
     )
     values += "RESIDUAL_BLOCKS = 1, ZEBRA = 0.5, MIXED_PRECISION = False"
-    assert notes == [f"note       not saved with the run, and so taken as: {values}"]
+    assert notes == [f"note       not saved with the run, so set to: {values}"]
     assert resumed(found, {"zebra": 0.5}) == found
     with pytest.raises(SettingsError, match=r"^--zebra 2\.0 contradicts the run's 0\.5; "):
         resumed(found, {"zebra": 2.0})
     asked = {"zebra": 2.0, "mixed_precision": True}  # on the command line, which decides what no run had
     given = load_saved(old, notes.append, run="old", given=asked, params=params)
     assert (given.zebra, given.mixed_precision) == (2.0, False)
-    assert notes[1] == f"note       not saved with old, and so taken as: {values.replace('0.5', '2.0')}"
+    assert notes[1] == f"note       not saved with old, so set to: {values.replace('0.5', '2.0')}"
 
 
 def test_a_saved_constant_that_is_no_more_is_dropped_if_it_had_no_effect(monkeypatch):

@@ -1,8 +1,8 @@
-"""params.py and the command line -> one checked, frozen Settings; whatever is wrong is reported in one line.
+"""params.py and the command line -> one checked, frozen Settings; any mistake is reported in one line.
 
-The annotation of a constant in params.py is the only place that says what it may be. It checks the file, parses the
-command line and is put in words for error messages and --help. No TensorFlow here: a typo is reported before that
-loads.
+The annotation of a constant in params.py is the only place that says what is allowed. It serves to check the file, to
+parse the command line, and to word error messages and --help. TensorFlow is not imported here, so that a typo is
+reported before it loads.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from pydantic_core import PydanticCustomError
 from utils.console import Problem, Say, refuse
 
 PARAMS = Path(__file__).resolve().parent.parent / "params.py"
-ROOT = PARAMS.parent  # where the code is that reads the constants
+ROOT = PARAMS.parent  # the folder of the code that reads the constants
 
-# The constants that were added since commit 803fe99, each with the value that does what the code did without it. A run
-# that was saved without one is a run with this value. Whoever adds a constant adds it here too.
+# The constants added since commit 803fe99, each with the value that keeps the old behaviour. A run that was saved
+# without one counts as a run with this value. A new constant has to be added here too.
 BEFORE: dict[str, Any] = {
     "image_size": 64, "image_crop": 0, "image_fit": "crop", "skip_bad_images": False,
     "architecture": "mlp", "channels": (32, 64, 128), "residual_blocks": 1, "mixed_precision": False,
 }  # fmt: skip
-MOST_KL_STEPS = 2_000  # that KL_STEPS = 0 can mean
+MOST_KL_STEPS = 2_000  # most that KL_STEPS = 0 can mean
 LEARNED_WIDTH = ("mse", "ad", "logistic")  # losses for which DECODER_SCALE may be "learned": densities of grey pixels
 
 
@@ -46,7 +46,7 @@ class SettingsError(Problem, ValueError):
     exit_code = 2
 
     def __init__(self, message: str):
-        """Keep to one line, even where a message of Python's own has several."""
+        """Join the lines of a message, because Python's own messages may have several."""
         super().__init__(" ".join(message.split()))
 
 
@@ -71,7 +71,7 @@ class Settings(BaseModel):
         other_prior, other_bound = s.prior != "standard", s.bound != "elbo"
         odd = s.dataset not in ("mnist", "fashion_mnist", "arrays") and s.image_size % 4
         means, cyclical = s.reconstruction_reduction == "mean", s.kl_schedule == "cyclical"
-        rules = (  # what is not allowed, the constant that is to change, the one that it clashes with, and why
+        rules = (  # the condition to refuse, the constant to change, the one it clashes with, and why
             (learned and s.loss not in LEARNED_WIDTH, "decoder_scale", "loss", widths),
             (not learned and s.loss == "logistic", "decoder_scale", "loss", fits),
             (convolves and not s.channels, "channels", "architecture", "which has at least one stage"),
@@ -99,7 +99,7 @@ class Settings(BaseModel):
 def settings_model(params: Path = PARAMS) -> type[Settings]:
     """The Settings whose fields, annotations and defaults are the constants of params.py.
 
-    Made on demand and not at import, so that a mistake in params.py is reported like any other. Raises SettingsError.
+    It is made on demand, not at import, so that a mistake in params.py is reported like others. Raises SettingsError.
     """
     fields = {name: (constant.annotation, constant.value) for name, constant in read_constants(params).items()}
     return create_model("Settings", __base__=Settings, **fields)
@@ -114,11 +114,12 @@ def load_saved(
     saved: dict[str, Any], say: Say, unread: Iterable[str] = (), run: str = "the run",
     given: dict[str, Any] | None = None, params: Path = PARAMS,
 ) -> Settings:  # fmt: skip
-    """The settings that `model_dump(mode="json")` wrote, though params.py may have changed since; `say` gets notes.
+    """Load settings that `model_dump(mode="json")` wrote, though params.py may have changed since; `say` gets notes.
 
-    A constant that was not there then has its value of BEFORE or, if it is the user's own, that of `given` (the command
-    line) or of params.py. One that is no longer there is dropped if it had no effect: nothing read it (`unread`), or it
-    had its value of BEFORE. Raises SettingsError for another one, and for a value that params.py does not allow.
+    A constant that was added since gets its value in BEFORE. If it is the user's own, it gets the value in `given` (the
+    command line) or else in params.py. A constant that was removed since is dropped if it had no effect: nothing read
+    it (`unread`), or it had its value in BEFORE. Raises SettingsError if it had an effect, and for a value that
+    params.py does not allow.
     """
     constants = read_constants(params)
     today = {name: constant.value for name, constant in constants.items()} | (given or {}) | BEFORE
@@ -129,7 +130,7 @@ def load_saved(
             way_on = f"put it back to use the run: {_example(name.upper(), value)}"
             raise SettingsError(f"saved {name}: {value!r} had an effect, but {params.name} lacks it; {way_on}")
     dropped = f"saved with {run}, without effect and not in {params.name}, so dropped"
-    for what, values in ((f"not saved with {run}, and so taken as", new), (dropped, old)):
+    for what, values in ((f"not saved with {run}, so set to", new), (dropped, old)):
         if values:
             say(f"note       {what}: {', '.join(f'{name.upper()} = {value!r}' for name, value in values.items())}")
     return _build({name: value for name, value in (new | saved).items() if name in constants}, "saved ", params)
@@ -138,7 +139,7 @@ def load_saved(
 def with_kl_steps(s: Settings, planned: int) -> Settings:
     """The settings with KL_STEPS as a number: 0 means a third of the steps that were `planned`, but at most 2,000.
 
-    Raises SettingsError where these are fewer than KL_CYCLES.
+    Raises SettingsError if the result is below KL_CYCLES with a cyclical schedule.
     """
     if s.kl_steps:
         return s
@@ -150,16 +151,17 @@ def with_kl_steps(s: Settings, planned: int) -> Settings:
 
 
 def ramp_end(s: Settings) -> int:
-    """The step from which on the KL has its final weight; 0 for an objective that has no ramp."""
+    """The first step in which the KL has its final weight; 0 if there is no ramp."""
     is_constant = s.autoencoder or s.kl_schedule == "constant" or s.kl_weight_start == s.kl_weight_end
     return 0 if is_constant else s.kl_steps
 
 
 def resumed(saved: Settings, given: dict[str, Any]) -> Settings:
-    """The saved settings of a run that goes on, with `given` from the command line, of which few may differ.
+    """The saved settings of a run to resume, updated with `given` from the command line.
 
-    epochs may grow, skip_bad_images be turned on, and data_dir be where the same data are by now. output_dir is
-    ignored: it says where the run was found. Raises SettingsError for a contradiction.
+    Only a few may differ: epochs may grow, skip_bad_images may be turned on, and data_dir may be the new place of the
+    same data. output_dir is ignored, because it says where the run was found. Raises SettingsError for any other
+    difference.
     """
     changed = {name: value for name, value in given.items() if name != "output_dir" and value != getattr(saved, name)}
     for name, value in changed.items():
@@ -172,7 +174,7 @@ def resumed(saved: Settings, given: dict[str, Any]) -> Settings:
 
 
 def _build(values: dict[str, Any], prefix: str = "", params: Path = PARAMS) -> Settings:
-    """params.py with `values` in place of its own; the prefix says where they come from, "--" is the command line."""
+    """The settings of params.py, overridden by `values`. The prefix says where these come from ("--": command line)."""
     try:
         return settings_model(params).model_validate(values)
     except ValidationError as error:
@@ -180,7 +182,7 @@ def _build(values: dict[str, Any], prefix: str = "", params: Path = PARAMS) -> S
 
 
 def _explain(error: Any, values: dict[str, Any], prefix: str, params: Path) -> str:
-    """One of pydantic's errors in our words."""
+    """An error of pydantic in our own words."""
     constants = read_constants(params)
     everything = {name: constant.value for name, constant in constants.items()} | values
 
@@ -205,7 +207,7 @@ def _explain(error: Any, values: dict[str, Any], prefix: str, params: Path) -> s
 
 
 def _is_lone(value: Any, annotation: Any) -> bool:
-    """Whether a value lacks no more than the comma that makes (256,) a tuple."""
+    """Whether a value would be allowed as a tuple of one, so that only the comma of (256,) is missing."""
     if get_origin(_bare(annotation)) is not tuple:
         return False
     try:
@@ -216,10 +218,10 @@ def _is_lone(value: Any, annotation: Any) -> bool:
 
 
 def _written(value: Any) -> str:
-    """A value as params.py has it."""
+    """A value as it is written in params.py."""
     try:
         return repr(value)
-    except ValueError:  # Python writes out no integer of more than 4,300 digits
+    except ValueError:  # Python does not print integers of more than 4,300 digits
         return "an integer of thousands of digits"
 
 
@@ -229,17 +231,17 @@ def _did_you_mean(word: Any, known: Iterable[str], show: Callable[[str], str] = 
 
 
 # --- annotations in words ---------------------------------------------------------------------------------------------
-UNIONS = (Union, UnionType)  # A | B is the one or the other, depending on what A and B are
+UNIONS = (Union, UnionType)  # A | B is one or the other, depending on A and B
 NOUNS = {bool: "True or False", int: "an integer", float: "a finite number", type(None): "None"}
-EXAMPLES = {int: "as in (512, 512)", float: "as in (0.1, 0.5)"}  # of tuples, by what is in them
+EXAMPLES = {int: "as in (512, 512)", float: "as in (0.1, 0.5)"}  # of tuples, by the type of their items
 BOUNDS = {"ge": "of at least", "gt": "greater than", "le": "of at most", "lt": "less than"}
 
 
 def allowed(annotation: Any, typed: bool = False) -> str:
-    """What an annotation allows, in words; `typed` on the command line, where texts and lists need no punctuation."""
+    """What an annotation allows, in words; `typed`: on the command line, where texts and lists need no punctuation."""
     kind, rules = _bare(annotation), getattr(annotation, "__metadata__", ())
     own = next((rule for rule in rules if isinstance(rule, str)), "")  # a text in the annotation
-    if own and not own.startswith("as in "):  # as that of a tuple may, whose example it is then
+    if own and not own.startswith("as in "):  # a tuple's text may start so: it is its example
         return own
     if get_origin(kind) in UNIONS:
         return ", or ".join(allowed(choice, typed) for choice in get_args(kind))
@@ -272,7 +274,7 @@ def _bare(annotation: Any) -> Any:
 
 # --- params.py --------------------------------------------------------------------------------------------------------
 class Constant(NamedTuple):
-    """A constant of params.py and what stands around it."""
+    """A constant of params.py and its context there."""
 
     value: Any
     annotation: Any
@@ -301,7 +303,7 @@ def read_constants(params: Path = PARAMS) -> dict[str, Constant]:
 
 
 def _source(params: Path) -> str:
-    """The text of params.py, in UTF-8 or whatever its first lines declare. Raises SettingsError."""
+    """The text of params.py, in UTF-8 or the encoding that its first lines declare. Raises SettingsError."""
     try:
         with tokenize.open(params) as file:
             return file.read()
@@ -310,12 +312,12 @@ def _source(params: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise SettingsError(f"{params.name}, line {line}: a character is not in {error.encoding}") from None
-    except SyntaxError as error:  # of the line that declares an encoding
+    except SyntaxError as error:  # the declared encoding is unknown
         raise SettingsError(f"{params.name}: {error.msg}") from None
 
 
 def _import(params: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What params.py defines, and its annotations; whatever it raises becomes one line that says where."""
+    """What params.py defines, and its annotations. Any exception becomes a SettingsError with the line number."""
     spec = importlib.util.spec_from_file_location("params", params)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -330,7 +332,7 @@ def _import(params: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check(place: str, name: str, values: dict[str, Any], annotations: dict[str, Any]) -> None:
-    """Refuse a constant without value or annotation, with one that says nothing, or with a name that can't be used."""
+    """Refuse a constant without value, without a usable annotation, or with a name that can't be used."""
     no_flag = name.startswith("NO_") and annotations.get(name[3:]) is bool  # --no-x turns the flag --x off
     if keyword.iskeyword(name.lower()) or hasattr(BaseModel, name.lower()) or name in ("HELP", "RESUME") or no_flag:
         raise SettingsError(f"{place} is a name that is taken; choose another")
@@ -365,7 +367,7 @@ def _assignments(text: str) -> dict[str, ast.stmt]:
 
 
 def _around(lines: list[str], node: ast.stmt) -> tuple[str, str]:
-    """The title of the statement's block, and its comment: behind it and right below, as far as one indent goes."""
+    """The title of the statement's block, and its comment: after it and in the lines below with the same indent."""
     titles = [match[1] for line in lines[: node.lineno] if (match := re.match(r"# --- (.+?) -*$", line))]
     comment = [lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()]  # ast counts bytes
     indent = re.match(r"\s*", "".join(lines[node.end_lineno :][:1]))[0]
@@ -381,20 +383,20 @@ def _code(*patterns: str) -> dict[str, str]:
 
 @cache
 def _needed() -> set[str]:
-    """What main.py and utils/ read of a Settings: of `settings` everywhere, and of `s` in functions that make it one.
+    """The settings that main.py and utils/ read: from `settings` anywhere, and from `s` in functions where it is one.
 
-    This is a search in the text, without docstrings, comments and calls: parsing it would take a tenth of a second.
+    This searches the text without docstrings, comments and calls, because parsing would take a tenth of a second.
     """
     code, found = "\n".join(_code("main.py", "utils/*.py").values()), set()
     for part in re.split(r"\n(?=[\w@])", re.sub(r'""".*?"""|(?-s:#.*)', "", code, flags=re.DOTALL)):
         is_settings = re.search(r"\bs: Settings\b|\bs\b[^=\n(]* = (?:settings|self)\b", part)
         named = r"(?<=[^\w/]settings\.)" + (r"|(?<=[^\w/]s\.)" if is_settings else "")
-        found.update(re.findall(rf"s\.(?:{named})([a-z][a-z0-9_]*)\b(?!\()", part))  # `s.` first: it is found fast
+        found.update(re.findall(rf"s\.(?:{named})([a-z][a-z0-9_]*)\b(?!\()", part))  # `s.` first: fast to find
     return found - set(dir(BaseModel))
 
 
 def _place(name: str) -> str:
-    """Where main.py or utils/ first read a name, as the end of a sentence."""
+    """The file and line where main.py or utils/ first read a name, as the end of a sentence."""
     for path, text in _code("main.py", "utils/*.py").items():
         for number, line in enumerate(text.split("\n"), 1):
             if re.search(rf"\bs(?:ettings)?\.{name}\b", line):
@@ -404,7 +406,7 @@ def _place(name: str) -> str:
 
 @cache
 def _read() -> set[str]:
-    """All that main.py, utils/ and experiments/ read of what they call s, settings or annotate as Settings."""
+    """All that main.py, utils/ and experiments/ read from `s`, `settings` and variables annotated as Settings."""
     code = "\n".join(_code("main.py", "utils/*.py", "experiments/*.py").values())
     holders = "|".join({"s", "settings", *re.findall(r"(\w+): (?:\w+\.)?Settings\b", code)})
     by_name = re.findall(r"""\bgetattr\(\w+, ["']([a-z]\w*)""", code)
@@ -426,17 +428,17 @@ def unread_notes(params: Path = PARAMS) -> list[str]:
 
 # --- the command line -------------------------------------------------------------------------------------------------
 class Command(NamedTuple):
-    """What was asked for on the command line."""
+    """The content of the command line."""
 
     settings: Settings
-    given: dict[str, Any]  # the settings that were named there, checked; a resumed run compares them with its own
+    given: dict[str, Any]  # only the settings named there, checked; a resumed run compares them with its own
     resume: str | None  # the name or folder of the run to go on with
 
 
 def read_command_line(argv: Sequence[str] | None = None, prog: str = "main.py", params: Path = PARAMS) -> Command:
     """The settings of params.py and the command line. Any mistake prints one line to stderr and exits with code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    # argparse takes -1e-3 for an option; a leading blank makes it a value. Of one dash there is only -h.
+    # argparse takes -1e-3 for an option; a leading blank makes it a value. The only option with one dash is -h.
     argv = [f" {word}" if re.match("-[^-]", word) and word != "-h" else word for word in argv]
     try:
         constants = read_constants(params)
@@ -454,7 +456,7 @@ def read_command_line(argv: Sequence[str] | None = None, prog: str = "main.py", 
 
 
 def _value(typed: Any, annotation: Any) -> Any:
-    """What was typed, as the annotation's type. What cannot be that stays a text, which the model then refuses."""
+    """What was typed, converted to the annotation's type; if that fails, the text, which the model then refuses."""
     kind = _bare(annotation)
     if get_origin(kind) is tuple:
         words = re.findall(r"[^\s,()]+", " ".join(typed))  # 500 500 as well as 500,500 and "(500, 500)"
@@ -479,7 +481,7 @@ def _option(name: str, value: bool = True) -> str:
 
 
 def _misused(option: str, constants: dict[str, Constant], only_flags: bool = False) -> str | None:
-    """What is wrong with the option of a constant that has no value or, if it is a flag, has one."""
+    """The error for an option without its value, or for a flag with a value; None if it is neither."""
     name = option.split("/")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
     if name in constants and constants[name].annotation is bool:
         return f"{_option(name)} takes no value; it is a flag: {_option(name)} turns it on, {_option(name, False)} off"
@@ -509,7 +511,7 @@ def _parser(prog: str, constants: dict[str, Constant]) -> argparse.ArgumentParse
   {prog} --encoder-layers 500 500 --kl-schedule cyclical --run-name cycles
   {prog} --resume cycles --epochs 40""",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
-        argument_default=argparse.SUPPRESS,  # what was not named does not appear
+        argument_default=argparse.SUPPRESS,  # options that were not named do not appear
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -518,7 +520,7 @@ def _parser(prog: str, constants: dict[str, Constant]) -> argparse.ArgumentParse
     groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(c.group for c in constants.values())}
     for name, constant in constants.items():
         kind, choice = _bare(constant.annotation), f"{allowed(constant.annotation, typed=True)}; "
-        taken = {"metavar": {int: "N", float: "X", str: "TEXT"}.get(kind, "WORD")}  # as one word
+        taken = {"metavar": {int: "N", float: "X", str: "TEXT"}.get(kind, "WORD")}  # one word
         if kind is bool:
             taken, choice = {"action": argparse.BooleanOptionalAction}, ""
         elif get_origin(kind) is tuple:

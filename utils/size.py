@@ -1,6 +1,4 @@
-"""How large a VAE is, found out before it is built, whether it fits into this machine's memory, and how many images
-are worked on at a time.
-"""
+"""The size of a VAE before it is built, whether it fits into memory, and how many images to process at a time."""
 
 import contextlib
 import math
@@ -18,12 +16,12 @@ from utils.settings import Settings, SettingsError
 from utils.start import keras, layers_of
 
 BYTES = 16  # of memory for each parameter: its value, its gradient and Adam's two moments, all float32
-FORWARD = 2**26  # float32 numbers, 268 MB, that a layer may take and return outside a training step
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, by version
+FORWARD = 2**26  # float32 numbers, 268 MB, that a layer's input and output may have outside a training step
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container: cgroup v2, v1
 
 
 def check_fits(build: Callable[..., Any], s: Settings, image_shape: tuple[int, ...], say: Say) -> None:
-    """Say how large the VAE is that build(s, image_shape) will make. Raises SettingsError if memory can't hold it."""
+    """Print the size of the VAE that build(s, image_shape) will make. Raises SettingsError if memory can't hold it."""
     count = count_parameters(build, s, image_shape)
     if count is None:
         say("building   a network whose size is not known before it is built")
@@ -42,8 +40,8 @@ def check_fits(build: Callable[..., Any], s: Settings, image_shape: tuple[int, .
 def count_parameters(build: Callable[..., Any], s: Settings, image_shape: tuple[int, ...]) -> int | None:
     """How many parameters build(s, image_shape) makes; None if it fails, as it may for variables made from arrays.
 
-    In a stateless scope of Keras, variables have a shape but no value yet. The thread has the scope, and whatever else
-    Keras remembers of it, for itself.
+    In a stateless scope of Keras, variables have a shape but no value yet. A thread of its own keeps the scope, and
+    other state that Keras stores per thread, away from the rest of the program.
     """
 
     def count():
@@ -53,37 +51,37 @@ def count_parameters(build: Callable[..., Any], s: Settings, image_shape: tuple[
     with ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(count).result()
-        except Exception:  # the build itself will raise it where it can be understood
+        except Exception:  # the real build will raise it again, with a clear traceback
             return None
 
 
 def at_once(vae: Any) -> int:
     """How many images to encode, decode or weigh at a time: evaluated_at_once, or fewer if a layer is wide.
 
-    It depends on the networks alone, so that two runs are tested alike.
+    It depends only on the networks, so that all runs with the same networks are tested alike.
     """
     return min(evaluated_at_once(vae.decoder.output_shape), most_at_once(vae.encoder, vae.decoder, prior=vae.prior))
 
 
 def most_at_once(*networks: keras.Model, prior: Prior | None = None) -> int:
-    """How many images fit into FORWARD, at least 1, because one fits where a training step does.
+    """How many images fit into FORWARD; at least 1, because memory for a training step is enough for one image.
 
-    Without gradients, the memory is that of the widest layer, because the others are let go.
+    Without gradients the widest layer determines the memory, because that of the other layers is freed.
     """
-    known = [network for network in networks if isinstance(network, keras.Model)]  # others have no shapes
+    known = [network for network in networks if isinstance(network, keras.Model)]  # others have no known shapes
     wide = [sum(sizes) for network in known for sizes in numbers_of(network)]
     wide += [6 * weight.shape[0] for weight in (prior.weights if prior else ()) if weight.shape]  # in log_mixture
     return max(1, FORWARD // max(wide, default=1))
 
 
 def numbers_of(network: keras.Model) -> Iterator[tuple[int, int]]:
-    """How many numbers an image has that each layer or operation of a network takes, and that it returns.
+    """How many numbers per image each layer or operation of a network takes, and how many it returns.
 
-    Those within a layer of one's own have no shapes; they are left out.
+    Layers inside a user's own layer have no known shapes and are left out.
     """
     for part in dict.fromkeys([*layers_of(network), *getattr(network, "operations", ())]):
         if not isinstance(part, keras.Model):
-            with contextlib.suppress(AttributeError, TypeError, ValueError):  # where it is not known, or is used twice
+            with contextlib.suppress(AttributeError, TypeError, ValueError):  # unknown shape, or used twice
                 ends = (keras.tree.flatten(end) for end in (part.input, part.output))
                 yield tuple(sum(math.prod(tensor.shape[1:]) for tensor in end) for end in ends)
 
@@ -92,7 +90,7 @@ def what_to_lower(build: Callable[..., Any], s: Settings, image_shape: tuple[int
     """The setting that, halved, leaves the fewest parameters."""
     height, width, channels = image_shape
     counts = {}
-    if s.dataset not in mnist.TITLES:  # whose size is what it is
+    if s.dataset not in mnist.TITLES:  # MNIST's size is fixed
         counts["image_size"] = count_parameters(build, s, (height // 2, width // 2, channels))
     for name in runs.weights_depend_on(s):
         value = getattr(s, name)
@@ -103,11 +101,9 @@ def what_to_lower(build: Callable[..., Any], s: Settings, image_shape: tuple[int
 
 
 def memory() -> float:
-    """The bytes of memory that this process may have at most, by the machine, its container and `ulimit`; infinity
-    where that is not known.
-    """
+    """The most bytes of memory that the machine, its container and `ulimit` allow; infinity if not known."""
     found = [math.inf]
-    with contextlib.suppress(ImportError):  # on Windows
+    with contextlib.suppress(ImportError):  # Windows has no such module
         import resource
 
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
