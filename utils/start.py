@@ -1,4 +1,4 @@
-"""TensorFlow and Keras, started quietly and with our flags. Whatever computes takes `tf` and `keras` from here."""
+"""Start TensorFlow and Keras quietly, with our flags. All other modules import `tf` and `keras` from here."""
 
 import os
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from typing import Any
 
 from utils.quiet import quiet_start, uncollected
 
-# Saves XLA on a CPU a copy of nearly all weights in every step, 6 percent of its time. A user's own flags win.
+# XLA on a CPU then does not copy nearly all weights in every step: 6 percent of its time. A user's own flags win.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_copy_insertion_use_region_analysis=true")
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever a user's keras.json names
+os.environ["KERAS_BACKEND"] = "tensorflow"  # even if a user's keras.json names another
 with quiet_start(), uncollected():
     import keras
     import tensorflow as tf
 
-    HAS_GPU = bool(tf.config.list_physical_devices("GPU"))  # the first call, which writes an error where there is none
+    HAS_GPU = bool(tf.config.list_physical_devices("GPU"))  # the first call; it prints an error if there is no GPU
 
 keras.config.set_floatx("float32")
 
@@ -21,10 +21,10 @@ CONVOLUTION_LAYERS = tuple(kind for name, kind in vars(keras.layers).items() if 
 
 
 def xla_pays(*networks: keras.Model) -> bool:
-    """Whether to compile these networks with XLA: on a GPU always, on a CPU only if none has a convolution (50 times
-    slower there).
+    """Whether to compile these networks with XLA.
 
-    Not where several devices train together: what they exchange cannot be compiled on a CPU.
+    On a GPU it always pays. On a CPU it pays only without convolutions, which XLA makes 50 times slower there. If
+    several devices train together it is not used, because XLA on a CPU cannot compile what they exchange.
     """
     if tf.distribute.has_strategy():
         return False
@@ -32,5 +32,5 @@ def xla_pays(*networks: keras.Model) -> bool:
 
 
 def layers_of(layer: Any) -> Iterator[keras.Layer]:
-    """A layer and all layers within it, however deep: of a model in a model, of a wrapper, of a layer of one's own."""
+    """A layer and all layers within it, however deep: in a model, a wrapper or a user's own layer."""
     yield from layer._flatten_layers()  # Keras 3 has no public name for it

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets as data sets, read image by image when they are asked for."""
+"""TensorFlow Datasets as data sets, whose images are read one by one when needed."""
 
 import io
 import os
@@ -19,8 +19,8 @@ TFDS_MODULES = ("tensorflow_datasets", "array_record")
 def tfds(s: Settings, say: Say, as_before: bool = False) -> Dataset:
     """A set of TensorFlow Datasets, as in DATASET "tfds:cifar10", downloaded into DATA_DIR unless it is there.
 
-    Tested on is its split `test`, else `validation`, else a tenth of `train`, drawn as of a folder, or
-    `as_before` runs saved their split. Raises DataError.
+    The test images are its split `test`, else `validation`, else a tenth of `train`, drawn as for a folder of images;
+    with `as_before`, drawn as before runs saved their split. Raises DataError.
     """
     title, skipped = s.dataset, set()
     sources, features = open_tfds(title.removeprefix("tfds:"), title, os.path.expanduser(s.data_dir))
@@ -38,7 +38,7 @@ def tfds(s: Settings, say: Say, as_before: bool = False) -> Dataset:
 
         return LazyImages(read, np.arange(len(sources[split])), how.shape, s.skip_bad_images, skipped)
 
-    def ids(split: str) -> np.ndarray:  # a prepared set does not change, so its name and a number tell images apart
+    def ids(split: str) -> np.ndarray:  # a prepared set does not change, so name and number identify an image
         return hashed(f"{title} {split} {number}".encode() for number in range(len(sources[split])))
 
     images, labels, known = lazy_split("train"), read_labels(sources["train"], features), ids("train")
@@ -61,11 +61,11 @@ def tfds(s: Settings, say: Say, as_before: bool = False) -> Dataset:
 
 
 def open_tfds(name: str, title: str, folder: str) -> tuple[dict[str, Sequence], Mapping]:
-    """The splits of a set, whose images are not decoded, by their names, and its features. Raises DataError."""
+    """The splits of a set by name, with images not yet decoded, and its features. Raises DataError."""
     try:
-        import tensorflow_datasets as library  # here, as it is optional
+        import tensorflow_datasets as library  # imported here, because it is optional
 
-        builder = library.builder(name, data_dir=folder, file_format="array_record")  # other formats know no order
+        builder = library.builder(name, data_dir=folder, file_format="array_record")  # others have no random access
         builder.download_and_prepare()
         features = builder.info.features
         decoders = {"image": library.decode.SkipDecoding()} if "image" in features else None
@@ -74,8 +74,8 @@ def open_tfds(name: str, title: str, folder: str) -> tuple[dict[str, Sequence], 
         missing = (error.name or "tensorflow_datasets").partition(".")[0]
         packages = "tensorflow-datasets array-record" if missing in TFDS_MODULES else missing
         raise DataError(f"{title} needs {missing}: pip install {packages}") from None
-    except Exception as error:  # of its own, of the network, of the disk
-        said = str(error).partition('builder_kwargs "')[2].partition('}": ')[2]  # what follows its list of arguments
+    except Exception as error:  # the library's own, of the network, or of the disk
+        said = str(error).partition('builder_kwargs "')[2].partition('}": ')[2]  # the text after its list of arguments
         why = why_bad(DataError(said) if said else error)
         if why.startswith("File format is already set"):
             why = f"{folder} has it in a format without random access; set DATA_DIR to another folder"
@@ -83,7 +83,7 @@ def open_tfds(name: str, title: str, folder: str) -> tuple[dict[str, Sequence], 
 
 
 def read_labels(source: Sequence, features: Mapping) -> np.ndarray:
-    """The labels of a split, int32 (N,), all 0 where it has none: a pass over it, 60 microseconds an image."""
+    """The labels of a split, int32 (N,), all 0 if it has none. This reads the whole split: 60 microseconds an image."""
     if "label" not in features or features["label"].shape or not np.issubdtype(features["label"].np_dtype, np.integer):
         return np.zeros(len(source), np.int32)
     numbers = tqdm(range(len(source)), desc="labels", unit=" images", **BAR)
