@@ -168,8 +168,8 @@ def test_a_ramp_that_was_cut_short_is_not_finished():
     short = judged(history([50, 60, 70]), **ramp, kl_steps=301)
     assert said(short) == ("not finished", "it")
     assert short["unfinished"] == [
-        "it ended at step 300 of the 301 in which the KL weight comes to KL_WEIGHT_END. More EPOCHS, or a new run with "
-        "fewer KL_STEPS."
+        "it ended at step 300 of the 301 that the KL weight takes to reach KL_WEIGHT_END. More EPOCHS, or a new "
+        "run with fewer KL_STEPS."
     ]
     assert said(judged(history([50, 60, 70, 70]), **ramp, kl_steps=300)) == ("healthy",)
     assert "0 steps at the final KL weight" in judged(history([50, 60, 70]), **ramp, kl_steps=300)["unfinished"][0]

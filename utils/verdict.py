@@ -1,4 +1,4 @@
-"""Whether a finished run is healthy, as its report and its history say: the reasons, a plain sentence each."""
+"""Decide from its report and history whether a finished run is healthy, and give each reason in a plain sentence."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,14 +8,14 @@ import numpy as np
 from utils.report import grows_for_ever, remarks
 from utils.settings import Settings, ramp_end
 
-UNUSED = 0.1  # nats of KL of all latents together, below which no picture shows that they are used
+UNUSED = 0.1  # nats of KL, over all latents; below this no picture shows that the latents are used
 
 
 def judge(s: Settings, report: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The verdict on a run, "healthy", "unhealthy" or "not finished", with its reasons, and what else to know.
+    """The verdict on a run, "healthy", "unhealthy" or "not finished", with its reasons and further remarks.
 
-    A run that is not finished is neither healthy nor unhealthy: `healthy` is None. What to change is said once, by the
-    first reason that has advice, because two pieces of advice may contradict each other.
+    A run that is not finished is neither healthy nor unhealthy: `healthy` is None. Only the first reason with advice
+    shows its advice, because two pieces of advice may contradict each other.
     """
     progress = progress_of(s, history)
     trouble = trouble_with_objective(s, report, progress)
@@ -34,27 +34,27 @@ def judge(s: Settings, report: dict[str, Any], history: list[dict[str, Any]]) ->
 
 
 class Reason(NamedTuple):
-    """A reason for a verdict, and what to change, a sentence each; "" if nothing is advised."""
+    """A reason for a verdict and an advice, a sentence each; the advice is "" if there is none."""
 
     what: str
     advice: str
 
 
-# --- what compares ----------------------------------------------------------------------------------------------------
+# --- lines that can be compared ---------------------------------------------------------------------------------------
 class Lines(NamedTuple):
-    """Lines of the history, n of them: the step each begins after, the step it ends after, and its objective."""
+    """n lines of the history, arrays (n,): the step each begins after, the step it ends after, and its objective."""
 
     begin: np.ndarray
     end: np.ndarray
     objective: np.ndarray
 
     def since(self, step: int) -> "Lines":
-        """The lines that have no step before this one."""
+        """The lines that begin after this step or later."""
         return Lines(*(values[self.begin >= step] for values in self))
 
 
 class Progress(NamedTuple):
-    """What a history says of a run: its length, and the lines whose objectives compare."""
+    """The progress of a run: its length, and the lines whose objectives can be compared."""
 
     steps: int
     steps_of_epoch: int
@@ -63,7 +63,7 @@ class Progress(NamedTuple):
 
 
 def progress_of(s: Settings, history: list[dict[str, Any]]) -> Progress:
-    """The progress of a run by the lines of history.jsonl. Objectives compare at one KL weight: the final one."""
+    """The progress of a run from the lines of history.jsonl. Only objectives at the final KL weight can be compared."""
     train, test = lines_of(history, "train"), lines_of(history, "test")
     steps, steps_of_epoch = history[-1]["step"] if history else 0, int(np.diff([0, *test.end])[-1:].sum())
     return Progress(steps, steps_of_epoch, *(lines.since(ramp_end(s)) for lines in (train, test)))
@@ -72,7 +72,7 @@ def progress_of(s: Settings, history: list[dict[str, Any]]) -> Progress:
 def lines_of(history: list[dict[str, Any]], split: str) -> Lines:
     """All lines of a split. A training line is a mean over its steps; a test line has the KL weight of the last step.
 
-    A last training line of few steps is noisier than the others, and is taken together with the one before.
+    A short last training line is noisier than the others, so it is merged with the one before.
     """
     lines = [line for line in history if line["split"] == split]
     end = np.array([line["step"] for line in lines], int)
@@ -88,29 +88,32 @@ def lines_of(history: list[dict[str, Any]], split: str) -> Lines:
 
 # --- unhealthy --------------------------------------------------------------------------------------------------------
 def trouble_with_kl(s: Settings, report: dict[str, Any], missing: list[Reason]) -> list[Reason]:
-    """Whether the latents are unused, which is normal while a run has just begun (`missing`), or surely will be."""
+    """Whether the latents are unused, or surely will be. In a run that has just begun (`missing`) this is normal."""
     found, beta = [], report["effective_beta"]
     outweighs = beta is not None and beta >= 10 and s.reconstruction_reduction == "mean"
-    inactive = s.prior == "standard" and report["active_units"] == 0  # the count is made for N(0, I)
+    inactive = s.prior == "standard" and report["active_units"] == 0  # active units are defined for N(0, I)
     if beta is not None and not missing and (inactive or report["test_kl"] < UNUSED):
         what = (
             "Posterior collapse: the latents say nothing about the image, so every reconstruction is the same picture."
         )
         lower = s.kl_weight_end > 1 and not outweighs
-        found.append(Reason(what, "A lower KL_WEIGHT_END may mend that." if lower else ""))
+        found.append(Reason(what, "A lower KL_WEIGHT_END may fix that." if lower else ""))
     if outweighs:
         what = f"The KL outweighs the reconstruction: an effective beta of {beta:,.4g}; the ELBO has 1."
-        found.append(Reason(what, "RECONSTRUCTION_REDUCTION = sum mends it."))
+        found.append(Reason(what, "RECONSTRUCTION_REDUCTION = sum fixes it."))
     return found
 
 
 def trouble_with_objective(s: Settings, report: dict[str, Any], progress: Progress) -> list[Reason]:
-    """Whether the objective rose again at the end. Tests have the same images and noise each time, so they rise for a
-    reason; a rise of the training objective has to be larger than its noise, or stand beside one of the tests."""
+    """Whether the objective rose again at the end.
+
+    Every test has the same images and noise, so any rise counts. A rise of the training objective counts only if it is
+    larger than its noise, or if the test objective rose too.
+    """
     train, test = progress.train.objective, progress.test.objective
     if rose_again(train) and (rose_again(test) or is_no_noise(train)):
         what = "Diverging: the training objective rose again at the end."
-        return [Reason(what, "A lower LEARNING_RATE may mend that.")]
+        return [Reason(what, "A lower LEARNING_RATE may fix that.")]
     if rose_again(test):
         what = f"Overfitting: the {'held-out' if s.held_out else 'test'} objective rose while that of training did not."
         best = report.get("best")
@@ -120,7 +123,7 @@ def trouble_with_objective(s: Settings, report: dict[str, Any], progress: Progre
 
 
 def rose_again(values: np.ndarray) -> bool:
-    """Whether the last tenth of the objectives (n,) lies over their best tenth by more than 2 percent."""
+    """Whether the last tenth of the objectives (n,) is above their best tenth by more than 2 percent."""
     if len(values) < 2:
         return False
     tenths = in_tenths(values)
@@ -128,8 +131,10 @@ def rose_again(values: np.ndarray) -> bool:
 
 
 def is_no_noise(values: np.ndarray) -> bool:
-    """Whether the rise of objectives (n,) to their last tenth is more than noise: half as much as they are themselves,
-    or six standard errors, because the best of ten tenths is low by chance too."""
+    """Whether the rise of objectives (n,) to their last tenth is more than noise.
+
+    It has to exceed half of the best tenth, or six standard errors. Six, because the best of ten is low by chance too.
+    """
     tenths = in_tenths(values)
     rise = tenths[-1] - tenths.min()
     if rise > 0.5 * tenths.min() > 0:
@@ -138,13 +143,13 @@ def is_no_noise(values: np.ndarray) -> bool:
 
 
 def in_tenths(values: np.ndarray) -> np.ndarray:
-    """The means of each tenth of the values (n,); of fewer than ten these themselves."""
+    """The mean of each tenth of the values (n,); with fewer than ten values, the values themselves."""
     return np.array([part.mean() for part in np.array_split(values, min(10, len(values)))])
 
 
 def noise_of(values: np.ndarray) -> float:
-    """The standard deviation of the noise in values (n,), n > 2, on a smooth curve, by their second differences."""
-    return float(np.median(abs(np.diff(values, 2))) / (0.6745 * math.sqrt(6)))  # as if the noise were normal
+    """The standard deviation of the noise in values (n,), n > 2, around a smooth curve, from second differences."""
+    return float(np.median(abs(np.diff(values, 2))) / (0.6745 * math.sqrt(6)))  # assumes normal noise
 
 
 # --- not finished -----------------------------------------------------------------------------------------------------
@@ -152,7 +157,7 @@ def too_short(s: Settings, progress: Progress) -> list[Reason]:
     """Whether a run ended before it can be judged."""
     ramp, steps = ramp_end(s), progress.steps
     if steps < ramp:
-        ended = f"it ended at step {steps:,} of the {ramp:,} in which the KL weight comes to KL_WEIGHT_END"
+        ended = f"it ended at step {steps:,} of the {ramp:,} that the KL weight takes to reach KL_WEIGHT_END"
         return [Reason(f"{ended}.", "More EPOCHS, or a new run with fewer KL_STEPS.")]
     if max(len(progress.train.end), len(progress.test.end)) < 2:
         lines, there = len(progress.train.end), " at the final KL weight" if ramp else ""
@@ -169,7 +174,7 @@ def still_falling(progress: Progress) -> list[Reason]:
 
 
 def still_learning(progress: Progress) -> list[Reason]:
-    """A remark if the objective fell by more than half a percent in the end, to its best so far."""
+    """A remark if the objective fell by more than half a percent at the end, to its best value so far."""
     what, fall, share, when = latest_fall(progress)
     values = (progress.test if what == "test" else progress.train).objective
     if share <= 0.005 or values[-1] > values.min():
@@ -178,10 +183,11 @@ def still_learning(progress: Progress) -> list[Reason]:
 
 
 def latest_fall(progress: Progress) -> tuple[str, float, float, str]:
-    """The latest fall of the objective: of which, by how much, as a share of itself, and when.
+    """The latest fall of an objective: its name, the fall, the fall as a share of the objective, and when it was.
 
-    It is the fall of the test objective within the last epoch or, in a run of many short epochs, the last tenth. With a
-    single test it is that of the training objective after the first third of the run, which the KL's ramp may take.
+    It is the fall of the test objective within the last epoch or, in a run of many short epochs, the last tenth. With
+    at most one test, the training objective is used instead. The first third of the run is excluded, because the KL's
+    ramp may take that long.
     """
     train, test = progress.train, progress.test
     if len(test.end) > 1:
@@ -193,11 +199,11 @@ def latest_fall(progress: Progress) -> tuple[str, float, float, str]:
     late = late if len(late.end) > 1 else train.since(train.begin[-2])
     earlier, later = (half.mean() for half in np.array_split(late.objective, 2))
     if len(late.end) > 4 and earlier - later < 4 * noise_of(late.objective) / math.sqrt(len(late.end)):
-        earlier = later  # two standard errors are noise
+        earlier = later  # a fall of up to two standard errors is noise
     return "training", *fall_of(train.objective, earlier, later), f"the last {progress.steps - late.begin[0]:,} steps"
 
 
 def fall_of(values: np.ndarray, before: float, after: float) -> tuple[float, float]:
-    """A fall, and its share of the objective or, if the `values` (n,) pass 0 as a density may, of their range."""
+    """A fall, and its share of the objective or, if the `values` (n,) reach 0 as a density may, of their range."""
     measure = max(abs(before), abs(after), np.ptp(values) if values.min() <= 0 else 0, 1e-9)
     return float(before - after), float((before - after) / measure)
