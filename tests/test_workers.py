@@ -72,7 +72,7 @@ def test_a_batch_is_shared_equally_or_refused():
     workers.check_batch_size(128, 0.5, 1)
     with pytest.raises(SettingsError, match=r"^batch_size: 128 is not allowed; a multiple of 3, the number of devices"):
         workers.check_batch_size(128, 0.0, 3)
-    with pytest.raises(SettingsError, match=r"^free_bits: 0.5 is not allowed on 2 devices; they are of a whole batch$"):
+    with pytest.raises(SettingsError, match=r"^free_bits: 0.5 is not allowed on 2 devices; they need a whole batch$"):
         workers.check_batch_size(128, 0.5, 2)
 
 

@@ -1,8 +1,8 @@
-"""Several GPUs and several machines: who takes part in a training, and what they tell each other.
+"""Training on several GPUs and several machines: the workers, and the messages between them.
 
-Every process is a worker. Each of its devices is a replica, which computes its equal share of every batch. TF_CONFIG,
-the same on all machines but for the index, names the workers; the first is the chief, the only one that reads and
-writes files. What is called here is called by all workers, in the same order: each waits for the others.
+Every process is a worker. Each of its devices is a replica, which computes an equal share of every batch. TF_CONFIG
+names the workers; it is the same on all machines except for the index. The first worker is the chief, and only the
+chief reads and writes files. All workers call these functions in the same order, because each waits for the others.
 """
 
 import contextlib
@@ -28,26 +28,26 @@ from utils.quiet import quiet_start
 from utils.settings import SettingsError
 from utils.start import keras, tf
 
-PATIENCE = 300.0  # seconds to wait at the start for workers that somebody has yet to start
-# Seconds in which all hear of a lost worker from TensorFlow. If this one ended before, it would be blamed.
+PATIENCE = 300.0  # seconds to wait for workers that are not started yet
+# Seconds in which TensorFlow reports a lost worker to all others. A worker that ends earlier would seem the lost one.
 LINGER = 12.0
 FORM = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
 class WorkerLost(Problem):
-    """Another worker is gone or can't begin, so that no step can be computed; its text says which."""
+    """Another worker is gone or can't start, so no step can be computed; the text says which worker."""
 
 
 class Workers(NamedTuple):
-    """Who takes part, as seen by one of them."""
+    """All workers of a training, as seen by one of them."""
 
     strategy: tf.distribute.Strategy | None  # None for a single device
     addresses: tuple[str, ...]  # host:port of each worker, the chief first; none without TF_CONFIG
-    index: int  # which of them this one is
+    index: int  # of this worker
 
     @property
     def count(self) -> int:
-        """How many processes take part."""
+        """How many processes train together."""
         return max(1, len(self.addresses))
 
     @property
@@ -57,11 +57,11 @@ class Workers(NamedTuple):
 
     @property
     def is_chief(self) -> bool:
-        """Whether this one reads and writes the files."""
+        """Whether this worker reads and writes the files."""
         return self.index == 0
 
     def scope(self) -> contextlib.AbstractContextManager:
-        """Within it variables are made on all devices."""
+        """A block in which variables are made on all devices."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
 
@@ -70,8 +70,10 @@ ALONE = Workers(None, (), 0)
 
 # --- TF_CONFIG --------------------------------------------------------------------------------------------------------
 def read_tf_config(environ: Mapping[str, str]) -> tuple[tuple[str, ...], int] | None:
-    """The addresses of all workers, the chief first, and the index of this one; None without TF_CONFIG, or if it is
-    alone. Raises SettingsError where TF_CONFIG says anything else than FORM, or the same with a "chief" job.
+    """The addresses of all workers, the chief first, and the index of this one; None if it trains alone.
+
+    It trains alone without TF_CONFIG, or if TF_CONFIG names one worker. TF_CONFIG has to look like FORM; a "chief" job
+    is allowed too. Raises SettingsError for anything else.
     """
     text = environ.get("TF_CONFIG", "")
     if not text:
@@ -82,7 +84,7 @@ def read_tf_config(environ: Mapping[str, str]) -> tuple[tuple[str, ...], int] | 
         job, index = str(task["type"]), task["index"]
         cluster = [(name, address) for name in sorted(jobs) for address in jobs[name]]  # "chief" before "worker"
     except ValueError as error:
-        raise SettingsError(f"TF_CONFIG is not JSON ({error}); what is has the form {FORM}") from None
+        raise SettingsError(f"TF_CONFIG is not JSON ({error}); it has to have the form {FORM}") from None
     except (KeyError, TypeError) as error:
         raise SettingsError(f"TF_CONFIG lacks a part ({error}); it has the form {FORM}") from None
 
@@ -114,19 +116,19 @@ def split(address: str) -> tuple[str, int]:
 
 
 def check_batch_size(batch_size: int, free_bits: float, replicas: int) -> None:
-    """Raise SettingsError unless a batch can be shared equally, and what is made of it is a mean over images."""
+    """Raise SettingsError unless a batch can be shared equally, and its objective is a mean over images."""
     if batch_size % replicas:
         rule = f"a multiple of {replicas}, the number of devices that share a batch,"
         raise SettingsError(f"batch_size: {batch_size} is not allowed; {rule} is")
     if free_bits and replicas > 1:
-        raise SettingsError(f"free_bits: {free_bits:g} is not allowed on {replicas} devices; they are of a whole batch")
+        raise SettingsError(f"free_bits: {free_bits:g} is not allowed on {replicas} devices; they need a whole batch")
 
 
 # --- the start --------------------------------------------------------------------------------------------------------
 def start(cluster: tuple[tuple[str, ...], int] | None, say: Say = print) -> Workers:
-    """Join the workers of `cluster`, what read_tf_config returned, or be alone, on one device or on all GPUs.
+    """Join the workers of `cluster`, which read_tf_config returned. If it is None, use one device or all GPUs.
 
-    It has to come before anything that TensorFlow computes. Raises SettingsError, and WorkerLost if not all came.
+    Call it before TensorFlow computes anything. Raises SettingsError, and WorkerLost if a worker is missing.
     """
     if cluster is not None:
         wait_for_others(*cluster, say)
@@ -141,9 +143,9 @@ def start(cluster: tuple[tuple[str, ...], int] | None, say: Say = print) -> Work
 
 
 def wait_for_others(addresses: Sequence[str], index: int, say: Say, patience: float = PATIENCE) -> None:
-    """Return once all others answer at their addresses, and answer at this worker's own until then.
+    """Wait until all other workers answer at their addresses; meanwhile answer at this worker's own address.
 
-    TensorFlow would wait too, but an hour, saying nothing, and deaf to Ctrl-C: it holds Python's lock meanwhile. Raises
+    TensorFlow would wait for an hour, print nothing, and ignore Ctrl-C, because it holds Python's lock. Raises
     SettingsError if this worker's port is taken, and WorkerLost after `patience` seconds.
     """
     started, told = time.monotonic(), None
@@ -153,20 +155,21 @@ def wait_for_others(addresses: Sequence[str], index: int, say: Say, patience: fl
             waited = time.monotonic() - started
             if waited > patience:
                 raise WorkerLost(f"{names} did not start within {patience / 60:g} minutes")
-            if waited > 2 and names != told:  # workers that are started together need no line
+            if waited > 2 and names != told:  # print nothing if all start at about the same time
                 say(f"waiting    for {names}")
                 told = names
             time.sleep(0.5)
 
 
 def name(addresses: Sequence[str], index: int) -> str:
-    """A worker as the user knows it."""
+    """A worker's index and address, for messages."""
     return f"worker {index} ({'the chief, ' * (index == 0)}{addresses[index]})"
 
 
 def listen(address: str) -> socket.socket:
-    """A socket at `address`, or at its port where this machine has no such address. Raises SettingsError if there can't
-    be one.
+    """A socket at `address`, or only at its port if this machine does not have the address.
+
+    Raises SettingsError if neither works.
     """
     host, port = split(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -183,10 +186,10 @@ def listen(address: str) -> socket.socket:
 
 
 def answers(address: str) -> bool:
-    """Whether anybody listens there."""
+    """Whether a process listens at the address."""
     try:
         with socket.create_connection(split(address), timeout=2) as connection:
-            return connection.getsockname() != connection.getpeername()  # a port can by chance be connected to itself
+            return connection.getsockname() != connection.getpeername()  # by chance, a socket can connect to itself
     except OSError:
         return False
 
@@ -200,36 +203,37 @@ def join(addresses: Sequence[str], index: int) -> tf.distribute.Strategy:
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
         rpc_layer="grpc",
     )
-    with ended_by_system(seconds=60), quiet_start():  # it waits for one that has died since it answered
+    with ended_by_system(seconds=60), quiet_start():  # it would wait for a worker that answered and then died
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
 
 
 @contextlib.contextmanager
 def ended_by_system(seconds: float) -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM end the process, and a traceback after so many seconds, although no Python
-    runs in it: handlers of Python's would not get their turn.
+    """Within the block the operating system ends the process on Ctrl-C or SIGTERM, or with a traceback after `seconds`.
+
+    Python's own signal handlers would not run, because no Python code runs in the block.
     """
     with contextlib.ExitStack() as after:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 after.callback(signal.signal, number, signal.signal(number, signal.SIG_DFL))
-        screen = after.enter_context(os.fdopen(os.dup(2), "w"))  # as it is now, since quiet_start replaces it
+        screen = after.enter_context(os.fdopen(os.dup(2), "w"))  # a copy, because quiet_start redirects descriptor 2
         faulthandler.dump_traceback_later(seconds, exit=True, file=screen)
         after.callback(faulthandler.cancel_dump_traceback_later)
         yield
 
 
-# --- what workers tell each other -------------------------------------------------------------------------------------
+# --- messages between workers -----------------------------------------------------------------------------------------
 @cache
 def compile_sum(strategy: tf.distribute.Strategy) -> Callable:
-    """A function: tensors of this worker -> their sums over all workers."""
+    """A compiled function: tensors of this worker -> their sums over all workers."""
 
     @tf.function
     def sum_over_workers(tensors):
         def sum_over_replicas():
             context = tf.distribute.get_replica_context()
             replicas_here = len(strategy.extended.worker_devices)
-            speaks = context.replica_id_in_sync_group % replicas_here == 0  # one for each worker
+            speaks = context.replica_id_in_sync_group % replicas_here == 0  # one replica of each worker
             mine = [tf.where(speaks, tensor, tf.zeros_like(tensor)) for tensor in tensors]
             return [context.all_reduce("SUM", tensor) for tensor in mine]
 
@@ -239,7 +243,7 @@ def compile_sum(strategy: tf.distribute.Strategy) -> Callable:
 
 
 def broadcast(workers: Workers, variables: Sequence[Any]) -> None:
-    """Give the variables, of numbers of any kind, the values that they have on the chief."""
+    """Give the variables, of any numeric type, the values that they have on the chief."""
     if workers.count == 1:
         return
     values = [tf.convert_to_tensor(variable) for variable in variables]
@@ -249,7 +253,7 @@ def broadcast(workers: Workers, variables: Sequence[Any]) -> None:
 
 
 def broadcast_text(workers: Workers, text: str) -> str:
-    """The chief's text, which is not empty."""
+    """The chief's text, on all workers; it must not be empty."""
     return text if workers.count == 1 else texts_of_all(workers, text if workers.is_chief else "")[0]
 
 
@@ -259,7 +263,7 @@ def texts_of_all(workers: Workers, text: str) -> list[str]:
     letters = np.frombuffer(text.encode(errors="backslashreplace"), np.uint8).astype(np.int32)
     (lengths,) = total([tf.constant(np.eye(workers.count, dtype=np.int32)[workers.index] * len(letters))])
     ends = np.cumsum(lengths)
-    mine = np.zeros(-(-ends[-1] // 4096) * 4096, np.int32)  # of few lengths, because each is compiled
+    mine = np.zeros(-(-ends[-1] // 4096) * 4096, np.int32)  # padded, because each new length is compiled
     mine[ends[workers.index] - len(letters) : ends[workers.index]] = letters
     received = total([tf.constant(mine)])[0].numpy() if ends[-1] else mine
     return [part.astype(np.uint8).tobytes().decode() for part in np.split(received, ends)[:-1]]
@@ -267,9 +271,9 @@ def texts_of_all(workers: Workers, text: str) -> list[str]:
 
 @contextlib.contextmanager
 def all_or_none(workers: Workers) -> Iterator[None]:
-    """A Problem or an OSError of one worker in the block is raised there, and ends all others as well, which say why.
+    """If a Problem or an OSError ends the block on one worker, it is raised there, and WorkerLost on all others.
 
-    Within the block no worker may wait for another.
+    The WorkerLost has the reason. Within the block no worker may wait for another.
     """
     if workers.count == 1:
         yield
@@ -282,13 +286,13 @@ def all_or_none(workers: Workers) -> Iterator[None]:
     whys = texts_of_all(workers, str(failed) if failed else "")
     if any(whys):
         with contextlib.suppress(*LOSSES):
-            agree(workers, True)  # nobody leaves before all have heard it
+            agree(workers, True)  # no worker ends before all know the reason
         first = next(index for index, why in enumerate(whys) if why)
         raise failed or WorkerLost(f"{name(workers.addresses, first)} could not begin: {whys[first]}")
 
 
 def check_same(workers: Workers, dataset: Dataset) -> None:
-    """Raise SettingsError unless this worker has the images of the chief."""
+    """Raise SettingsError unless this worker has the same images as the chief."""
     ids = [ids for ids in (dataset.train_ids, dataset.test_ids) if ids is not None]
     here = [len(dataset.train_images), zlib.crc32(b"".join(part.tobytes() for part in ids))]
     chiefs = json.loads(broadcast_text(workers, json.dumps(here)))
@@ -301,7 +305,7 @@ def check_same(workers: Workers, dataset: Dataset) -> None:
 
 
 def agree(workers: Workers, flag: bool) -> bool:
-    """Whether it is true of any worker. As each waits for the others here, it is also a barrier."""
+    """Whether the flag is true on any worker. It is also a barrier, because each worker waits for the others here."""
     if workers.count == 1:
         return flag
     (flags,) = compile_sum(workers.strategy)([tf.constant(int(flag))])
@@ -310,9 +314,9 @@ def agree(workers: Workers, flag: bool) -> bool:
 
 # --- a step -----------------------------------------------------------------------------------------------------------
 class Adam(keras.optimizers.Adam):
-    """Adam for gradients that are means over all replicas already, which Keras would sum over the replicas once more.
+    """Adam for gradients that are already means over all replicas; Keras's Adam would sum them over the replicas again.
 
-    It would do so behind the clipping: each replica would clip a gradient of its own.
+    That sum comes after the clipping, so each replica would clip its own gradient.
     """
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
@@ -320,16 +324,16 @@ class Adam(keras.optimizers.Adam):
 
 
 def on_replicas(workers: Workers, step: Callable, *arguments: Any) -> tf.Tensor:
-    """step(*arguments) on all replicas at once, and what it returns, the same on all."""
+    """Run step(*arguments) on all replicas at once; return its result, which is the same on all."""
     if workers.strategy is None:
         return step(*arguments)
     return workers.strategy.experimental_local_results(workers.strategy.run(step, arguments))[0]
 
 
 def own_share(tensor: tf.Tensor, shares: int, axis: int = 0) -> tf.Tensor:
-    """Of so many equal shares of a tensor along an axis, that of the replica that calls.
+    """Split a tensor along an axis into `shares` equal parts; return the part of the replica that calls.
 
-    `shares` are the replicas of all workers, or those of this one.
+    `shares` is the number of replicas of all workers, or of this worker.
     """
     if shares == 1:
         return tensor
@@ -340,13 +344,13 @@ def own_share(tensor: tf.Tensor, shares: int, axis: int = 0) -> tf.Tensor:
 
 
 def own_shares(workers: Workers, images: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """What the calling replica works on: of this worker's images (B, ...), and of all images' noise (..., B, L)."""
+    """The calling replica's share of this worker's images (B, ...), and of the noise (..., B, L) for all images."""
     devices = workers.replicas // workers.count  # of this worker
     return own_share(images, devices), own_share(noise, workers.replicas, axis=-2)
 
 
 def mean_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Float32 tensors of this replica -> their means over all replicas, sent in one piece."""
+    """Float32 tensors of this replica -> their means over all replicas, sent as one tensor."""
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return list(tensors)
@@ -356,7 +360,7 @@ def mean_over_replicas(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 # --- the loss of a worker ---------------------------------------------------------------------------------------------
-LOSSES = (  # what TensorFlow raises when a worker has died, 1 to 12 seconds ago, or is frozen, since 8 to 13 seconds
+LOSSES = (  # TensorFlow raises these 1 to 12 seconds after a worker died, or 8 to 13 seconds after it froze
     tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.CancelledError,
     tf.errors.FailedPreconditionError,
 )  # fmt: skip
@@ -364,7 +368,7 @@ LOSSES = (  # what TensorFlow raises when a worker has died, 1 to 12 seconds ago
 
 @contextlib.contextmanager
 def losses_told(workers: Workers) -> Iterator[None]:
-    """Within the block, what TensorFlow raises when a worker is gone is raised as WorkerLost."""
+    """Within the block, TensorFlow's errors for a lost worker are raised as WorkerLost."""
     try:
         yield
     except LOSSES as error:
@@ -379,10 +383,11 @@ def losses_told(workers: Workers) -> Iterator[None]:
 
 
 def lost_worker(message: str, own: int) -> int:
-    """The index of the worker that TensorFlow's message is about, as read by worker `own`.
+    """The index of the lost worker in TensorFlow's message, as received by worker `own`.
 
-    A worker tells the next what it was told, so the first name in it is the one. There is none if it is the chief's
-    bookkeeping that does not answer. That of `own` stands there if it was frozen and has been given up by the others.
+    Workers pass the message on, so the first worker named in it, other than `own`, is the lost one. If no worker is
+    named, the chief's coordination service does not answer. If only `own` is named, it was frozen and the others have
+    given it up.
     """
     named = [int(task) for task in re.findall(r"/job:worker/(?:replica:\d+/)?task:(\d+)", message)]
     return next((task for task in named if task != own), own if named else 0)
