@@ -1,7 +1,7 @@
-"""Arrays in files as a data set: .npz, .npy, .csv and IDX files (plain or .gz), with or without labels and test images.
+"""Read a data set from array files: .npz, .npy, .csv and IDX (plain or .gz), with or without labels and test images.
 
-What an array is follows from its name (x_train, test-labels, t10k-images-idx3-ubyte, ...) and then from its shape. What
-was guessed, converted or left out is in the data set's `details`. Nothing is ever unpickled. No TensorFlow here.
+The role of an array follows from its name (x_train, test-labels, t10k-images-idx3-ubyte, ...), then from its shape. The
+data set's `details` list what was guessed, converted or left out. Nothing is ever unpickled. TensorFlow is not needed.
 """
 
 import csv
@@ -22,7 +22,7 @@ from utils.console import Say
 from utils.dataset import SPLIT_KEY, DataError, Dataset, draw_split, ids_of
 
 READ = ".npz, .npy, .csv or IDX, plain or .gz"
-PARTS = {  # words of names; those of one part mean the same
+PARTS = {  # words in names, and the part that they stand for
     **dict.fromkeys(("train", "training", "tr"), "train"),
     **dict.fromkeys(("test", "testing", "tst", "t10k", "te"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -35,31 +35,31 @@ KINDS = {
 FORMAT_WORDS = {"idx", "idx1", "idx2", "idx3", "idx4", "ubyte", "set", "arr"}
 LONGEST_FIRST = sorted((*PARTS, *KINDS, *FORMAT_WORDS), key=len, reverse=True)
 COMPOUND = re.compile(rf"({'|'.join(LONGEST_FIRST)})({'|'.join(LONGEST_FIRST)})")  # as in xtrain and trainset
-ROW_NUMBERS = ("", "id", "index", "unnamed: 0", "imageid", "image_id")  # columns of a CSV that number its rows
+ROW_NUMBERS = ("", "id", "index", "unnamed: 0", "imageid", "image_id")  # names of CSV columns that number the rows
 IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-DEPTH = 2  # of sub-folders that are searched
-LONG_ROW = 16  # columns, of which the numbers in a row are no image but a header
-SMALLEST_SIDE = 2  # pixels, of an image
-AT_A_TIME = 4_096  # images that are converted at once
-FAST_BYTES = 2**25  # of files; as a CSV they take two seconds
-LARGEST_LABEL = 10**6  # of numbers that stay what they are
-SLACK = 1e-3  # by which floats may overshoot their range, as after a resize
+DEPTH = 2  # levels of sub-folders that are searched
+LONG_ROW = 16  # a first row 0, 1, 2, ... with more columns than this is a header, not an image
+SMALLEST_SIDE = 2  # of an image, in pixels
+AT_A_TIME = 4_096  # images converted at once
+FAST_BYTES = 2**25  # total file size that is read fast; a CSV of this size takes two seconds
+LARGEST_LABEL = 10**6  # integer labels up to this one are kept as they are
+SLACK = 1e-3  # floats may exceed their range by this much, as they do after a resize
 
 
 class Found(NamedTuple):
-    """One array: where it is from, as it is shown, its part ("train", "test", "val"), what it is, and itself."""
+    """One array, with its source as shown to the user, its part of the split and its kind."""
 
     where: str
-    part: str
+    part: str  # "train", "test", "val"; "" if no name gives it
     kind: str  # "images", "labels", "names"; "" if its name does not say it
     array: np.ndarray
 
 
 def load(data_dir: str, say: Say) -> Dataset:
-    """The data set that is in the file `data_dir`, or in the files of that folder.
+    """Load the data set from the file `data_dir`, or from the files of that folder.
 
-    Without test images a tenth is drawn. Training images are shuffled by a fixed key, so that the last ones, which
-    HELD_OUT takes, are of all labels. Raises DataError.
+    If there are no test images, a tenth of the images is drawn for testing. A fixed key shuffles the training images.
+    So the last ones, which HELD_OUT takes, have all labels. Raises DataError.
     """
     path = Path(os.path.expanduser(data_dir))
     files, left_out = files_of(path)
@@ -97,10 +97,7 @@ def load(data_dir: str, say: Say) -> Dataset:
 
 
 def is_read_fast(data_dir: str) -> bool:
-    """Whether the files take no more than a second or two, so that they can be read to see what is wrong with them.
-
-    Raises DataError.
-    """
+    """Whether reading takes a second or two at most, so that the files can be checked early. Raises DataError."""
     return sum(file.stat().st_size for file in files_of(Path(os.path.expanduser(data_dir)))[0]) < FAST_BYTES
 
 
@@ -113,18 +110,18 @@ def words(name: str) -> list[str]:
 
 
 def meaning(name: str, known: dict[str, str]) -> str:
-    """What the words of a name that are `known` mean, the last of `known` first; "" if none is."""
+    """The meaning of a name's `known` words; if there are several, the one listed last in `known`; "" if none."""
     found = {known[word] for word in words(name) if word in known}
     return next((value for value in reversed(known.values()) if value in found), "")
 
 
 def plain_name(path: Path) -> str:
-    """The name of a file without .gz."""
+    """The file name without .gz."""
     return path.name.removesuffix(".gz")
 
 
 def set_of(path: Path, root: Path) -> tuple[str, ...]:
-    """The words of a file's name that say neither part nor kind: files that share them belong to one data set."""
+    """The words of a file name that give neither part nor kind. Files that share them belong to one data set."""
     name = str(path.relative_to(root)).removesuffix("".join(path.suffixes))
     return tuple(word for word in words(name) if word not in PARTS | KINDS and word not in FORMAT_WORDS)
 
@@ -132,12 +129,12 @@ def set_of(path: Path, root: Path) -> tuple[str, ...]:
 def files_of(path: Path) -> tuple[list[Path], list[str]]:
     """The files that make up one data set, and what was left out, in words.
 
-    A file that was named brings those of its own set and type from its folder. Raises DataError if there are none, or
-    files of several sets.
+    If `path` is a file, the files of the same set and type in its folder are added. Raises DataError if there are no
+    files, or files of several sets.
     """
     if path.is_file():
         if not (kind := type_of(path)):
-            raise DataError(f"{path}: not a file of arrays; one is needed ({READ}), as its content shows")
+            raise DataError(f"{path}: not a file of arrays, by its content; one is needed ({READ})")
         alike = (
             file for file in sorted(path.parent.iterdir()) if set_of(file, path.parent) == set_of(path, path.parent)
         )
@@ -148,7 +145,7 @@ def files_of(path: Path) -> tuple[list[Path], list[str]]:
     sets, left_out = defaultdict(dict), {"not a file of arrays": [], "no images in it": []}
     for file in filter(is_shown, below(path)):
         if type_of(file):
-            sets[set_of(file, path)].setdefault(plain_name(file), file)  # x before x.gz
+            sets[set_of(file, path)].setdefault(plain_name(file), file)  # x takes precedence over x.gz
         else:
             left_out["not a file of arrays"].append(file.name)
     for key, files in [*sets.items()]:
@@ -166,25 +163,25 @@ def files_of(path: Path) -> tuple[list[Path], list[str]]:
 
 
 def is_shown(path: Path) -> bool:
-    """Whether it is a file, and not a hidden one."""
+    """Whether the path is a file that is not hidden."""
     return path.is_file() and not path.name.startswith(".")
 
 
 def below(root: Path) -> Iterable[Path]:
-    """What is in a folder and in the sub-folders that lie at most DEPTH below it."""
+    """The contents of a folder and of its sub-folders, down to DEPTH levels."""
     for depth in range(DEPTH + 1):
         yield from sorted(root.glob("*/" * depth + "*"))
 
 
 def opened(path: Path) -> Any:
-    """A file, open to be read as bytes, unpacked if it is a .gz by its content."""
+    """Open a file to read bytes, and unpack it if its content is gzip."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else open(path, "rb")
 
 
 def type_of(path: Path) -> str:
-    """The type of a file by its content, "npz", "npy" or "idx"; a text is a "csv" by its name. "" is another one."""
+    """The type of a file: "npz", "npy" or "idx" by its content, else "csv" by its name; "" for any other."""
     try:
         with opened(path) as file:
             start = file.read(4)
@@ -210,7 +207,7 @@ def why(error: Exception) -> str:
 
 
 def arrays_of(path: Path, root: Path) -> list[Found]:
-    """The arrays of a file. Raises DataError."""
+    """Read the arrays of a file. Raises DataError."""
     name = path.name if root.is_file() else str(path.relative_to(root))
     about = meaning(name.split(".")[0], PARTS), meaning(name.split(".")[0], KINDS)
     try:
@@ -235,12 +232,15 @@ def arrays_of(path: Path, root: Path) -> list[Found]:
                     )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    except Exception as error:  # NumPy and zipfile fail in every way there is
+    except Exception as error:  # NumPy and zipfile raise many kinds of errors
         raise DataError(f"{path}: {why(error)}") from None
 
 
 def member(npz: Any, key: str, file: str, part: str, kind: str) -> Found:
-    """One array of an npz; its own name goes before that of its file. One that needs unpickling is left to `chosen`."""
+    """One array of an npz. Its own name takes precedence over the file's.
+
+    An array that needs unpickling is replaced by the reason why it is not read, which `chosen` reports.
+    """
     try:
         array = npz[key]
     except ValueError as error:
@@ -250,7 +250,7 @@ def member(npz: Any, key: str, file: str, part: str, kind: str) -> Found:
 
 
 def idx_array(data: bytes) -> np.ndarray:
-    """The array of an IDX file: two zeros, type, rank, big-endian sizes, then the elements. Raises DataError."""
+    """Decode an IDX file: two zeros, type, rank, big-endian sizes, then the elements. Raises DataError."""
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_TYPES or len(data) < (start := 4 + 4 * data[3]):
         raise DataError("not an IDX file, or not a whole one")
     shape, kind = struct.unpack_from(f">{data[3]}I", data, offset=4), np.dtype(IDX_TYPES[data[2]])
@@ -261,9 +261,9 @@ def idx_array(data: bytes) -> np.ndarray:
 
 # --- CSV --------------------------------------------------------------------------------------------------------------
 class Columns(NamedTuple):
-    """Which columns of a CSV are what; `header` lines stand above the rows."""
+    """The layout of a CSV: which columns hold labels and pixels, and how many `header` lines precede the rows."""
 
-    delimiter: str | None  # None: any blanks
+    delimiter: str | None  # None: any white space
     header: int
     width: int
     label: int | None
@@ -271,7 +271,7 @@ class Columns(NamedTuple):
 
 
 def csv_columns(start: str) -> Columns:
-    """How a CSV is to be read, by its first two lines. Raises DataError if its columns make no image."""
+    """Find the layout of a CSV from its first two lines. Raises DataError if its columns make no image."""
     lines = [line for line in start.splitlines()[:2] if line.strip()]
     if not lines:
         raise DataError("an empty file")
@@ -280,7 +280,7 @@ def csv_columns(start: str) -> Columns:
     texts = [column for column, field in enumerate(first) if not is_number(field)]
     by_name = [column for column in texts if words(first[column]) and meaning(first[column], KINDS) == "labels"]
     numbers_below = any(is_number(second[column]) for column in texts if column < len(second))
-    counted = [field.rpartition(".")[2] for field in first]  # 0, 1, 2 or, of names that pandas told apart, 0, 0.1, 0.2
+    counted = [field.rpartition(".")[2] for field in first]  # from 0, 1, 2, or 0, 0.1, 0.2 if pandas made names unique
     is_count = any(counted == [*map(str, range(start, start + len(first)))] for start in (0, 1))
     header = int(len(texts) > 1 or bool(by_name) or numbers_below or (is_count and len(first) > LONG_ROW))
     drop = [column for column in texts if first[column].lower() in ROW_NUMBERS] if header else []
@@ -295,7 +295,7 @@ def csv_columns(start: str) -> Columns:
 
 
 def fields(line: str, delimiter: str | None) -> list[str]:
-    """The fields of a line."""
+    """Split a line into its fields."""
     return (
         line.split()
         if delimiter is None
@@ -304,7 +304,7 @@ def fields(line: str, delimiter: str | None) -> list[str]:
 
 
 def may_have_images(path: Path) -> bool:
-    """Whether a file may have images in it, as far as a glance shows."""
+    """Whether a file may hold images; of a CSV only the start is read."""
     if type_of(path) != "csv":
         return True
     with opened(path) as file:
@@ -316,14 +316,14 @@ def may_have_images(path: Path) -> bool:
 
 
 def csv_arrays(data: bytes) -> tuple[np.ndarray | None, int, np.ndarray]:
-    """The labels (N,) of a CSV with a row for each image, if there are any, their column from 1, and images (N, D).
+    """Read a CSV with a row for each image: labels (N,) or None, their column (from 1), and images (N, D).
 
     Raises DataError.
     """
     text = data.decode("utf-8-sig")
     columns = csv_columns(text)
     how = {"delimiter": columns.delimiter, "skiprows": columns.header, "quotechar": '"', "comments": None}
-    for number, line in enumerate(text.splitlines(), 1):  # what is too long would be cut in silence
+    for number, line in enumerate(text.splitlines(), 1):  # np.loadtxt would ignore extra columns silently
         marks = line.count(columns.delimiter or ",")
         if number > columns.header and line and columns.delimiter and '"' not in line and marks + 1 != columns.width:
             raise DataError(f"line {number} has {marks + 1:,} columns, where {columns.width:,} are needed")
@@ -344,11 +344,11 @@ def is_number(text: str) -> bool:
     return True
 
 
-# --- which array is what ----------------------------------------------------------------------------------------------
+# --- the role of each array -------------------------------------------------------------------------------------------
 def chosen(found: list[Found], path: Path) -> tuple[dict[str, Found], dict[str, Found], np.ndarray | None, list[str]]:
-    """The images by their parts, "train" and maybe "test"; the labels likewise; names of labels; what was left out.
+    """The images by part ("train", maybe "test"), the labels by part, the names of labels, and what was left out.
 
-    Raises DataError if it is not clear which are the images.
+    Raises DataError if it is not clear which arrays are the images.
     """
     left_out = [f"{each.where}: {each.array}" for each in found if each.array.dtype == object]
     usable = [each for each in found if each.array.dtype != object]
@@ -357,22 +357,22 @@ def chosen(found: list[Found], path: Path) -> tuple[dict[str, Found], dict[str, 
     for each in (each for each in usable if each.kind != "names"):
         is_list = each.array.ndim < 2 or math.prod(each.array.shape[1:]) == 1
         kind = each.kind or ("labels" if is_list else "images")
-        if kind == "labels" and not each.kind and ": arr_" not in each.where:  # a list of anything
+        if kind == "labels" and not each.kind and ": arr_" not in each.where:  # a list with an unknown name
             left_out.append(f"{each.where}: of unknown use")
         else:
             (labels if kind == "labels" else images)[each.part or "train"].append(each)
     parts = {}
     for part, candidates in images.items():
         named = [each for each in candidates if each.kind] or candidates
-        most = max(each.array.ndim for each in named)  # of flat images and the same ones as pictures, these
+        most = max(each.array.ndim for each in named)  # if images are there both flat and in 2D, take 2D
         named = [each for each in named if each.array.ndim == most]
-        if len(named) > 1:  # of several types, say
+        if len(named) > 1:
             which = ", ".join(each.where for each in named)
             way_out = "set DATA_DIR to one file, or name them x_train, x_test"
             raise DataError(f"{path}: several arrays may be the images, {which}; {way_out}")
         parts[part] = named[0]
         left_out += [f"{each.where}: of unknown use" for each in candidates if each is not named[0]]
-    if "train" not in parts and parts:  # test images alone are all there is
+    if "train" not in parts and parts:  # there are only test images, so use them to train
         part = "test" if "test" in parts else "val"
         parts["train"], labels["train"] = parts.pop(part), labels.pop(part, [])
     if not parts:
@@ -398,7 +398,7 @@ def chosen(found: list[Found], path: Path) -> tuple[dict[str, Found], dict[str, 
 
 # --- images -----------------------------------------------------------------------------------------------------------
 def side_of(columns: int) -> int:
-    """The side of the square image that has so many numbers, grey or of three colours; 0 if none has."""
+    """The side of the square image, grey or of three colours, that has this many numbers; 0 if there is none."""
     for channels in (1, 3):
         side = math.isqrt(columns // channels)
         if side >= SMALLEST_SIDE and side * side * channels == columns:
@@ -409,7 +409,8 @@ def side_of(columns: int) -> int:
 def as_uint8(parts: dict[str, Found], swapped: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The images of each part, uint8 (N, H, W, 1 or 3), and in words what their pixels, sizes and range were.
 
-    All parts are converted in the same way. `swapped`: rows and columns are, as in EMNIST's files. Raises DataError.
+    All parts are converted in the same way. With `swapped`, rows and columns are swapped back, because EMNIST's files
+    have them swapped. Raises DataError.
     """
     shaped, guess = {}, ""
     for part, found in parts.items():
@@ -420,7 +421,7 @@ def as_uint8(parts: dict[str, Found], swapped: bool) -> tuple[dict[str, np.ndarr
     shapes = {part: images.shape[1:] for part, images in shaped.items()}
     if len(set(shapes.values())) > 1:
         both = " and ".join(f"{parts[part].where} {shape}" for part, shape in shapes.items())
-        raise DataError(f"images of different shapes: {both}; all are to have the same")
+        raise DataError(f"images of different shapes: {both}; all must have the same")
     low, high, used = range_of(parts, shaped)
     images = {part: scaled(each, low, high) for part, each in shaped.items()}
     height, width, channels = next(iter(shapes.values()))
@@ -436,7 +437,7 @@ def as_uint8(parts: dict[str, Found], swapped: bool) -> tuple[dict[str, np.ndarr
 
 
 def as_images(array: np.ndarray) -> tuple[np.ndarray, str]:
-    """An array of any layout as (N, H, W, 1, 3 or 4), and in words what was guessed. Raises DataError."""
+    """Convert an array of any layout to (N, H, W, 1, 3 or 4); report in words what was guessed. Raises DataError."""
     shape = array.shape
     if array.dtype.kind not in "buif":
         raise DataError(f"elements of type {array.dtype}; numbers are needed")
@@ -450,7 +451,7 @@ def as_images(array: np.ndarray) -> tuple[np.ndarray, str]:
             return array.reshape(-1, side, side, 1), guess
         planes = array.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
         mixed = array.reshape(-1, side, side, 3)
-        # Neighbours are alike in a picture. The wrong order puts pixels side by side that are not neighbours.
+        # Neighbouring pixels of a picture are similar. In the wrong order, the pixels side by side are no neighbours.
         rough = [np.abs(np.diff(each[:100].astype(np.float32), axis=2)).mean() for each in (planes, mixed)]
         if rough[0] <= rough[1]:
             return planes, f"{guess}: a plane for each colour"
@@ -462,12 +463,12 @@ def as_images(array: np.ndarray) -> tuple[np.ndarray, str]:
     if array.ndim == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) >= SMALLEST_SIDE:
         return array.transpose(0, 2, 3, 1), ", guessed: channels come first"
     raise DataError(
-        f"an array of shape {shape}; (N, H, W), (N, H, W, 1, 3 or 4), (N, 1, 3 or 4, H, W) or (N, H x W) is"
+        f"the shape {shape} is not allowed; (N, H, W), (N, H, W, 1, 3 or 4), (N, 1, 3 or 4, H, W) or (N, H x W) is"
     )
 
 
 def range_of(parts: dict[str, Found], shaped: dict[str, np.ndarray]) -> tuple[float, float, str]:
-    """Which values turn black and white, and in words the values that there are. Raises DataError."""
+    """The values that become black and white, and the range of values in words. Raises DataError."""
     ends = []
     for part, images in shaped.items():
         for start in range(0, len(images), AT_A_TIME):
@@ -491,7 +492,7 @@ def range_of(parts: dict[str, Found], shaped: dict[str, np.ndarray]) -> tuple[fl
 
 
 def scaled(images: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The images as uint8, `low` as 0 and `high` as 255; those that are so already are not copied."""
+    """The images as uint8, with `low` as 0 and `high` as 255. Images that already are so are not copied."""
     if images.dtype == np.uint8 and (low, high) == (0, 255):
         return images
     out = np.empty(images.shape, np.uint8)
@@ -502,7 +503,7 @@ def scaled(images: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def on_white(images: np.ndarray) -> np.ndarray:
-    """Images (N, H, W, 4), the last of red, green, blue and opacity, on white (N, H, W, 3)."""
+    """Put images (N, H, W, 4) of red, green, blue and opacity on white: (N, H, W, 3)."""
     colour, opacity = images[..., :3].astype(np.float32), images[..., 3:].astype(np.float32) / 255
     return np.rint(colour * opacity + 255 * (1 - opacity)).astype(np.uint8)
 
@@ -511,7 +512,7 @@ def on_white(images: np.ndarray) -> np.ndarray:
 def as_labels(
     found: dict[str, Found], names: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[str]]:
-    """The labels of each part as numbers, int32 (N,), names of them if there are any, and what was left out."""
+    """The labels of each part as int32 (N,), their names if there are any, and what was left out."""
     columns = {part: one_column(each.array) for part, each in found.items()}
     if bad := [each.where for part, each in found.items() if columns[part] is None]:
         return {}, (), [f"{where}: not one label an image, as a whole number or a text" for where in bad]
@@ -527,7 +528,7 @@ def as_labels(
 
 
 def one_column(labels: np.ndarray) -> np.ndarray | None:
-    """Labels (N,), (N, 1) or one-hot (N, K) as whole numbers or texts (N,); None if they are others."""
+    """Labels (N,), (N, 1) or one-hot (N, K) as integers or texts (N,); None if they are anything else."""
     if labels.ndim > 1 and math.prod(labels.shape[1:]) == 1:
         labels = labels.reshape(-1)
     if labels.ndim == 2 and labels.dtype.kind in "buif":

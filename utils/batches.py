@@ -1,7 +1,7 @@
-"""What a training step is fed: batches of uint8 images on the device, in the order of the epoch.
+"""The input of training steps: batches of uint8 images on the device, in the order of the epoch.
 
-Images in memory are drawn an epoch at a time. LazyImages are streamed, so that few of them are in memory at once. Each
-of several workers gets its share of every batch.
+Images in memory are batched an epoch at a time. LazyImages are streamed, so few of them are in memory at once. If there
+are several workers, each gets its share of every batch.
 """
 
 import math
@@ -17,21 +17,22 @@ from utils.settings import Settings
 from utils.start import tf
 from utils.workers import ALONE, Workers
 
-CHUNK_BYTES = 32 * 2**20  # of images that go to the device at once: enough to make up for the trip
+CHUNK_BYTES = 32 * 2**20  # of images copied to the device at once; large enough that the overhead of a copy is small
 
 
 def brightness(images: tf.Tensor | np.ndarray) -> tf.Tensor:
-    """uint8 images as float32 in [0, 1]; floats are brightness already."""
+    """uint8 images as float32 in [0, 1]; floats are brightness already and are returned as float32."""
     x = tf.cast(images, tf.float32)
     return x if tf.as_dtype(images.dtype).is_floating else x / 255
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
 def of_run(images: Images, s: Settings, step: int, crew: Workers = ALONE) -> Iterator[tuple[int, int, tf.Tensor]]:
-    """The batches of a run from `step` on, as (first, end, batches): uint8 batches (n, B, H, W, C), the step that the
-    first of them is for, and the step to stop before. Batches beyond that are there to fill up.
+    """Yield the batches of a run from `step` on, as (first, end, batches).
 
-    The next epoch of images in memory is drawn while one is trained on; a stream reads ahead by itself.
+    The batches are uint8 (n, B, H, W, C). The first one is for step `first`; stop before step `end`, because batches
+    after that are only padding. For images in memory, the next epoch is prepared during training on the current one. A
+    stream reads ahead by itself.
     """
     steps = len(images) // s.batch_size
 
@@ -45,7 +46,7 @@ def of_run(images: Images, s: Settings, step: int, crew: Workers = ALONE) -> Ite
 
 
 def one_ahead(items: Iterator) -> Iterator:
-    """The same items, each made in a thread of its own while the one before it is in use."""
+    """Yield the same items. A thread makes the next item while the current one is in use."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, None)
         while (item := coming.result()) is not None:
@@ -55,13 +56,13 @@ def one_ahead(items: Iterator) -> Iterator:
 
 # --- an epoch ---------------------------------------------------------------------------------------------------------
 def epoch_batches(images: Images, s: Settings, epoch: int, done: int, crew: Workers) -> Iterator[tuple[int, tf.Tensor]]:
-    """What an epoch trains on after `done` steps of it: uint8 batches (n, B, H, W, C) and the number of the first one.
+    """Yield the batches of an epoch after `done` of its steps: the number of the first, and uint8 (n, B, H, W, C).
 
-    Of images in memory this is the whole epoch at once. A stream comes in pieces, and the next ones are read while one
-    is trained on. One of several workers gets its share of each batch, (n, B / workers, H, W, C).
+    Images in memory come as the whole epoch at once. A stream comes in pieces; the next ones are read during training
+    on the current one. One of several workers gets its share of each batch, (n, B / workers, H, W, C).
 
-    All pieces of a stream have one shape, so that what trains on them is compiled once: the last piece is filled up
-    with black images.
+    All pieces of a stream have the same shape, so the training loop is compiled only once. For this, the last piece is
+    padded with black images.
     """
     places = places_of_worker(s, crew)
     if isinstance(images, np.ndarray):
@@ -82,50 +83,51 @@ def epoch_batches(images: Images, s: Settings, epoch: int, done: int, crew: Work
 
 
 def epoch_rows(count: int, s: Settings, epoch: int) -> np.ndarray:
-    """Which of `count` images each step of an epoch trains on, (steps, B). The last partial batch is dropped."""
+    """The positions, among `count` images, of each step's batch: (steps, B). A partial last batch is dropped."""
     steps = count // s.batch_size
     return epoch_order(count, (s.seed, SHUFFLE, epoch))[: steps * s.batch_size].reshape(steps, s.batch_size)
 
 
 def draw_epoch(images: np.ndarray, s: Settings, epoch: int) -> tf.Tensor:
-    """All batches of an epoch, uint8 (steps, B, H, W, C), on the device. If BINARIZE is dynamic, each epoch draws the
-    pixels of its images again.
+    """All batches of an epoch, uint8 (steps, B, H, W, C), on the device.
+
+    If BINARIZE is dynamic, each epoch draws the pixels of its images again.
     """
     rows = epoch_rows(len(images), s, epoch)
     batches = np.empty((*rows.shape, *images.shape[1:]), np.uint8)
     for number, chosen in enumerate(rows):
-        batch = images[chosen]  # one at a time, because a batch stays in the processor's cache: twice as fast
+        batch = images[chosen]  # batch by batch is twice as fast, because a batch fits the processor's cache
         batches[number] = binarize(batch, (s.seed, PIXELS, epoch, number)) if s.binarize == "dynamic" else batch
     return tf.constant(batches)
 
 
 def steps_at_once(images: Images, s: Settings) -> int:
-    """How many steps' batches are trained on in one piece: an epoch's of images in memory, 32 MB of a stream."""
+    """The number of batches in one piece: a whole epoch for images in memory, about 32 MB for a stream."""
     steps = len(images) // s.batch_size
     return steps if isinstance(images, np.ndarray) else min(steps, chunk_steps(images.shape, s.batch_size))
 
 
 def chunk_steps(shape: Sequence[int], batch_size: int) -> int:
-    """How many steps' batches of images (..., H, W, C) make up about 32 MB, at least 1."""
+    """The number of batches of images (..., H, W, C) in about 32 MB, at least 1."""
     return max(1, CHUNK_BYTES // (batch_size * math.prod(shape[-3:])))
 
 
 # --- a batch ----------------------------------------------------------------------------------------------------------
 def batch_at(batches: tf.Tensor, place: tf.Tensor, compiled: bool) -> tf.Tensor:
-    """The batch (B, H, W, C) at a place of (n, B, H, W, C), in a function that is `compiled` by XLA or not.
+    """The batch (B, H, W, C) at position `place` of (n, B, H, W, C), for a function that XLA compiles or not.
 
-    XLA would compile a slice once more for each new offset in a loop (TensorFlow issue 76070). Without XLA a GPU cannot
+    XLA would compile a slice again for each new offset in a loop (TensorFlow issue 76070). Without XLA, a GPU cannot
     gather uint8.
     """
     return tf.gather(batches, place) if compiled else batches[place]
 
 
 def parts_of_batch(s: Settings, replicas: int = 1) -> int:
-    """The fewest equal parts of a batch that have at most BOUND_CHUNK draws each, or one image of each replica.
+    """The smallest number of equal parts of a batch that have at most BOUND_CHUNK draws each.
 
-    Each of several replicas has an equal share of each part.
+    If that is impossible, each part has one image of each replica. Each replica has an equal share of each part.
     """
-    images = s.batch_size // replicas  # of a replica
+    images = s.batch_size // replicas  # per replica
     if s.bound_samples == 1:
         return 1
 
@@ -136,7 +138,7 @@ def parts_of_batch(s: Settings, replicas: int = 1) -> int:
 
 
 def places_of_worker(s: Settings, crew: Workers) -> np.ndarray:
-    """Which images of a batch this process trains on, (B / workers,): the same share of each part of the batch."""
+    """The positions in a batch that this process trains on, (B / workers,): the same share of each part."""
     parts = parts_of_batch(s, crew.replicas)
     return np.arange(s.batch_size).reshape(parts, crew.count, -1)[:, crew.index].ravel()
 
@@ -149,19 +151,19 @@ def stream(
     first: int,
     chunk: int,
 ) -> Iterator[tf.Tensor]:
-    """The batches of the steps first, first + 1, ..., in this order: uint8 (at most `chunk` steps, B, H, W, C) each.
+    """Yield the batches of steps first, first + 1, ... in chunks: uint8 (at most `chunk` steps, B, H, W, C) each.
 
-    `rows` (steps, B) are the positions of each step's images; none before step `first` is read. prepare(batch, step)
-    is given each batch, uint8 (B, H, W, C), and returns what takes its place. A few chunks at most are in memory.
-    Whatever reading or preparing raises is raised here, as it is, in place of the chunk it was for.
+    `rows` (steps, B) are the positions of each step's images; no image before step `first` is read. prepare(batch,
+    step) takes each batch, uint8 (B, H, W, C), and returns its replacement. A few chunks at most are in memory. An
+    error of reading or preparing is raised here unchanged, in place of its chunk.
     """
     batch_size, shape = rows.shape[1], images.image_shape
-    # TensorFlow never lets go of a function that it was given, so what `run` needs is emptied at the end.
+    # TensorFlow keeps a reference to `run` for ever, so the dictionaries that `run` uses are cleared at the end.
     tasks = {
         "read": lambda place: images.read_at(rows.flat[place]),
         "prepare": lambda place, batch: prepare(batch, place // batch_size),
     }
-    failures = {}  # by place in the order: what was raised, of which TensorFlow would pass on the text only
+    failures = {}  # the exceptions by their place in the order, because TensorFlow passes on only their texts
 
     def run(task, place, *batch):
         try:
@@ -173,7 +175,7 @@ def stream(
     def call(task, shape, *arguments):
         return tf.ensure_shape(tf.numpy_function(partial(run, task), arguments, tf.uint8), shape)
 
-    places = partial(tf.data.Dataset.range, first * batch_size, rows.size)  # of images, one by one or of each batch
+    places = partial(tf.data.Dataset.range, first * batch_size, rows.size)  # of every image, or of each batch's first
     batches = places().map(partial(call, "read", shape), READERS, deterministic=True).batch(batch_size)
     if prepare:
         numbered = tf.data.Dataset.zip((places(batch_size), batches))
@@ -183,7 +185,7 @@ def stream(
     except tf.errors.OpError:
         if not failures:
             raise
-        raise failures[min(failures)] from None  # the first in order is what ended the stream
+        raise failures[min(failures)] from None  # the first in order ended the stream
     finally:
         tasks.clear()
         failures.clear()

@@ -1,6 +1,6 @@
-"""The best checkpoint of a run: that of the best test on the images of HELD_OUT, among those at the final KL weight.
+"""The best checkpoint of a run: it has the lowest objective on the images of HELD_OUT, at the final KL weight.
 
-Without HELD_OUT it would be chosen by the test images, which must choose nothing: then none is kept.
+Without HELD_OUT, only the test images could choose it. They must not choose anything, so then none is kept.
 """
 
 import math
@@ -11,11 +11,11 @@ from typing import Any
 from utils import runs
 from utils.settings import Settings, ramp_end
 
-Line = dict[str, Any]  # of the history
+Line = dict[str, Any]  # a line of the history
 
 
 def best_of(s: Settings, lines: Iterable[Line]) -> Line | None:
-    """The test with the lowest objective, the first of equal ones, or None; `s` has KL_STEPS as a number."""
+    """The test with the lowest objective, the first if several are equal, or None; `s` has KL_STEPS as a number."""
     tests = (line for line in lines if line["split"] == "test" and line["step"] > ramp_end(s))
     return min(tests, key=lambda line: line["objective"], default=None) if s.held_out else None
 
@@ -31,7 +31,7 @@ def kept(folder: Path, history: Iterable[Line]) -> Line | None:
 
 
 def check_kept(folder: Path) -> None:
-    """Raise RunError, saying why, if a run has no best checkpoint, and SettingsError for settings that are not read."""
+    """Raise RunError with the reason if a run has no best checkpoint, SettingsError if its settings cannot be read."""
     if runs.saved_steps(folder, "best"):
         return
     s, history = runs.saved_settings(folder, lambda line: None), runs.read_history(folder)

@@ -1,19 +1,19 @@
 """Random numbers. Each draw has a key: the seed, its purpose, and its position (layer, step, or epoch and batch).
 
-So a seed gives one run, and a resumed run draws what an unbroken one draws.
+So a seed determines a run, and a resumed run makes the same draws as an uninterrupted one.
 """
 
 import numpy as np
 
 from utils.start import keras, tf
 
-# What a draw is for; random_key has room for 16.
+# The purpose of a draw; random_key has room for 16.
 ENCODER_WEIGHTS, DECODER_WEIGHTS, SHUFFLE, PIXELS, NOISE, TEST_NOISE, GRID_LATENTS, IMPORTANCE_NOISE = range(8)
-PRIOR_WEIGHTS = 1_000  # a key of NumPy's only
+PRIOR_WEIGHTS = 1_000  # only in keys for NumPy
 
 
 def random_key(seed: tf.Tensor | int, purpose: int, step: tf.Tensor | int) -> tf.Tensor:
-    """The key (2,) of one draw by TensorFlow, different for each seed, purpose (0 to 15) and step."""
+    """The key (2,) of one TensorFlow draw, different for each seed, purpose (0 to 15) and step."""
     return tf.stack([tf.cast(seed, tf.int64) * 16 + purpose, tf.cast(step, tf.int64)])
 
 
