@@ -231,7 +231,7 @@ def test_the_zip_is_unpacked_once_and_nothing_outside_its_folder(faces, monkeypa
     (b"<!DOCTYPE html><html>Quota</html>",
      "an HTML page and no zip; a download over quota leaves one; fetch it again"),
     (b"PK\x03\x04 half of it",
-     "not the published file (MD5), but incomplete (15 bytes) or another; fetch it again"),
+     "not the published file (MD5); it is incomplete (15 bytes) or another file; fetch it again"),
 ])  # fmt: skip
 def test_a_zip_that_is_not_the_published_one_is_not_unpacked(faces, monkeypatch, content, why):
     zipped(faces, monkeypatch).write_bytes(content)

@@ -228,4 +228,4 @@ def test_a_checkpoint_of_another_run_and_one_of_another_model_are_told_apart(tmp
     checkpoint.write(str(folders[0] / "checkpoints" / "step-5"))  # without a word about whose it is
     checkpoint.write(str(folders[0] / "checkpoints" / "step-6"))
     assert "is damaged or of another run" in checkpoints.read(state()[0], folders[0], "step-5")
-    assert "which run it is of is not known" in checkpoints.read(state()[0], folders[0], "step-6")
+    assert "its run is unknown" in checkpoints.read(state()[0], folders[0], "step-6")

@@ -1,6 +1,6 @@
-"""CelebA (Liu et al. 2015) as a data set, from the user's folder, laid out as its authors or as Kaggle have it.
+"""CelebA (Liu et al. 2015) as a data set, from the user's folder, in the layout of its authors or of Kaggle.
 
-Nothing but names and attributes is kept in memory; images are read when they are asked for.
+Only names and attributes are kept in memory. Images are read when they are needed.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from utils.dataset import DataError, Dataset, hashed
 from utils.images import BAR, Prepared, describe, is_html, lazy_files, survey, why_bad
 from utils.settings import Settings
 
-CELEBA_CROP = 148  # of 178 x 218 pixels; with a bilinear resize to 64 what VAEs on CelebA are mostly trained on
+CELEBA_CROP = 148  # side of the square cut from 178 x 218 pixels; most VAEs on CelebA use it, resized to 64 (bilinear)
 CELEBA_MD5 = {
     "img_align_celeba.zip": "00d2c5bc6d35e252742224ab0c1e8fcb",
     "list_attr_celeba.txt": "75e246fa4810816ffd6ee81facbd244c",
     "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
 }
-PARTS = (b"0", b"1", b"2")  # in list_eval_partition.txt
+PARTS = (b"0", b"1", b"2")  # the values in list_eval_partition.txt
 TRAIN, TEST = 0, 2  # 1 is validation
 QUOTA = "a download over quota leaves one; fetch it again"
 
@@ -34,14 +34,14 @@ QUOTA = "a download over quota leaves one; fetch it again"
 def celeba(s: Settings, say: Say) -> Dataset:
     """CelebA, aligned and cropped, from DATA_DIR or a folder celeba/ or archive/ in it: RGB, 40 attributes as bool.
 
-    The official splits: 0 trains, 2 tests, and 1, validation, is left alone. All labels are 0. There are
-    list_eval_partition and list_attr_celeba, .txt or Kaggle's .csv, also in Eval/ and Anno/, and img_align_celeba/ or
-    img_align_celeba.zip, which is unpacked once, also in Img/. Raises DataError.
+    The official splits are used: 0 for training, 2 for testing; 1, validation, is not used. All labels are 0. The
+    folder needs list_eval_partition (or in Eval/) and list_attr_celeba (or in Anno/), each as .txt or as Kaggle's .csv.
+    It also needs img_align_celeba/ or img_align_celeba.zip (or in Img/); the zip is unpacked once. Raises DataError.
     """
     folder, partition_list, attribute_list = celeba_places(s.data_dir)
     names, parts, attributes, values = read_lists(partition_list, attribute_list)
     others = [path.name for path in (partition_list, attribute_list) if not is_published(path)]
-    for name in others:  # a set made in CelebA's layout is welcome
+    for name in others:  # another data set in CelebA's layout is allowed
         say(f"note       {name} is not CelebA's own (MD5)")
     train, test = np.flatnonzero(parts == TRAIN), np.flatnonzero(parts == TEST)
     check_parts(partition_list, len(train), len(test))
@@ -66,7 +66,7 @@ def celeba(s: Settings, say: Say) -> Dataset:
 
 
 def celeba_places(data_dir: str) -> tuple[Path, Path, Path]:
-    """The folder of CelebA, and its lists of parts and of attributes in it, there or not."""
+    """The folder of CelebA, its list of parts and its list of attributes; they may be missing."""
     base = Path(os.path.expanduser(data_dir))
     folders = [place for place in (base / "celeba", base / "archive", base) if place.is_dir()] or [base]
     lists = []
@@ -80,14 +80,14 @@ def celeba_places(data_dir: str) -> tuple[Path, Path, Path]:
 
 
 def check_parts(partition: Path, train: int, test: int) -> None:
-    """Raise DataError if CelebA has no image to train on or to test on."""
+    """Raise DataError if there is no image to train on, or none to test on."""
     if not train or not test:
         few = f"{train:,} images to train on (0) and {test:,} to test on (2)"
         raise DataError(f"{partition}: {few}; at least 1 of each is needed")
 
 
 def celeba_labels(data_dir: str) -> tuple[np.ndarray, np.ndarray]:
-    """The labels of CelebA's images to train on and to test on, all 0; the lists are not checked line by line yet.
+    """The labels of CelebA's training and test images, all 0. The lists are not yet checked line by line.
 
     Raises DataError.
     """
@@ -95,15 +95,15 @@ def celeba_labels(data_dir: str) -> tuple[np.ndarray, np.ndarray]:
     check_lists(partition, attributes)
     counts = Counter(line.replace(b",", b" ").split()[-1] for line in rows_of_list(partition) if line.strip())
     if not counts or counts.keys() - set(PARTS):
-        read_table(partition, 1, PARTS)  # which raises
+        read_table(partition, 1, PARTS)  # this raises DataError
     train, test = (counts[PARTS[part]] for part in (TRAIN, TEST))
     check_parts(partition, train, test)
     return np.zeros(train, np.uint8), np.zeros(test, np.uint8)
 
 
 def celeba_images(folder: Path) -> Path:
-    """The folder of the images, unpacked from the zip beside it if need be. Raises DataError."""
-    if (folder / "Img").is_dir():  # as its authors have it
+    """The folder of the images, unpacked from the zip beside it if necessary. Raises DataError."""
+    if (folder / "Img").is_dir():  # the authors' layout
         folder = folder / "Img"
     pictures, archive = folder / "img_align_celeba", folder / "img_align_celeba.zip"
     if not pictures.is_dir():
@@ -114,15 +114,15 @@ def celeba_images(folder: Path) -> Path:
             with open(archive, "rb") as file:
                 page = is_html(file.read(512))
             size = f"incomplete ({archive.stat().st_size:,} bytes)"
-            other = f"not the published file (MD5), but {size} or another; fetch it again"
+            other = f"not the published file (MD5); it is {size} or another file; fetch it again"
             raise DataError(f"{archive}: {f'an HTML page and no zip; {QUOTA}' if page else other}")
         unpack(archive, pictures)
-    nested = pictures / "img_align_celeba"  # as some repackaged zips have it
+    nested = pictures / "img_align_celeba"  # the layout of some repackaged zips
     return nested if nested.is_dir() else pictures
 
 
 def is_published(path: Path) -> bool:
-    """Whether one of CelebA's files is the published one."""
+    """Whether one of CelebA's files is the published one, by its MD5."""
     digest, size = hashlib.md5(usedforsecurity=False), path.stat().st_size
     with open(path, "rb") as file, tqdm.wrapattr(file, "read", total=size, desc="checking", **BAR) as watched:
         while block := watched.read(2**20):
@@ -131,27 +131,28 @@ def is_published(path: Path) -> bool:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack the JPEGs of a zip into the folder `target`, which appears whole or not at all. Raises DataError."""
+    """Unpack the JPEGs of a zip into the folder `target`, which appears complete or not at all. Raises DataError."""
     try:
         with zipfile.ZipFile(archive) as members, TemporaryDirectory(prefix=".", dir=target.parent) as beside:
             whole = Path(beside, target.name)
             whole.mkdir()
             for member in tqdm(members.infolist(), desc="unpacking", unit=" images", **BAR):
-                name = member.filename.replace("\\", "/").rpartition("/")[2]  # no folder, so none above this one
+                name = member.filename.replace("\\", "/").rpartition("/")[2]  # without folders, so ../ cannot escape
                 if name.lower().endswith(".jpg") and not name.startswith("."):
                     with members.open(member) as packed, open(whole / name, "xb") as file:
                         shutil.copyfileobj(packed, file)
-            if not target.is_dir():  # another run may have been faster
+            if not target.is_dir():  # another run may have made it meanwhile
                 os.rename(whole, target)
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{archive}: cannot be unpacked, {why_bad(error)}") from None
 
 
 def read_lists(partition: Path, path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]:
-    """CelebA's lists of parts and (`path`) of attributes: names of N images, bytes, their parts (N,), A attributes, and
-    whether each image has them, bool (N, A).
+    """Read CelebA's list of parts and its list of attributes (`path`).
 
-    Raises DataError for a list that is missing, a web page, wrong in a line, or of other images than the other one.
+    Returns the names of N images, as bytes; their parts (N,); A attributes; and whether each image has them, bool
+    (N, A). Raises DataError if a list is missing, is a web page or has a wrong line, or if the lists have different
+    images.
     """
     check_lists(partition, path)
     names, parts = read_table(partition, 1, PARTS)
@@ -175,7 +176,7 @@ def read_lists(partition: Path, path: Path) -> tuple[np.ndarray, np.ndarray, tup
 
 
 def check_lists(*paths: Path) -> None:
-    """Raise DataError for a list that is missing or a web page."""
+    """Raise DataError if a list is missing or is a web page."""
     for path in paths:
         try:
             with open(path, "rb") as file:
@@ -187,7 +188,7 @@ def check_lists(*paths: Path) -> None:
 
 
 def header_lines(path: Path) -> int:
-    """How many lines of a list are above those of the images."""
+    """The number of lines in a list above the images."""
     return 1 if path.suffix == ".csv" else 2 if path.name.startswith("list_attr") else 0
 
 
@@ -198,10 +199,10 @@ def rows_of_list(path: Path) -> list[bytes]:
 
 
 def read_table(path: Path, columns: int, allowed: tuple[bytes, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The lines of a list below its header, each a name and `columns` values.
+    """Read the lines of a list below its header, each a name and `columns` values.
 
-    Returns the names, bytes (N,), and for each value which of the allowed ones it is, uint8 (N, columns). Raises
-    DataError, which names the first line that is wrong.
+    Returns the names, bytes (N,), and the values as positions in `allowed`, uint8 (N, columns). Raises DataError, which
+    names the first wrong line.
     """
     names, rows, codes = [], [], {value: code for code, value in enumerate(allowed)}
     for line, text in enumerate(rows_of_list(path), header_lines(path) + 1):
@@ -218,7 +219,7 @@ def read_table(path: Path, columns: int, allowed: tuple[bytes, ...]) -> tuple[np
 
 
 def look_for(folder: Path, names: np.ndarray, listed_in: Path) -> np.ndarray:
-    """The ids, uint64 (N,), of the files of these names: of name and size. Raises DataError if one is missing."""
+    """The ids, uint64 (N,), of files: hashes of name and size. Raises DataError if a file is missing."""
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(os.fsencode(folder))}
     missing = [name for name in map(bytes, names) if name not in sizes]
     if missing:

@@ -1,4 +1,4 @@
-"""A run's checkpoints: written whole or not at all, and found out where they are damaged."""
+"""A run's checkpoints: they are written completely or not at all, and damage is detected."""
 
 import contextlib
 import errno
@@ -19,17 +19,17 @@ from utils.files import write_json
 from utils.settings import Settings
 from utils.start import tf
 
-KEPT_CHECKPOINTS = 3  # while a run trains
+KEPT_CHECKPOINTS = 3  # number kept while a run trains
 
 
 def checkpoint(vae: Any, **others: Any) -> tf.train.Checkpoint:
-    """What a run is saved as: the parts of the VAE (main.VAE) that it has, and whatever else has a state, by name."""
+    """The checkpoint of a run: the parts that its VAE (main.VAE) has, and anything else with a state, by name."""
     parts = vae._asdict() | {"prior": vae.prior.weights or None} | others
     return tf.train.Checkpoint(**{name: part for name, part in parts.items() if part is not None})
 
 
 def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
-    """Write the checkpoint of `step` and drop all but the newest. Raises OSError (a full disk, no permission)."""
+    """Write the checkpoint of `step` and delete all but the newest. Raises OSError (a full disk, no permission)."""
     write(checkpoint, folder, f"step-{step}")
     runs.note_saved(folder)
     keep_newest(folder, KEPT_CHECKPOINTS)
@@ -38,7 +38,8 @@ def save(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> None:
 def save_best(vae: Any, folder: Path, step: int) -> None:
     """Write the weights of the best test so far. Raises OSError.
 
-    Those of the best test before are kept until a checkpoint of a later step is there: a run may go on from before.
+    The previous best weights are kept until there is a checkpoint of a later step, because a run may be resumed from an
+    earlier one.
     """
     write(checkpoint(vae), folder, f"best-{step}")
 
@@ -46,8 +47,8 @@ def save_best(vae: Any, folder: Path, step: int) -> None:
 def write(checkpoint: tf.train.Checkpoint, folder: Path, name: str) -> None:
     """Write a checkpoint as `name`. Raises OSError.
 
-    It is written in a folder of its own and moved into place, the index last: without it a checkpoint does not count.
-    A JSON file beside it says which run it is of.
+    It is written to a temporary folder and then moved into place, the index last. A checkpoint without an index does
+    not count. A JSON file beside it records its run.
     """
     place = folder / "checkpoints"
     place.mkdir(exist_ok=True)
@@ -62,14 +63,14 @@ def write(checkpoint: tf.train.Checkpoint, folder: Path, name: str) -> None:
 
 
 def files_of(place: Path, name: str) -> list[Path]:
-    """The files of the checkpoint `name` in a folder, by their exact names: whatever else is there is not ours."""
+    """The files of the checkpoint `name` in a folder, by their exact names. Other files are not ours."""
     form = re.compile(rf"{name}\.(index|json|data-\d{{5}}-of-\d{{5}})")
     return [path for path in place.iterdir() if form.fullmatch(path.name)]
 
 
 @contextlib.contextmanager
 def plain_path(place: Path) -> Iterator[str]:
-    """A path for TensorFlow, which takes one with [ ] * ? or \\ for a pattern: then a link from elsewhere."""
+    """A path for TensorFlow. It reads [ ] * ? and \\ as a pattern, so such a path is replaced by a link elsewhere."""
     if not set("[]*?\\") & set(str(place.absolute())):
         yield str(place)
         return
@@ -79,9 +80,9 @@ def plain_path(place: Path) -> Iterator[str]:
 
 
 def keep_newest(folder: Path, count: int = 1) -> None:
-    """Drop all checkpoints of a run but the newest: of a finished run one is enough. Raises OSError.
+    """Delete all checkpoints of a run but the newest `count`; for a finished run one is enough. Raises OSError.
 
-    The best ones stay that were the best when a checkpoint was saved that stays, and the newest.
+    The newest best checkpoint stays. So does one that was the best when a remaining checkpoint was saved.
     """
     steps, best = runs.saved_steps(folder), runs.saved_steps(folder, "best")
     for old in steps[:-count]:
@@ -92,20 +93,20 @@ def keep_newest(folder: Path, count: int = 1) -> None:
 
 
 def drop_best_after(folder: Path, step: int) -> None:
-    """Drop the best checkpoints of after `step`, from which a run goes on: it will write them again. Raises OSError."""
+    """Delete the best checkpoints after `step`, because a run resumed there will write them again. Raises OSError."""
     for later in runs.saved_steps(folder, "best"):
         if later > step:
             drop(folder, f"best-{later}")
 
 
 def drop(folder: Path, name: str) -> None:
-    """Delete a checkpoint, its index first: without it a checkpoint does not count. Raises OSError."""
+    """Delete a checkpoint, its index first, because without it a checkpoint does not count. Raises OSError."""
     for path in sorted(files_of(folder / "checkpoints", name), key=lambda path: path.suffix != ".index"):
         path.unlink()
 
 
 def drop_unfinished(folder: Path) -> None:
-    """Delete what a killed `write` left, and nothing else."""
+    """Delete the temporary folders of a `write` that was killed, and nothing else."""
     place = folder / "checkpoints"
     for stale in place.iterdir() if place.is_dir() else ():
         if re.fullmatch(r"\.saving-\w{8}", stale.name) and stale.is_dir() and not stale.is_symlink():
@@ -113,9 +114,9 @@ def drop_unfinished(folder: Path) -> None:
 
 
 def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Say) -> None:
-    """Load the newest checkpoint that is whole, saying which were not; nothing if the run has none yet.
+    """Load the newest checkpoint that can be read, and report those that cannot. Do nothing if there is none yet.
 
-    Damage is found by the checksums that TensorFlow keeps of every tensor. Raises runs.RunError if none is whole.
+    Damage shows in the checksums that TensorFlow keeps of every tensor. Raises runs.RunError if none can be read.
     """
     drop_unfinished(folder)
     steps = runs.saved_steps(folder)
@@ -129,7 +130,7 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Say) -> None:
 
 
 def read(checkpoint: tf.train.Checkpoint, folder: Path, name: str, all_of_it: bool = True) -> str:
-    """Load a checkpoint of a run, or without `all_of_it` a part; say what is wrong with it, "" if nothing."""
+    """Load a checkpoint of a run, or only a part of it without `all_of_it`. Return what is wrong, or ""."""
     place = folder / "checkpoints"
     if wrong := of_another_run(folder, name):
         return wrong
@@ -148,7 +149,7 @@ def read(checkpoint: tf.train.Checkpoint, folder: Path, name: str, all_of_it: bo
 
 
 def of_another_run(folder: Path, name: str) -> str:
-    """In words that a checkpoint is not this run's; "" if it is, or if the run is of a time when they did not say."""
+    """Why a checkpoint is not of this run, in words; "" if it is, or if the run is too old to have an id."""
     run = runs.id_of(folder)
     if run is None:
         return ""
@@ -157,27 +158,27 @@ def of_another_run(folder: Path, name: str) -> str:
         index = zlib.crc32((folder / "checkpoints" / f"{name}.index").read_bytes())
         same = said["run"] == run
     except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"is damaged: which run it is of is not known ({one_line(str(error))})"
+        return f"is damaged: its run is unknown ({one_line(str(error))})"
     if not same:
         return "is of another run"
     return "" if said.get("index_crc32") == index else "is damaged or of another run: its index is not the one saved"
 
 
 def load_weights(vae: Any, folder: Path, kind: str = "step") -> None:
-    """Load the newest weights of a run, or with the kind "best" the best, into a VAE of the same shape.
+    """Load the newest weights of a run, or the best ones if `kind` is "best", into a VAE of the same shape.
 
     Raises runs.RunError if there are none.
     """
     name = f"{kind}-{runs.newest_step(folder, kind)}"
-    if wrong := read(checkpoint(vae), folder, name, all_of_it=False):  # the optimizer's part is not wanted
+    if wrong := read(checkpoint(vae), folder, name, all_of_it=False):  # the optimizer's part is not needed
         raise runs.RunError(f"{folder / 'checkpoints' / name} {wrong}")
 
 
 def start_from(settings: Settings, vae: Any, say: Say) -> None:
     """Give an untrained VAE the newest weights of the run START_FROM.
 
-    `say` is given notes where that run was saved with other constants than params.py has.
-    Raises SettingsError if that run's networks are others, and runs.RunError.
+    `say` gets a note if that run was saved with constants other than those in params.py.
+    Raises SettingsError if that run's networks differ, and runs.RunError.
     """
     load_weights(vae, runs.to_start_from(settings, say))
 
@@ -185,7 +186,7 @@ def start_from(settings: Settings, vae: Any, say: Say) -> None:
 # --- errors -----------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def os_errors(place: Path) -> Iterator[None]:
-    """Raise what TensorFlow's writers raise (a full disk, no permission) as OSError."""
+    """Turn the errors of TensorFlow's writers (a full disk, no permission) into OSError."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -193,6 +194,6 @@ def os_errors(place: Path) -> Iterator[None]:
 
 
 def one_line(message: str) -> str:
-    """An error's first line, or its last 60 characters if it is long."""
+    """The first line of an error, or the last 60 characters of that line if it is longer."""
     line = next(iter(message.strip().splitlines()), "no reason given")
     return line if len(line) <= 60 else f"...{line[-60:]}"

@@ -1,6 +1,6 @@
-"""What each program here does around its work: reads a command line, and turns what goes wrong into one line.
+"""The frame of each program here: it reads the command line, and reports an error in one line.
 
-It imports nothing of the project, so that every room can raise a Problem.
+It imports nothing from the project, so every module can raise a Problem.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-Say = Callable[[str], None]  # what shows a line on the console
+Say = Callable[[str], None]  # a function that shows a line on the console
 NO_MEMORY = (
     "ResourceExhausted",
     "RESOURCE_EXHAUSTED",
@@ -28,48 +28,46 @@ NO_MEMORY = (
     "out of memory",
     "Out of memory",
     "could not create a primitive",
-)  # the last is what oneDNN, TensorFlow's convolutions on a CPU, says
+)  # the last message is from oneDNN, which computes TensorFlow's convolutions on a CPU
 TO_LOWER = "lower BATCH_SIZE, BOUND_CHUNK, IMAGE_SIZE or the sizes of layers, or end other programs"
 
 
 class Problem(Exception):
-    """What ends a program and is no fault of the code. Its text is shown to the user as it is."""
+    """An error that ends a program and is no fault of the code. Its text is shown to the user unchanged."""
 
-    exit_code = 1  # 2 where the command line or params.py has to change
+    exit_code = 1  # 2 if the command line or params.py must change
 
 
 class OutOfMemory(Problem):
-    """Memory ran out; its text says what to lower, and what is left to go on from."""
+    """Memory ran out. The text says which settings to lower, and from where the run can go on."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, NumPy's, TensorFlow's, or XLA's, which has no type of its
-    own.
-    """
+    """Whether an error of Python, NumPy, TensorFlow or XLA (which has no own type for it) means out of memory."""
     return isinstance(error, MemoryError) or any(sign in f"{type(error).__name__}: {error}" for sign in NO_MEMORY)
 
 
 class Stopped(BaseException):
-    """Ctrl-C, SIGTERM or SIGHUP, whose number is args[0]. Like KeyboardInterrupt it is not an Exception."""
+    """Ctrl-C, SIGTERM or SIGHUP; args[0] is the signal's number. Like KeyboardInterrupt, it is not an Exception."""
 
 
-# What asks a program to end, in the order of their numbers: a terminal that is closed (Windows has none), Ctrl-C, kill.
+# Signals that ask a program to end: the terminal was closed (Windows lacks this one), Ctrl-C, kill. In numerical order.
 STOPPING = tuple(number for name in ("SIGHUP", "SIGINT", "SIGTERM") if (number := getattr(signal, name, None)))
-REPEATED = 0.5  # seconds in which a signal means what the one before did: a terminal and a parent may both send it
+REPEATED = 0.5  # seconds; a signal this soon after another is a repetition, as a terminal and a parent may both send it
 
 
 def begin() -> None:
-    """Until `run`, Ctrl-C ends the program without a traceback. Whatever the console is, what is printed fits it."""
+    """Make Ctrl-C end the program without a traceback until `run`, and make printing safe on any console."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it finds no place for its cache harms nobody
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # hide its warning about a missing cache, which is harmless
     prepare_streams()
 
 
 def run(program: str, work: Callable[[], Any], when_stopped: str = "") -> int:
-    """Call work() and return the exit code of the program; what went wrong is a line on stderr.
+    """Call work() and return the exit code of the program. An error is shown in one line on stderr.
 
-    0 for success, 1 or 2 for a Problem or an OSError, 128 + the signal's number after one of STOPPING, where the line
-    `when_stopped` says what the user can do next.
+    The code is 0 for success, 1 or 2 for a Problem or an OSError, and 128 + the signal's number after a signal of
+    STOPPING. After a signal, the line `when_stopped` says what the user can do next.
     """
     prepare_streams()
     with handled(stops()):
@@ -77,12 +75,12 @@ def run(program: str, work: Callable[[], Any], when_stopped: str = "") -> int:
 
 
 def exit_code(program: str, work: Callable[[], Any], when_stopped: str) -> int:
-    """What `run` returns, and the lines it prints, while handlers for STOPPING are set."""
+    """Do the work of `run` while handlers for STOPPING are set: print the lines and return the exit code."""
     try:
         try:
             work()
         finally:
-            for number in STOPPING:  # work has ended, and so does the program: a line or two are left
+            for number in STOPPING:  # the program ends anyway, and only a line or two must still be printed
                 signal.signal(number, signal.SIG_IGN)
     except (KeyboardInterrupt, Stopped) as stopped:
         if when_stopped:
@@ -104,8 +102,9 @@ def exit_code(program: str, work: Callable[[], Any], when_stopped: str) -> int:
 
 
 def stops() -> Callable[[int, Any], None]:
-    """A signal handler that raises Stopped, once for signals that come together: a second exception on the heels of
-    the first one would be lost in TensorFlow's code, or break it.
+    """Make a signal handler that raises Stopped, only once for signals that come together.
+
+    A second exception right after the first would get lost in TensorFlow's code, or break it.
     """
     last = [float("-inf")]
 
@@ -119,13 +118,13 @@ def stops() -> Callable[[int, Any], None]:
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Within the block `handler` is called for a signal of STOPPING, but for a SIGHUP that nohup has ignored.
+    """Within the block, call `handler` for a signal of STOPPING, except for a SIGHUP that nohup ignores.
 
-    A shell ignores SIGINT for what a script starts in the background, which is to be stopped by one all the same.
+    If a script starts a program in the background, the shell ignores SIGINT for it. Here SIGINT stops it nevertheless.
 
-    Python's handlers then run on a stack of their own, which faulthandler brings along. On the stack of the thread that
-    a signal interrupts they damaged memory: oneDNN's matrix products keep numbers there that a handler may overwrite,
-    and under a rain of signals TensorFlow 2.21 crashed in 7 of 10 trainings of small networks, but in none of 8 so.
+    faulthandler gives Python's handlers a separate stack. On the stack of the interrupted thread they damaged memory:
+    oneDNN's matrix products keep numbers there that a handler may overwrite. Under very many signals, TensorFlow 2.21
+    crashed in 7 of 10 trainings of small networks. With the separate stack it crashed in none of 8.
     """
     if sys.__stderr__ and not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__)
@@ -143,35 +142,35 @@ def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 # --- what is printed --------------------------------------------------------------------------------------------------
 def shown(path: str | bytes | Path) -> str:
-    """A name from outside as text for one line: quoted, with escapes, if it has what is no plain character."""
+    """A name from outside as text for one line. If it has unprintable characters, it is quoted, with escapes."""
     text = os.fsencode(path).decode(errors="backslashreplace") if not isinstance(path, str) else path
     return text if text.isprintable() else repr(text)
 
 
 def in_one_line(text: str) -> str:
-    """A text whose line breaks, escape sequences and the like are written as escapes."""
+    """A text in one line: line breaks, control sequences and the like are written as escapes."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class Console(io.TextIOWrapper):
-    """A stream whose reader may leave (`| head`, a closed terminal): what is printed then is dropped, work goes on."""
+    """A stream whose reader may leave (`| head`, a closed terminal). Later output is dropped, and work goes on."""
 
     def write(self, text: str) -> int:
-        """As that of any text file; on stdout, where no bar is drawn, without escape sequences from names."""
+        """Write text; on stdout, which shows no bars, escape the control sequences that a name may hold."""
         on_stdout = self.name == "<stdout>"
         with unread_dropped():
             super().write("\n".join(map(in_one_line, text.split("\n"))) if on_stdout else text)
         return len(text)
 
     def flush(self) -> None:
-        """As that of any text file."""
+        """Flush the stream."""
         with unread_dropped():
             super().flush()
 
 
 @contextlib.contextmanager
 def unread_dropped() -> Iterator[None]:
-    """Within the block it is no error that nobody reads."""
+    """Within the block, ignore the error that nobody reads the output."""
     try:
         yield
     except OSError as error:
@@ -180,22 +179,22 @@ def unread_dropped() -> Iterator[None]:
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr Consoles that write as escapes what their encoding lacks."""
+    """Make stdout and stderr Consoles. They write characters that their encoding lacks as escapes."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if type(stream) is io.TextIOWrapper:  # and no one's own
+        if type(stream) is io.TextIOWrapper:  # not a replacement, such as a test's
             stream.flush()
             kept = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
             setattr(sys, name, Console(stream.buffer, stream.encoding, "backslashreplace", **kept))
 
 
 def waiting_bar(doing: str, total: int, done: int = 0) -> tqdm:
-    """A bar with the time left of what takes long, 79 columns wide; its line is free again when it is closed.
+    """A progress bar with the time left, 79 columns wide. When it is closed, its line is free again.
 
-    Work that is done within two seconds shows none, nor does "". One that is made while another one is open is drawn
-    below that. tqdm shows a bar within `update` only, which should be called each second or so.
+    No bar is shown if `doing` is "", or if the work takes less than two seconds. A bar that is made while another one
+    is open is drawn below it. tqdm draws only within `update`, so call that about once a second.
     """
-    hidden = {} if doing else {"disable": True}  # else tqdm asks the environment
+    hidden = {} if doing else {"disable": True}  # without the key, tqdm follows the environment
     form = f"{doing:<10} |{{bar}}| {{remaining}} left"
     return tqdm(
         total=total, initial=done, delay=2, leave=False, miniters=0, ncols=79, ascii=" #", bar_format=form, **hidden
@@ -204,13 +203,13 @@ def waiting_bar(doing: str, total: int, done: int = 0) -> tqdm:
 
 # --- command lines ----------------------------------------------------------------------------------------------------
 def refuse(program: str, message: str) -> NoReturn:
-    """Say in one line what is wrong with a program's command line, and exit with code 2."""
+    """Report in one line what is wrong with a program's command line, and exit with code 2."""
     print(f"{program}: error: {in_one_line(message)}", file=sys.stderr)
     raise SystemExit(2) from None
 
 
 def experiment_parser(name: str, doc: str) -> argparse.ArgumentParser:
-    """The command line of experiments/<name>.py. --help shows the docstring; a mistake is one line."""
+    """The command line of experiments/<name>.py. --help shows the docstring; a mistake is reported in one line."""
     prepare_streams()
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{name}",
