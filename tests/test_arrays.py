@@ -298,7 +298,7 @@ def test_an_npz_that_cannot_be_used_is_one_line(content, told, tmp_path):
         ("train-images-idx3-ubyte", idx(GREY)[:-1], "959 bytes of elements, but its first bytes announce 960"),
         ("a.npz", b"PK\x03\x04 half a file", "File is not a zip file"),
         ("a.npy", b"\x93NUMPY", "EOF"),
-        ("a.npy", b"<html>", "not a file of arrays; one is needed (.npz, .npy, .csv or IDX, plain or .gz)"),
+        ("a.npy", b"<html>", "not a file of arrays, by its content; one is needed (.npz, .npy, .csv or IDX, plain or .gz)"),
         ("a.npz.gz", b"\x1f\x8b half", ""),
     ],
 )

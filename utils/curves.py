@@ -1,4 +1,4 @@
-"""curves.png: how a run went, and the KL of each latent at its end."""
+"""curves.png: the course of a run, and the KL of each latent at its end."""
 
 import textwrap
 from pathlib import Path
@@ -16,10 +16,11 @@ TRAIN, TEST, RAMP = "#8fb4d9", "#d1495b", "#f2c14e"  # colours
 
 
 def save_curves(path: Path, history: list[Line], s: Settings, report: dict[str, Any]) -> None:
-    """Draw a run's history and the KL of each latent of its report.json, so that it stands alone. Raises OSError.
+    """Draw a run's history and the KL of each latent from its report.json. Raises OSError.
 
-    The ELBO is first and large, because it alone compares over the whole run. The other panels are the objective, its
-    parts, the active units and the KL per latent; what the run does not have is left out.
+    The picture can be read on its own. The ELBO comes first and is large, because only the ELBO can be compared over
+    the whole run. The other panels show the objective, its parts, the active units and the KL per latent. A panel for
+    which the run has no numbers is left out.
     """
     if not history:
         return
@@ -69,7 +70,7 @@ def save_curves(path: Path, history: list[Line], s: Settings, report: dict[str, 
 
 
 def placed(history: list[Line]) -> list[Line]:
-    """The lines with where they are drawn, `at`: one of training, a mean, in the middle of its steps."""
+    """The lines, each with the step `at` which it is drawn. A training line is a mean, so it is in mid-interval."""
     lines, begin = [], 0
     for line in history:
         is_mean = line["split"] == "train"
@@ -79,14 +80,14 @@ def placed(history: list[Line]) -> list[Line]:
 
 
 def draw_curve(axes: Axes, lines: list[Line], name: str, s: Settings) -> None:
-    """Draw a number of the history over steps, for training and test images, over the shaded ramp of the KL weight.
+    """Draw one quantity of the history over steps, for training and test images, and shade the ramp of the KL weight.
 
-    The axis leaves out the steep change of the first twentieth, so that the rest can be read.
+    The vertical axis ignores the steep change in the first twentieth of the run, so that the rest can be read.
     """
     last = lines[-1]["step"]
     for split, style in (("train", {"color": TRAIN}), ("test", {"color": TEST, "marker": "o", "markersize": 3})):
         points = [(line["at"], line[name]) for line in lines if line["split"] == split and line.get(name) is not None]
-        if len(points) == 1:  # which a line alone would not show
+        if len(points) == 1:  # a line through one point would be invisible
             style |= {"marker": "o", "markersize": 3}
         if points:
             axes.plot(*zip(*points, strict=True), label=split, linewidth=1.2, **style)
@@ -98,9 +99,9 @@ def draw_curve(axes: Axes, lines: list[Line], name: str, s: Settings) -> None:
 
 
 def draw_weight(axes: Axes, lines: list[Line], s: Settings) -> None:
-    """Draw the KL weight over steps into the panel of the objective, on an axis of its own, and name its ramp."""
+    """Draw the KL weight over steps in the panel of the objective, with its own axis, and label its ramp."""
     points = [(line["at"], line["kl_weight"]) for line in lines if line["split"] == "train"]
-    if not points:  # a history that has been damaged
+    if not points:  # the history was damaged
         return
     style = {"color": "grey", "linewidth": 0.9, "linestyle": ":", "marker": "o" * (len(points) == 1), "markersize": 3}
     right = axes.twinx()
@@ -113,12 +114,12 @@ def draw_weight(axes: Axes, lines: list[Line], s: Settings) -> None:
         words = f"KL weight {s.kl_weight_start:g} → {s.kl_weight_end:g}"
         words += f", {s.kl_cycles} times" if s.kl_schedule == "cyclical" else ""
         words += f" at step {s.kl_steps:,}" if lines[-1]["step"] < s.kl_steps else ""
-        place = {"transform": axes.transAxes, "ha": "right", "va": "top"}  # where few objectives are
+        place = {"transform": axes.transAxes, "ha": "right", "va": "top"}  # the objective rarely passes there
         axes.text(0.98, 0.97, words, fontsize=8, bbox={"color": RAMP, "alpha": 0.35, "pad": 2}, **place)
 
 
 def bound_in_words(report: dict[str, Any]) -> str:
-    """What a run has for an ELBO."""
+    """The name of the sum that a run reports as its ELBO, or instead of it."""
     names = {"likelihood": "ELBO", "density": "ELBO of a density"}
     return names.get(report["kind"], f"{NO_ELBO} (this loss has no ELBO)")
 
@@ -137,7 +138,7 @@ def objective_in_words(s: Settings) -> str:
 
 
 def run_in_words(run: str, s: Settings, report: dict[str, Any]) -> str:
-    """Which run it is and what came of it, above its settings: a few lines."""
+    """The run's name and its result, and below them its settings: a few lines."""
     elbo = report[NO_ELBO] if report["test_elbo"] is None else report["test_elbo"]
     found = {
         f"test reconstruction loss {report['test_reconstruction']:,.2f} nats": s.autoencoder,

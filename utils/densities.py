@@ -22,26 +22,29 @@ def laplace(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
 
 
 def discretised_logistic(x: tf.Tensor, logits: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
-    """8-bit pixels: the mass that a logistic distribution of scale exp(log_scale) about sigmoid(logits) has between a
-    brightness and its neighbours, which are 1/255 away. 0 and 1 also have what lies beyond them (Salimans et al. 2017,
-    eq. 2).
+    """8-bit pixels with the discretised logistic distribution (Salimans et al. 2017, eq. 2).
 
-    sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): its logarithm stays finite whatever is rounded.
+    The logistic distribution has scale exp(log_scale) and mean sigmoid(logits). The probability of a brightness is the
+    mass within 1/510 of it, half the distance to its neighbours. 0 and 1 also get the mass beyond them.
+
+    The mass is computed as sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)). The logarithm of this
+    product stays finite despite rounding.
     """
     scale = tf.exp(log_scale)
     above, below = ((x - tf.sigmoid(logits) + half) / scale for half in (1 / 510, -1 / 510))
-    log_below_upper, log_above_lower = -tf.nn.softplus(-above), -tf.nn.softplus(below)  # logs of what is < and > an end
+    # The logs of the mass below the upper end, and of the mass above the lower end.
+    log_below_upper, log_above_lower = -tf.nn.softplus(-above), -tf.nn.softplus(below)
     between = log_below_upper + log_above_lower + tf.math.log(-tf.math.expm1(-1 / (255 * scale)))
     log_mass = tf.where(x <= 0, log_below_upper, tf.where(x >= 1, log_above_lower, between))
     return -tf.reduce_sum(log_mass, axis=1)
 
 
 LOSSES = {"mse": gaussian, "ad": laplace, "logistic": discretised_logistic}  # by LOSS
-INITIAL_LOG_SCALES = {"logistic": -3.0}  # an error of 0.05 in brightness, because it moves slowly; the others: 0
+INITIAL_LOG_SCALES = {"logistic": -3.0}  # a scale of 0.05 in brightness, because this one learns slowly; others: 0
 
 
 def initial_log_scale(s: Settings) -> keras.Variable | None:
-    """The log of the width, which is trained like a weight; None if the width is fixed."""
+    """The log of the noise width, trained like a weight; None if the width is fixed."""
     if s.decoder_scale == "fixed":
         return None
     initial = keras.initializers.Constant(INITIAL_LOG_SCALES.get(s.loss, 0.0))

@@ -1,4 +1,4 @@
-"""What needs no TensorFlow to be refused is refused here, before that loads, which takes seconds."""
+"""Refuse bad commands early: these checks need no TensorFlow, which takes seconds to load."""
 
 import os
 
@@ -8,29 +8,29 @@ from utils.settings import Command
 
 
 def refuse_early(command: Command) -> None:
-    """Exit with code 2 and a line if a run is to be continued, started from, named or fed that cannot be."""
-    if "TF_CONFIG" in os.environ:  # one of several workers: the chief alone has the run, and all have to hear of it
+    """Exit with code 2 and one line if the run cannot be resumed, started from another, named or given its data."""
+    if "TF_CONFIG" in os.environ:  # one of several workers: only the chief has the run, and all must learn of an error
         return
     try:
         check(command)
     except Problem as problem:
         refuse("main.py", str(problem))
     except OSError:
-        return  # the run comes to it again, and says what it is
+        return  # the run will meet this error again and report it
 
 
 def check(command: Command) -> None:
-    """Raise the Problem that main.main would come to, as far as it can be seen at once."""
-    from utils import data  # here, because a typo does not have to wait for NumPy
+    """Raise the Problem that main.main would raise, if it can be found quickly."""
+    from utils import data  # imported here, so that a typo is reported without loading NumPy
 
     def later(note: str) -> None:
-        """Notes are shown when the run begins."""
+        """Do nothing, because notes are shown when the run begins."""
 
     settings, folder = runs.asked_for(command, later)
     if folder is None:
         runs.check_place(settings)
     else:
-        with runs.locked(folder):  # by no other process
+        with runs.locked(folder):  # raises if another process holds the lock
             pass
     if runs.starts_from_another(settings, folder):
         runs.to_start_from(settings, later)

@@ -1,6 +1,6 @@
-"""What a trained VAE is worth: its terms on test images, their log-likelihood, and the files that say so.
+"""Evaluate a trained VAE: its loss terms on test images, their log-likelihood, and the files with these results.
 
-Functions of main.py (loss_terms, reconstruction_loss, decode) are handed over as arguments.
+Functions of main.py (loss_terms, reconstruction_loss, decode) are passed as arguments.
 """
 
 import math
@@ -25,9 +25,9 @@ Evaluate = Callable[[np.ndarray], list[np.ndarray]]  # what compile_evaluation r
 
 
 def compile_evaluation(vae: Any, s: Settings, loss_terms: Callable) -> Evaluate:
-    """A function: uint8 images (N, H, W, C) -> reconstruction loss (N,), KL (N, L), z_mean (N, L), as NumPy arrays.
+    """Make a function: uint8 images (N, H, W, C) -> NumPy reconstruction loss (N,), KL (N, L), z_mean (N, L).
 
-    Its noise is the same every time, so that two epochs differ only by what was learned.
+    Its noise is the same every time. So two epochs differ only in what was learned.
     """
 
     @tf.function(jit_compile=xla_pays(vae.encoder, vae.decoder))
@@ -43,15 +43,16 @@ def compile_evaluation(vae: Any, s: Settings, loss_terms: Callable) -> Evaluate:
 def compile_weighing(
     vae: Any, s: Settings, reconstruction_loss: ReconstructionLoss, apart: int, sizes: Sequence[int] = ()
 ) -> Callable[..., Iterator[tuple[int, likelihood.Sums]]]:
-    """weigh(images, start, z_mean, z_log_std, samples): weigh so many draws of each image, a few at a time.
+    """Make weigh(images, start, z_mean, z_log_std, samples), which weighs `samples` draws of each image.
 
-    The uint8 images (B, H, W, C) have the posteriors N(z_mean, exp(z_log_std)^2), (B, L + NOISE_DIM), and `start` is
-    the number of the first of them. Draw k has the key start * `apart` + k: no two batches share a draw if `apart` is
-    at least `samples`. For each few draws it yields how many they were, and the sums of all so far, with a row for the
-    bound of each number of draws in `sizes`. Between them a bar can move, and Ctrl-C is heard.
+    The uint8 images (B, H, W, C) have the posteriors N(z_mean, exp(z_log_std)^2), (B, L + NOISE_DIM). `start` is the
+    number of the first image. Draw k has the key start * `apart` + k. So no two batches share a draw if `apart` is at
+    least `samples`. `weigh` works on a few draws at a time. After each few it yields their number and the sums of all
+    draws so far, with a row for the bound of each number of draws in `sizes`. In between, a bar can move, and Ctrl-C
+    works.
     """
     compiled = xla_pays(vae.encoder, vae.decoder)
-    at_once = 8_000 if compiled else 1_000  # draws a call, of all images: a tenth of a second, or of convolutions two
+    at_once = 8_000 if compiled else 1_000  # draws a call, over all images: a tenth of a second; convolutions: two
 
     @tf.function(jit_compile=compiled)
     def weigh_draws(images, start, z_mean, z_log_std, first, stop, sums):
@@ -71,14 +72,14 @@ def compile_weighing(
         for first in range(0, samples, few):
             stop = min(first + few, samples)
             sums = weigh_draws(*batch, tf.constant(first), tf.constant(stop), sums)
-            sums.log_sum.numpy()  # here Python waits
+            sums.log_sum.numpy()  # wait for the result, so that a bar can move and Ctrl-C works
             yield stop - first, sums
 
     return weigh
 
 
 def has_log_likelihood(s: Settings) -> bool:
-    """Whether a run's log-likelihood, or log-density, is estimated."""
+    """Whether the log-likelihood, or log-density, of a run is estimated."""
     return bool(s.nll_samples) and report.kind(s) != "none"
 
 
@@ -95,7 +96,7 @@ def estimate_log_likelihood(
     at_once = size.at_once(vae)
 
     def estimate(images, start):
-        for draws, sums in weigh(images, start, *encode(images), s.nll_samples):  # noqa: B007 (the last ones are of all)
+        for draws, sums in weigh(images, start, *encode(images), s.nll_samples):  # noqa: B007 (the last sums are used)
             bar.update(draws)
         return likelihood.estimate(sums, s.nll_samples)
 
@@ -131,7 +132,7 @@ def judge(
     if s.latent_dim == 2 and not s.noise_dim and s.prior == "standard" and not s.autoencoder:
         (last,) = [line for line in history if line["split"] == "test"][-1:]
         pictures.write_manifold(folder, s, partial(decode, vae), z_mean, dataset.test_labels, dataset.label_names, last)
-    # Where TensorBoard has event files, because its projector looks nowhere else.
+    # The projector of TensorBoard only looks in folders with event files.
     called = dataset.test_labels, dataset.label_names
     pictures.write_projector(folder / "tensorboard" / "test", z_mean, *called, dataset.test_images)
     explore.leave_page(say, folder, vae, s, dataset, (reconstruction, kl), judged)
