@@ -129,7 +129,7 @@ def test_old_runs_of_which_one_began_with_the_other_have_seen_the_images_of_both
     runs.find("one", s.output_dir).joinpath("params.json").unlink()
     said = []
     data.prepare(runs.saved_settings(tmp_path / "two", print), said.append, tmp_path / "two")  # stays usable
-    assert said[0].startswith("note       what one was trained on, and may be tested on here, is not known: ")
+    assert said[0].startswith("note       it is unknown which images one was trained on; some may be test images: ")
 
 
 @pytest.mark.parametrize("is_old", [False, True])
@@ -194,7 +194,7 @@ def test_a_run_from_before_has_its_old_split_if_the_counts_match(pictures, tmp_p
         others = {"run_name": "two", "start_from": "one", "data_dir": str(tmp_path / "others")}
         said = []
         data.prepare(pictures.model_copy(update=others), said.append)
-        assert said[0].startswith("note       what one was trained on, and may be tested on here, is not known: ")
+        assert said[0].startswith("note       it is unknown which images one was trained on; some may be test images: ")
         return
     dataset = data.prepare(pictures, print, folder)
     assert [name.decode() for name in dataset.test_names] == OLD_TEST

@@ -14,18 +14,18 @@ from utils.dataset import TEST_BINARIZATION_KEY, DataError, Dataset, binarized, 
 from utils.files import why_no_folder
 from utils.settings import Settings, SettingsError, with_kl_steps
 
-OF_EACH_IMAGE = ("images", "labels", "attributes", "ids", "names")  # what a Dataset has of the images of each part
+OF_EACH_IMAGE = ("images", "labels", "attributes", "ids", "names")  # a Dataset has these for each part
 
 
 def prepare(s: Settings, say: Say, folder: Path | None = None) -> Dataset:
-    """The images that the settings name, of the run in `folder`, if that is given, those that it has had.
+    """Prepare the data set that the settings name; a run in `folder` gets the same images as before.
 
-    The test images are binarised here, once and for all. Its `details` also get "labels", which has for the name of
-    each label how many images are trained and tested on. Raises SettingsError, DataError and runs.RunError.
+    The test images are binarised here, only once. The `details` also get "labels": for the name of each label, the
+    numbers of training and test images. Raises SettingsError, DataError and runs.RunError.
     """
     saved = known.load(folder)
     whole = read(s, say, folder, saved)
-    is_new = folder is None or not (saved or known.is_old(folder))  # on other workers a new run has a folder, too
+    is_new = folder is None or not (saved or known.is_old(folder))  # on other workers, a new run has a folder too
     other = started_from(s, is_new, say) if s.start_from and not saved else None
     if other and is_new:
         whole = with_sides_of(other, whole, say)
@@ -43,7 +43,7 @@ def prepare(s: Settings, say: Say, folder: Path | None = None) -> Dataset:
 
 
 def chosen(s: Settings, whole: Dataset, say: Say) -> Dataset:
-    """The images that LABELS and HELD_OUT leave."""
+    """The images that remain after LABELS and HELD_OUT."""
     dataset = whole
     if s.labels:
         dataset = with_labels(dataset, chosen_labels(s.labels, dataset.label_names, say))
@@ -57,11 +57,11 @@ def chosen(s: Settings, whole: Dataset, say: Say) -> Dataset:
 
 
 def started_from(s: Settings, is_new: bool, say: Say) -> known.Record | None:
-    """What the run START_FROM has saved of its images.
+    """The record of the images of the run START_FROM.
 
-    If it was made before runs did, that follows from its settings, as long as its data are there; else `say` is given
-    a line. Raises runs.RunError, and DataError if those data have changed and are trained on, but neither if the
-    run that began so is not new.
+    If that run is older than such records, the record is derived from its settings and its data. If that is impossible,
+    `say` gets a note. For a new run, raises runs.RunError, and DataError if those data have changed and this run trains
+    on them.
     """
     settings = s
     try:
@@ -73,18 +73,18 @@ def started_from(s: Settings, is_new: bool, say: Say) -> known.Record | None:
         is_same = settings.dataset == s.dataset and len(places) == 1
         if is_new and (is_same or isinstance(error, runs.RunError)):
             raise
-        say(f"note       what {s.start_from} was trained on, and may be tested on here, is not known: {error}")
+        say(f"note       it is unknown which images {s.start_from} was trained on; some may be test images: {error}")
         return None
 
 
 def quiet(note: str) -> None:
-    """Say nothing."""
+    """Ignore a note."""
 
 
 def with_sides_of(other: known.Record, whole: Dataset, say: Say) -> Dataset:
-    """The images that another run has had, on the side and in the order that they had there, behind those that are new.
+    """Put the images that another run has had on the same side and in the same order as there, after the new images.
 
-    So HELD_OUT takes the same ones. Where the split was not drawn here, each keeps the side that it is given.
+    So HELD_OUT takes the same images. If the split was given, not drawn, each image keeps its given side.
     """
     ids = np.concatenate((whole.train_ids, whole.test_ids))
     is_test = was_test = np.arange(len(ids)) >= len(whole.train_ids)
@@ -107,7 +107,7 @@ def with_sides_of(other: known.Record, whole: Dataset, say: Say) -> Dataset:
 
 
 def joined(first: Any, second: Any) -> Any:
-    """Two arrays, or two views of the same LazyImages, one behind the other; None for None."""
+    """Join two arrays, or two views of the same LazyImages; None for None."""
     if first is None or isinstance(first, np.ndarray):
         return None if first is None else np.concatenate((first, second))
     return replace(first, numbers=np.concatenate((first.numbers, second.numbers)))
@@ -142,9 +142,9 @@ def check(
 
 
 def chosen_labels(typed: Sequence[int | str], names: Sequence[str], say: Say = lambda note: None) -> list[int]:
-    """The numbers of labels that are given by name or by number; -1 of an unknown name. A name goes first.
+    """The numbers of labels that are given by name or by number; -1 for an unknown name. Names take precedence.
 
-    `say` gets a note about a number that is the name of another one.
+    `say` gets a note if a typed number is the name of a label with another number.
     """
     numbers = []
     for label in typed:
@@ -156,7 +156,7 @@ def chosen_labels(typed: Sequence[int | str], names: Sequence[str], say: Say = l
 
 
 def listed(labels: np.ndarray, names: Sequence[str]) -> str:
-    """The names of labels (N,), at most ten of them; of numbers in a row the first and the last."""
+    """List the names of labels (N,), at most ten. For consecutive numbers, list the first and the last."""
     if not names and len(labels) == labels[-1] - labels[0] + 1:
         return f"{labels[0]} to {labels[-1]}"
     more = f" and {len(labels) - 10:,} more" if len(labels) > 10 else ""
@@ -164,7 +164,7 @@ def listed(labels: np.ndarray, names: Sequence[str]) -> str:
 
 
 def counts_by_name(dataset: Dataset) -> dict[str, list[int]]:
-    """For the name of each label, how many images with it are trained on and tested on."""
+    """For the name of each label, the numbers of training and test images with it."""
     counts = {}
     for place, labels in enumerate((dataset.train_labels, dataset.test_labels)):
         for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
@@ -173,7 +173,7 @@ def counts_by_name(dataset: Dataset) -> dict[str, list[int]]:
 
 
 def check_whole(s: Settings, dataset: Dataset) -> None:
-    """check, and whether the network can take the size of the images. Raises SettingsError and DataError."""
+    """Call `check`, and check that the network can take the image size. Raises SettingsError and DataError."""
     height, width, _ = dataset.train_images.shape[1:]
     if s.dataset == "arrays" and s.architecture in ("conv", "resnet") and (height % 4 or width % 4):
         rule = "which it halves; sides that are multiples of 4, or architecture 'mlp', are"
@@ -184,16 +184,16 @@ def check_whole(s: Settings, dataset: Dataset) -> None:
 
 
 def check_early(s: Settings, folder: Path | None = None) -> None:
-    """What `prepare` of the run in `folder`, if any, would refuse, as far as that is seen at once.
+    """Refuse what `prepare` would refuse for the run in `folder`, if any, as far as that can be found quickly.
 
     Nothing is fetched or written. Raises SettingsError, DataError and runs.RunError.
     """
     check_place(s)
-    known.load(folder)  # which may be damaged
+    known.load(folder)  # raises if the record is damaged
     if s.dataset in mnist.TITLES:
         mnist.refuse_others(s.dataset, s.data_dir)
         labels = mnist.labels(s.dataset, s.data_dir)
-        if not labels:  # to be fetched: how many there are is known, but not which are the last ones
+        if not labels:  # not fetched yet: the numbers of labels are known, but not which images come last
             labels = (np.repeat(np.arange(10), counts) for counts in mnist.COUNTS[s.dataset])
             s = s.model_copy(update={"held_out": 0})
         check(s, mnist.TITLES[s.dataset], *labels, mnist.LABEL_NAMES[s.dataset])
@@ -206,13 +206,13 @@ def check_early(s: Settings, folder: Path | None = None) -> None:
 
 
 def check_place(s: Settings) -> None:
-    """Raise SettingsError if DATA_DIR is no folder and cannot become one; of arrays it may be a file."""
+    """Raise SettingsError if DATA_DIR is no folder and cannot become one. For arrays it may be a file."""
     if s.dataset != "arrays" and (why := why_no_folder(Path(os.path.expanduser(s.data_dir)))):
         raise SettingsError(f"data_dir: {s.data_dir!r} is not allowed; {why}")
 
 
 def read(s: Settings, say: Say, folder: Path | None = None, saved: known.Record | None = None) -> Dataset:
-    """The whole data set that DATASET names; of the run in `folder`, whose record is `saved`, as it has had it.
+    """Read the whole data set that DATASET names. A run in `folder`, with the record `saved`, gets it as before.
 
     Raises SettingsError and DataError.
     """
@@ -238,13 +238,13 @@ def read(s: Settings, say: Say, folder: Path | None = None, saved: known.Record 
 
 
 def moved(dataset: Dataset, index: slice | np.ndarray, source: str, target: str) -> dict[str, Any]:
-    """Some images of `source`, "train" or "test", and what goes with them, by the names of the fields of `target`."""
+    """Some images of `source` ("train" or "test") and all that belongs to them, under the field names of `target`."""
     fields = {what: getattr(dataset, f"{source}_{what}") for what in OF_EACH_IMAGE}
     return {f"{target}_{what}": None if all_ is None else rows_of(all_, index) for what, all_ in fields.items()}
 
 
 def with_labels(dataset: Dataset, labels: Sequence[int]) -> Dataset:
-    """The images that have one of these labels, in their old order."""
+    """Keep only the images that have one of these labels, in the same order."""
     train, test = np.isin(dataset.train_labels, labels), np.isin(dataset.test_labels, labels)
     kept = moved(dataset, train, "train", "train") | moved(dataset, test, "test", "test")
     names = [label_name(label, dataset.label_names) for label in sorted(set(labels))]
@@ -252,5 +252,5 @@ def with_labels(dataset: Dataset, labels: Sequence[int]) -> Dataset:
 
 
 def title_with(title: str, labels: Sequence[int | str]) -> str:
-    """What a data set is called when only images with these labels are taken."""
+    """The title of a data set of which only images with these labels are used."""
     return f"{title} ({', '.join(map(str, labels))} only)"

@@ -1,4 +1,4 @@
-"""A data set of images, in memory or read when they are asked for, and what is done to images before any training."""
+"""Data sets of images, in memory or read when needed, and the steps before training: binarise, split, batch."""
 
 import hashlib
 import math
@@ -14,28 +14,28 @@ import numpy as np
 
 from utils.console import Problem, waiting_bar
 
-READERS = 2 + (os.cpu_count() or 1)  # threads that read and decode; two more than cores, as some wait for the disk
-SPLIT_KEY = (20131220,)  # of the order of training images; any number would do
-MOST_TESTED = 10_000  # images, where a tenth would be more
+READERS = 2 + (os.cpu_count() or 1)  # threads that read and decode; two more than cores, because some wait for the disk
+SPLIT_KEY = (20131220,)  # key of the order of training images; any number would do
+MOST_TESTED = 10_000  # the most images that a drawn test set has
 TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as neither it nor binarize() changes
 
 
 class DataError(Problem):
-    """The data cannot be had."""
+    """The data are missing or cannot be used."""
 
 
 class BadImage(DataError):
-    """One image cannot be read; the message names it and says why."""
+    """One image cannot be read. The message names it and gives the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class LazyImages:
-    """Stands for a uint8 array (N, H, W, C) of which nothing is in memory: len, shape and [...] are those of the array.
+    """Stands for a uint8 array (N, H, W, C) that is not in memory: len, shape and [...] work as with the array.
 
-    `read` gets one of `numbers` (N,) and returns that image, uint8 (H, W, C), or raises BadImage. With `skip`, the next
-    image of `numbers` that can be read, the first after the last, then stands in its place: which one that is follows
-    from the numbers alone, so batches are the same whenever they are read. What was wrong with each bad image met so
-    far is in `skipped`, which all views share.
+    `read` gets one of `numbers` (N,) and returns that image, uint8 (H, W, C), or raises BadImage. With `skip`, a bad
+    image is replaced by the next readable one in `numbers` (after the last comes the first). The replacement follows
+    from the numbers alone, so batches are the same whenever they are read. `skipped` holds the messages about the bad
+    images found so far; all views share it.
     """
 
     read: Callable[[int], np.ndarray]
@@ -60,11 +60,11 @@ class LazyImages:
         return images.reshape(*positions.shape, *self.image_shape)
 
     def rows(self, index: slice | np.ndarray) -> "LazyImages":
-        """These images only, still unread; the index is one into an array."""
+        """Select images without reading them; the index works as with an array."""
         return replace(self, numbers=self.numbers[index])
 
     def read_at(self, position: int) -> np.ndarray:
-        """The image, uint8 (H, W, C), that stands at a position. Raises BadImage or, where none can be, DataError."""
+        """Read the image, uint8 (H, W, C), at a position. Raises BadImage, or with `skip` DataError if all are bad."""
         if not self.skip:
             return self.read(int(self.numbers[position]))
         for number in chain(self.numbers[position:], self.numbers[:position]):
@@ -79,15 +79,15 @@ Images = np.ndarray | LazyImages  # uint8 (N, H, W, C), 0 to 255
 
 
 class Dataset(NamedTuple):
-    """Images to train on and to test on, their labels, integers (N,), and what the data set is called.
+    """Images to train on and to test on, their labels, integers (N,), and the title of the data set.
 
-    `source` says where they came from. `verified` says how they were proved to be the published ones; it is "" if they
-    were not. CelebA also has `attributes`, A names, and whether each image has them: bool (N, A).
+    `source` says where the images came from. `verified` says how they were proved to be the published ones, or is "" if
+    they were not. CelebA also has `attributes`, A names, and whether each image has them: bool (N, A).
 
-    Label k is called label_names[k]; without names it is called by its number. The `ids`, uint64 (N,), follow from what
-    an image shows: two images have the same if they are copies. The `names`, bytes (N,), are those of files. `details`
-    say what else is to be known of the data, as JSON: how the split was found, what was converted, left out, cut off.
-    The `record` is what a run saves of them (utils/known.py).
+    The name of label k is label_names[k], or the number k if there are no names. The `ids`, uint64 (N,), follow from
+    the content of an image, so copies have the same id. The `names`, bytes (N,), are file names. `details` describe the
+    data further, as JSON: how the split was found, and what was converted, left out or cut off. The `record` is what a
+    run saves about its images (utils/known.py).
     """
 
     title: str
@@ -112,10 +112,10 @@ class Dataset(NamedTuple):
 class Known(NamedTuple):
     """The images of a folder that a run has had, in its order, and how they are prepared.
 
-    The numbers, together 0 to N - 1, are those of LazyImages: they are keys of random draws.
+    The numbers, together 0 to N - 1, are the `numbers` of LazyImages. They are keys of random draws.
     """
 
-    train_names: np.ndarray  # bytes (N,), from the folder on
+    train_names: np.ndarray  # bytes (N,), relative to the folder
     test_names: np.ndarray
     train_labels: np.ndarray
     test_labels: np.ndarray
@@ -127,17 +127,17 @@ class Known(NamedTuple):
 
 
 def rows_of(images: Images, index: slice | np.ndarray) -> Images:
-    """Some of the images; those that have not been read stay so."""
+    """Select some of the images; lazy ones stay unread."""
     return images[index] if isinstance(images, np.ndarray) else images.rows(index)
 
 
 def label_name(label: int, names: Sequence[str]) -> str:
-    """What a label is called: by its name, or by its number where labels have none."""
+    """The name of a label, or its number if there are no names."""
     return names[label] if names else str(label)
 
 
 def ids_of(images: np.ndarray) -> np.ndarray:
-    """A hash of each image, uint64 (N,): two images (N, H, W, C) have the same one if they are copies."""
+    """A hash of each image (N, H, W, C), uint64 (N,). Copies have the same hash."""
     return hashed(np.ascontiguousarray(images))
 
 
@@ -149,14 +149,14 @@ def hashed(items: Iterable[Any]) -> np.ndarray:
 
 # --- black and white --------------------------------------------------------------------------------------------------
 def binarize(images: np.ndarray, key: Sequence[int]) -> np.ndarray:
-    """Draw every pixel black or white: uint8 images in, uint8 of 0 or 255 of the same shape out.
+    """Draw every pixel black or white: uint8 images to uint8 images of 0 or 255, of the same shape.
 
     A pixel is 255 with probability pixel / 255 (a Bernoulli draw). The draw depends on `key` alone. The key of the test
     images is TEST_BINARIZATION_KEY, never a run's seed, so every run is tested on the same images and can be compared.
     """
     rng = np.random.default_rng(key)
-    # Of 255 equally likely draws, 0 to 254, as many as its value lie below a pixel. Whole bytes are faster to draw than
-    # integers(255); those that are 255 are drawn again.
+    # A draw is 0 to 254, each equally likely, so it is below the pixel with probability pixel / 255. Whole bytes are
+    # faster to draw than integers(255); a byte of 255 is drawn again.
     draws = rng.integers(256, size=images.size, dtype=np.uint8)
     while (redrawn := np.flatnonzero(draws == 255)).size:
         draws[redrawn] = rng.integers(256, size=redrawn.size, dtype=np.uint8)
@@ -164,7 +164,7 @@ def binarize(images: np.ndarray, key: Sequence[int]) -> np.ndarray:
 
 
 def binarized(images: Images, key: Sequence[int]) -> Images:
-    """The images, drawn by binarize. Lazy ones are drawn when they are read, each by its key: (*key, its number)."""
+    """The images, binarised. Lazy images are drawn when they are read, each with the key (*key, its number)."""
     if isinstance(images, np.ndarray):
         return binarize(images, key)
     return replace(images, read=lambda number: binarize(images.read(number), (*key, number)))
@@ -172,17 +172,18 @@ def binarized(images: Images, key: Sequence[int]) -> Images:
 
 # --- the split --------------------------------------------------------------------------------------------------------
 def draw_split(labels: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The positions of images to train on, shuffled, and of a tenth to test on, sorted, from their labels and ids (N,).
+    """Draw a tenth of the images as test images, from their labels and ids (N,).
 
-    It is a tenth of each label as far as that goes, at least one image and at most MOST_TESTED; copies (equal ids) stay
-    together. Which ones follows from the ids and labels, not from the order. Raises DataError if all are copies of one.
+    Returns the positions of the training images, shuffled, and of the test images, sorted. The test images are about a
+    tenth of each label; in all at least one image and at most MOST_TESTED. Copies (equal ids) stay together. The choice
+    depends on the ids and labels, not on the order. Raises DataError if all images are copies of one.
     """
     _, first, group = np.unique(ids, return_index=True, return_inverse=True)  # groups of copies, in the order of ids
-    by_label = np.argsort(labels[first], kind="stable")  # and within each label in the order of ids, which is chance
+    by_label = np.argsort(labels[first], kind="stable")  # within a label, in the order of ids, which is random
     count = len(by_label)
     if count < 2:
         raise DataError(
-            f"images: {len(labels):,}, of which no two differ; one to train on and one to test on are needed"
+            f"images: {len(labels):,}, all the same; at least one to train on and another to test on are needed"
         )
     tested = min(max(1, round(count / 10)), MOST_TESTED)
     is_test = np.zeros(count, bool)
@@ -193,22 +194,22 @@ def draw_split(labels: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 # --- orders and batches -----------------------------------------------------------------------------------------------
 def epoch_order(count: int, key: Sequence[int]) -> np.ndarray:
-    """The order in which an epoch goes through `count` images, int32 (count,); it depends on `key` alone."""
+    """The order of `count` images in an epoch, int32 (count,). It depends on `key` alone."""
     return np.random.default_rng(key).permutation(count).astype(np.int32)
 
 
 def in_batches(compute: Callable, images: Images, size: int | None = None, doing: str = "") -> list[np.ndarray]:
     """Call compute(batch, start) for `size` images at a time; join each of its outputs (size, ...) over all images.
 
-    Anything else that has rows can take the place of the images. `size` is evaluated_at_once unless it is given. If it
-    takes long, a bar shows what it is `doing`; "" shows none.
+    Any other array with rows may be given instead of images. The default `size` is evaluated_at_once. If this takes
+    long, a bar labelled `doing` is shown, or none for "".
     """
     size, joined = size or evaluated_at_once(images.shape), []
     with waiting_bar(doing, len(images)) as bar:
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             outputs = [np.asarray(output) for output in compute(batch, np.int32(start))]
-            # Each part goes to its place at once, because parts that are joined at the end take the memory twice.
+            # Write each part to its place immediately. To join all parts at the end would take twice the memory.
             joined = joined or [np.empty((len(images), *output.shape[1:]), output.dtype) for output in outputs]
             for whole, output in zip(joined, outputs, strict=True):
                 whole[start : start + len(batch)] = output
@@ -217,10 +218,10 @@ def in_batches(compute: Callable, images: Images, size: int | None = None, doing
 
 
 def in_equal_batches(compute: Callable, images: Images, size: int | None = None, doing: str = "") -> list[np.ndarray]:
-    """The same for a compiled `compute`: the last batch is as large as the others, so that it is compiled only once.
+    """in_batches for a compiled `compute`: the last batch is as large as the others, so it is compiled only once.
 
-    The last batch is filled up with copies of its last image, and their outputs are dropped. But with several draws an
-    image, the noise of the last batch depends on its whole size.
+    The last batch is padded with copies of its last image, and their outputs are dropped. But with several draws for
+    each image, the noise of the last batch depends on its padded size.
     """
     size = min(size or evaluated_at_once(images.shape), len(images))
 
@@ -231,12 +232,13 @@ def in_equal_batches(compute: Callable, images: Images, size: int | None = None,
 
 
 def filled_up(batch: np.ndarray, size: int) -> np.ndarray:
-    """A batch (B, ...) with as many copies of its last element as make it (size, ...)."""
+    """Pad a batch (B, ...) to (size, ...) with copies of its last element."""
     return batch[np.minimum(np.arange(size), len(batch) - 1)]
 
 
 def evaluated_at_once(shape: tuple[int, ...]) -> int:
-    """How many rows of this shape to work on at a time: 1,000, but of images (N, H, W, C) that are larger than MNIST's
-    as many as have together no more numbers than 1,000 of these, at least 1.
+    """The number of rows of this shape to work on at a time: 1,000, or fewer for images larger than MNIST's.
+
+    Images (N, H, W, C) at a time have at most as many numbers as 1,000 images of MNIST, but there is at least one.
     """
     return max(1, min(1_000, 784_000 // math.prod(shape[1:]))) if len(shape) == 4 else 1_000
