@@ -95,7 +95,7 @@ def test_the_tenth_keeps_copies_together_and_follows_from_the_images_and_not_the
     assert set(ids[order][draw_split(labels[order], ids[order])[1]]) == set(ids[test])
     assert [len(part) for part in draw_split(np.arange(6500), np.arange(6500, dtype=np.uint64))] == [5850, 650]
     assert [len(part) for part in draw_split(np.zeros(2), np.arange(2, dtype=np.uint64))] == [1, 1]
-    with pytest.raises(DataError, match=r"^images: 3, all the same; "):
+    with pytest.raises(DataError, match=r"^images: 3, but no two differ; "):
         draw_split(np.zeros(3), np.ones(3, np.uint64))
 
 
@@ -276,7 +276,7 @@ NOT_A_NUMBER = np.where(np.arange(20)[:, None, None] == 7, np.nan, GREY)
         ({"x": np.zeros((20, 37), np.uint8)}, "the shape (20, 37) is not allowed; (N, H, W),"),
         ({"x": np.zeros((20, 6, 6, 2), np.uint8)}, "the shape (20, 6, 6, 2)"),
         ({"y": LABELS}, "no array of images; there is a.npz: y (20,)"),
-        ({"x": np.zeros((20, 6, 6), np.uint8)}, "images: 20, all the same"),
+        ({"x": np.zeros((20, 6, 6), np.uint8)}, "images: 20, but no two differ"),
         ({}, "no array of images; there is nothing"),
     ],
 )  # fmt: skip

@@ -105,7 +105,7 @@ def test_folders_with_too_few_images_are_told(tmp_path):
     with pytest.raises(DataError, match=f"^{tmp_path}: no images; {there}; set DATA_DIR to their folder$"):
         load_folder(tmp_path)
     draw(tmp_path / "1.png", 1)
-    with pytest.raises(DataError, match=f"^{tmp_path}: images: 1, all the same; "):
+    with pytest.raises(DataError, match=f"^{tmp_path}: images: 1, but no two differ; "):
         load_folder(tmp_path)
 
 

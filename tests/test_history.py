@@ -145,7 +145,7 @@ def test_damage_in_the_middle_is_said_and_what_is_whole_is_kept(tmp_path):
     (tmp_path / "history.jsonl").write_bytes(b"\n".join([*good[:0:-1], *bad, good[1], good[0], b'{"step": 40, "sp']))
     said = []
     history.cut_back(tmp_path, 20, said.append)
-    assert said == ["note       11 of 14 lines of history.jsonl are damaged or double, and so are dropped"]
+    assert said == ["note       11 of 14 lines of history.jsonl are damaged or duplicate and are deleted"]
     assert (tmp_path / "history.jsonl").read_bytes() == b"".join(text + b"\n" for text in good[:2])
     history.cut_back(tmp_path, 25, said.append, logged=20)
     history.cut_back(tmp_path, 15, said.append, logged=15)

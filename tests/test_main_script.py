@@ -728,7 +728,7 @@ def test_a_finished_run_that_lost_its_history_or_its_checkpoints_says_so_in_a_li
     assert here("--resume", "old") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note ")]
     assert said[:2] == [
-        "note       1 of 1 lines of history.jsonl are damaged or double, and so are dropped",
+        "note       1 of 1 lines of history.jsonl are damaged or duplicate and are deleted",
         "note       history.jsonl has lost its line of step 18, and maybe others",
     ]
     assert [line["step"] for line in history(folder)] == [18]  # the test of the last epoch, which is made again

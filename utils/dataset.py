@@ -183,7 +183,7 @@ def draw_split(labels: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndar
     count = len(by_label)
     if count < 2:
         raise DataError(
-            f"images: {len(labels):,}, all the same; at least one to train on and another to test on are needed"
+            f"images: {len(labels):,}, but no two differ; one to train on and one to test on are needed"
         )
     tested = min(max(1, round(count / 10)), MOST_TESTED)
     is_test = np.zeros(count, bool)

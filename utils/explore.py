@@ -1,10 +1,10 @@
 """explore.html: a trained VAE as a page for the browser, in one file that needs no network and no server.
 
-The page's source is in utils/page/. What it shows is computed there, by JavaScript that runs encoder and decoder; here
-the pieces are put together: the layers with their weights as float16, test images with their codes, the settings and
-the report. ONNX Runtime Web could run the networks, but brings 14 MB of WebAssembly for a model of 3 MB, and needs a
-converter to ONNX. The layers of this project are 150 lines (network.js).
-Shapes: N images, L latents (with NOISE_DIM, L + NOISE_DIM), C components of a prior.
+The page's source is in utils/page/. Its JavaScript runs the encoder and the decoder. This module puts the parts of the
+page together: the layers with their weights as float16, test images with their codes, the settings and the report. ONNX
+Runtime Web could run the networks too, but it needs 14 MB of WebAssembly for a model of 3 MB, and a converter to ONNX.
+Our own layers take 150 lines (network.js).
+Shapes: N images, L latents (L + NOISE_DIM if there are noise latents), C components of a prior.
 """
 
 import base64
@@ -34,19 +34,19 @@ from utils.start import keras, tf
 NAME = "explore.html"
 MOST_PARAMETERS = 10_000_000
 MOST_IMAGES = 2_000  # on the map
-IMAGE_BYTES = 8 * 2**20  # of all these images and their codes, before compression: of large images there are fewer
+IMAGE_BYTES = 8 * 2**20  # limit for these images and their codes, uncompressed, so there are fewer large images
 FEWEST_IMAGES = 10  # however large they are
-MOST_LABELS = 20  # colours on the map; of more labels, the rarer ones share the last
+MOST_LABELS = 20  # colours on the map; if there are more labels, the rarer ones share the last colour
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = (  # those first that others import
+SCRIPTS = (  # a module comes before the modules that import it
     "network", "vae", "canvas", "state", "map", "latents", "paper", "charts", "draw", "walk", "samples", "page",
 )  # fmt: skip
-LOSSES = {"ce": "ce", "mse": "mse", "ad": "ad"}  # that vae.js knows, by LOSS
+LOSSES = {"ce": "ce", "mse": "mse", "ad": "ad"}  # by LOSS, the names in vae.js
 LEARNED_LOSSES = {"mse": "gaussian", "ad": "laplace", "logistic": "logistic"}  # with DECODER_SCALE = learned
 
 
 class NoPage(Problem):
-    """Why a model gets no page."""
+    """The reason why a model gets no page."""
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ class Tensors:
         self.end = 0
 
     def add(self, array: Any, half: bool = False) -> dict[str, Any]:
-        """Append an array, as float16 if `half`, else float32. Raises NoPage if that cannot hold a number."""
+        """Append an array, as float16 if `half`, else float32. Raises NoPage if this type cannot hold a number."""
         numbers = np.asarray(array, np.float32)
         if not np.all(np.isfinite(numbers)):
             raise NoPage("a number of the model is not finite")
@@ -66,13 +66,13 @@ class Tensors:
             raise NoPage(f"a weight of {np.abs(numbers).max():.3g} is too large for the page's float16")
         content = numbers.astype("<f2" if half else "<f4").tobytes()
         place = {"at": self.end, "size": numbers.size, "half": half}
-        self.parts.append(content + b"\0" * (-len(content) % 4))  # the browser wants float32 at multiples of 4
+        self.parts.append(content + b"\0" * (-len(content) % 4))  # the browser needs float32 at multiples of 4
         self.end += len(self.parts[-1])
         return place
 
 
 def name_of_activation(function: Any, layer: str) -> str:
-    """An activation of Keras, as network.js calls it. Raises NoPage."""
+    """The name of a Keras activation in network.js. Raises NoPage if it has none."""
     name = getattr(function, "__name__", type(function).__name__)
     if name not in ("linear", "relu", "gelu", "silu", "elu", "tanh", "sigmoid"):
         raise NoPage(f"layer {layer} has the activation {name}, which the page does not know")
@@ -80,7 +80,7 @@ def name_of_activation(function: Any, layer: str) -> str:
 
 
 def convolution(layer: Any, before: Sequence[int], after: Sequence[int], transposed: bool) -> dict[str, Any]:
-    """What network.js needs to know of a convolution from maps of a size (H, W, C) to another. Raises NoPage."""
+    """Describe a convolution for network.js, from maps of one size (H, W, C) to another. Raises NoPage."""
     kernel, strides = layer.kernel_size, layer.strides
     usual = getattr(layer, "groups", 1) == 1 and set(layer.dilation_rate) == {1}
     usual = usual and layer.data_format == "channels_last"
@@ -93,9 +93,9 @@ def convolution(layer: Any, before: Sequence[int], after: Sequence[int], transpo
 
 
 def steps_of(network: keras.Model, tensors: Tensors) -> dict[str, Any]:
-    """The layers and operations of a network for network.js, in order, their weights added to `tensors`.
+    """Describe a network's layers and operations for network.js, in order; add their weights to `tensors`.
 
-    Raises NoPage for one that the page does not know.
+    Raises NoPage for a layer that the page does not know.
     """
     if not hasattr(network, "operations"):
         raise NoPage(f"{type(network).__name__} is not a network of Keras layers that the page can follow")
@@ -121,9 +121,9 @@ def steps_of(network: keras.Model, tensors: Tensors) -> dict[str, Any]:
 
 
 def known(part: Any, before: list[list[int]], after: list[list[int]]) -> tuple[str, dict[str, Any]]:
-    """What network.js calls a layer or an operation from tensors of some shapes to others, and what it needs to know.
+    """The name of a layer or an operation in network.js, and what network.js needs to know about it.
 
-    Raises NoPage.
+    `before` and `after` are the shapes of its inputs and outputs. Raises NoPage if network.js does not know it.
     """
     layers, kind = keras.layers, type(part).__name__
     if type(part) is layers.Dense and len(before[0]) == 1:
@@ -151,11 +151,11 @@ def known(part: Any, before: list[list[int]], after: list[list[int]]) -> tuple[s
 
 
 def prior_of(vae: Any, s: Settings, tensors: Tensors) -> dict[str, Any]:
-    """The prior for vae.js, its numbers added to `tensors`. A VampPrior is the mixture that its encoder makes."""
+    """Describe the prior for vae.js; add its numbers to `tensors`. A VampPrior becomes the mixture of its encoder."""
     if s.autoencoder or s.prior == "standard":
         return {"kind": "none" if s.autoencoder else "standard"}
     if s.prior == "realnvp":
-        weights = vae.prior.weights  # six of each coupling network
+        weights = vae.prior.weights  # six for each coupling network
         networks = [coupling_of(weights[first : first + 6], tensors) for first in range(0, len(weights), 6)]
         return {"kind": "realnvp", "couplings": networks, "bound": LOG_SCALE_BOUND}
     if s.prior == "vampprior":
@@ -174,7 +174,7 @@ def prior_of(vae: Any, s: Settings, tensors: Tensors) -> dict[str, Any]:
 
 
 def coupling_of(weights: Sequence[Any], tensors: Tensors) -> dict[str, Any]:
-    """A coupling network of RealNVP for network.js, from the kernels and biases of its three dense layers."""
+    """Describe a RealNVP coupling network for network.js, from the kernels and biases of its three dense layers."""
     steps = []
     for number, activation in enumerate(("relu", "relu", "linear")):
         kernel, bias = weights[2 * number : 2 * number + 2]
@@ -185,7 +185,7 @@ def coupling_of(weights: Sequence[Any], tensors: Tensors) -> dict[str, Any]:
 
 
 def check_size(vae: Any) -> int:
-    """The number of a VAE's parameters. Raises NoPage if they are too many for a page."""
+    """The number of a VAE's parameters. Raises NoPage if there are too many for a page."""
     count = sum(math.prod(weight.shape) for weight in vae.weights)
     if count > MOST_PARAMETERS:
         raise NoPage(f"{size.millions(count)} M parameters; a page takes {size.millions(MOST_PARAMETERS)} M at most")
@@ -193,7 +193,7 @@ def check_size(vae: Any) -> int:
 
 
 def loss_of(s: Settings) -> str | None:
-    """The loss, as vae.js calls it; None for one of the user's own."""
+    """The name of the loss in vae.js; None for a loss that vae.js does not know, such as the user's own."""
     return (LOSSES if s.decoder_scale == "fixed" else LEARNED_LOSSES).get(s.loss)
 
 
@@ -232,7 +232,7 @@ def plane_of(z_mean: np.ndarray, tensors: Tensors) -> dict[str, Any] | None:
 
 
 def sprite(images: np.ndarray) -> tuple[str, int]:
-    """All images (N, H, W, C) in one square picture, as a PNG in base64, and how many stand in a row."""
+    """All images (N, H, W, C) in one square picture, as a PNG in base64, and the number of images in a row."""
     columns = math.ceil(math.sqrt(len(images)))
     sheet = pictures.grid(images, columns, gap=0)
     Image.fromarray(sheet.squeeze(axis=2) if sheet.shape[2] == 1 else sheet).save(content := io.BytesIO(), format="PNG")
@@ -241,15 +241,15 @@ def sprite(images: np.ndarray) -> tuple[str, int]:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 def script() -> str:
-    """The modules of utils/page/ as one script, because a page from a file may not import others.
+    """The modules of utils/page/ as one script, because a page that is opened as a file may not import modules.
 
-    Each becomes a function that is called at once and returns what the module exports.
+    Each module becomes a function that is called immediately and returns what the module exports.
     """
     return "\n".join(["const modules = {};", *map(wrapped, SCRIPTS)])
 
 
 def wrapped(name: str) -> str:
-    """A module as `modules.name = ...`; it must import each other one in a line, and export by `export` in front."""
+    """A module as `modules.name = ...`. Each import must be one line, and `export` must precede a definition."""
     code = (PAGE / f"{name}.js").read_text(encoding="utf-8")
     code = re.sub(r'^import ({.*}) from "./(\w+).js";', r"const \1 = modules.\2;", code, flags=re.MULTILINE)
     exported = re.findall(r"^export (?:async )?(?:function|const) (\w+)", code, flags=re.MULTILINE)
@@ -258,18 +258,18 @@ def wrapped(name: str) -> str:
 
 
 def filled_in(pieces: dict[str, str]) -> str:
-    """The page, each {{NAME}} in it replaced by a piece."""
+    """The page with each {{NAME}} replaced by its piece."""
     page = (PAGE / "page.html").read_text(encoding="utf-8")
     return re.sub(r"{{(\w+)}}", lambda found: pieces[found[1]], page)
 
 
 def as_json(value: Any) -> str:
-    """JSON that can stand in a script element, whatever the texts in it are. Raises ValueError for NaN and infinity."""
+    """JSON that is safe in a script element, whatever texts it has. Raises ValueError for NaN and infinity."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def settings_in_page(s: Settings) -> dict[str, str]:
-    """The settings as texts; of the paths of this machine only the last part, because a page may be passed on."""
+    """The settings as texts. Paths are cut to their last part, because the page may be given to others."""
 
     def text(value):
         if not isinstance(value, str):
@@ -280,7 +280,7 @@ def settings_in_page(s: Settings) -> dict[str, str]:
 
 
 def report_in_page(judged: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The report as texts; None of a run that has none. What an old report lacks is left out."""
+    """The report as texts; None if the run has none. What an old report lacks is left out."""
     if judged is None:
         return None
     missing = dict.fromkeys(report.REPORTED) | {"remarks": [], "problems": [], "unfinished": []}
@@ -352,18 +352,18 @@ def write_page(
     folder: Path, vae: Any, s: Settings, dataset: Dataset, costs: Sequence[np.ndarray], judged: dict[str, Any] | None,
     kind: str = "step",
 ) -> None:  # fmt: skip
-    """Write the page of a run into its folder. `kind` is that of the checkpoint (experiments/load.py).
+    """Write the page of a run into its folder. `kind` is the kind of the checkpoint (experiments/load.py).
 
-    The other arguments are those of make_page. Raises NoPage and OSError.
+    The other arguments are as in make_page. Raises NoPage and OSError.
     """
     page = make_page(folder.name, vae, s, dataset, costs, runs.newest_step(folder, kind), judged)
     write_whole(folder / NAME, page.encode(errors="backslashreplace"))
 
 
 def leave_page(say: Say, folder: Path, *about: Any) -> None:
-    """write_page at the end of a run, where anything that goes wrong costs a line, and not the run."""
+    """Call write_page at the end of a run. An error is reported in one line and does not stop the run."""
     try:
-        (folder / NAME).unlink(missing_ok=True)  # that of an earlier checkpoint would be taken for this one's
+        (folder / NAME).unlink(missing_ok=True)  # an earlier checkpoint's page could be mistaken for this one's
         write_page(folder, *about)
     except Exception as error:
         why = str(error) if isinstance(error, Problem | OSError) else f"{type(error).__name__}: {error}"
@@ -371,6 +371,6 @@ def leave_page(say: Say, folder: Path, *about: Any) -> None:
 
 
 def link(folder: Path) -> str:
-    """A line with a link to the page of a run, which a terminal can open; "" if there is none."""
+    """A line with a link to the page of a run, which a terminal can open; "" if there is no page."""
     page = folder.absolute() / NAME
     return f"explore    {page.as_uri()}" if page.exists() else ""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and why a folder cannot be made."""
+"""Write files and folders completely or not at all, and find out why a folder cannot be made."""
 
 import errno
 import json
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-UNFINISHED = ".unfinished-write"  # how the name of a file ends that is being written
+UNFINISHED = ".unfinished-write"  # the end of the name of a file that is being written
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, then rename: a reader sees the old file or the new one, never a part.
+    """Write `content` to a file beside `path`, then rename it. A reader sees the old file or the new one, never a part.
 
-    Raises OSError (no space, no permission) and leaves the old file as it was.
+    Raises OSError (no space, no permission) and then leaves the old file unchanged.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
@@ -30,12 +30,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def readable_by_all(path: str, flags: int) -> int:
-    """An opener of files with mode 644, without chmod, which some file systems lack."""
+    """Open a file with mode 644, without chmod, because some file systems lack it."""
     return os.open(path, flags, 0o644)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what write_whole left in a folder when its process was killed. A link to a folder is not followed."""
+    """Delete files that write_whole left in a folder when it was killed. A link to a folder is not followed."""
     if not folder.is_symlink():
         for path in folder.glob(f".*{UNFINISHED}"):
             if re.fullmatch(rf"\..+\.[0-9a-f]{{8}}{re.escape(UNFINISHED)}", path.name) and not path.is_dir():
@@ -43,14 +43,14 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all. Raises OSError, and ValueError for NaN and infinity."""
+    """Write `value` as indented JSON, completely or not at all. Raises OSError, and ValueError for NaN and infinity."""
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_folder(place: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder `place` by `write`, which is given a new one beside it; an old `place` is replaced only then.
+    """Make the folder `place`: `write` fills a new folder beside it, which then replaces an old `place`.
 
-    Raises OSError, which names `place`, and leaves what was there.
+    Raises OSError, which names `place`, and then leaves the old folder unchanged.
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -66,17 +66,17 @@ def write_folder(place: Path, write: Callable[[Path], None]) -> None:
                 if old.exists() and not place.exists():
                     old.rename(place)  # back again
                 raise
-    except OSError as error:  # of a file whose name would say little, or of h5py, without one
+    except OSError as error:  # its file name would mean little to the user, or is missing (h5py)
         raise OSError(error.errno, error.strerror or str(error), str(place)) from error
 
 
 def why_no_folder(path: Path, to_write: bool = False) -> str:
-    """Why a folder `path` can neither be used (to write in it) nor be made, in a few words; "" if nothing is seen."""
+    """Why the folder `path` can neither be used (with `to_write`, written to) nor made, in a few words; else ""."""
     for place in (path, *path.parents):
         try:
             is_folder = stat.S_ISDIR(os.stat(place).st_mode)
         except (FileNotFoundError, NotADirectoryError):
-            continue  # what is in the way is above
+            continue  # a folder above shows the reason
         except OSError as error:
             return f"{place}: {error.strerror}"
         if is_folder and to_write and not os.access(place, os.W_OK | os.X_OK):

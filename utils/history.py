@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: history.jsonl, and for TensorBoard the same numbers and the grids."""
+"""The record of a training run: history.jsonl, and the same numbers and the grids for TensorBoard."""
 
 import contextlib
 import json
@@ -23,7 +23,8 @@ def history_line(
 ) -> dict[str, Any]:
     """A line of history.jsonl after `step` steps; `terms` (3,) are objective, reconstruction loss and KL, in nats.
 
-    `weight` is the KL's; None is the plain autoencoder, which has neither KL nor ELBO. `name` is report.sum_name's.
+    `weight` is the KL weight, or None for the plain autoencoder, which has neither KL nor ELBO. `name`, from
+    report.sum_name, is the name of the sum.
     """
     objective, reconstruction, kl = (float(term) for term in terms)
     line = {"step": step, "epoch": round(step / steps_per_epoch, 4), "split": split, "objective": objective}
@@ -35,9 +36,9 @@ def history_line(
 
 @contextlib.contextmanager
 def event_writer(folder: Path, split: str, suffix: str = ".v2") -> Iterator[tf.summary.SummaryWriter]:
-    """TensorBoard's writer for a run's training or test numbers; it is closed at the end of the block. Raises OSError.
+    """Open a TensorBoard writer for a run's training or test numbers; close it after the block. Raises OSError.
 
-    The same tag of both splits shares a chart. The name of the writer's file ends in `suffix`.
+    TensorBoard shows the same tag of both splits in one chart. The name of the file ends in `suffix`.
     """
     place = folder / "tensorboard" / split
     with os_errors(place):
@@ -50,7 +51,7 @@ def event_writer(folder: Path, split: str, suffix: str = ".v2") -> Iterator[tf.s
 
 
 def write_line(folder: Path, events: dict[str, tf.summary.SummaryWriter], line: dict[str, Any]) -> None:
-    """Add a line to history.jsonl, and its numbers to TensorBoard, for which `events` is by split. Raises OSError."""
+    """Add a line to history.jsonl, and its numbers to the TensorBoard writer `events[split]`. Raises OSError."""
     with open(folder / "history.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
     with os_errors(folder / "tensorboard"), events[line["split"]].as_default(step=line["step"]):
@@ -62,7 +63,7 @@ def write_line(folder: Path, events: dict[str, tf.summary.SummaryWriter], line: 
 def write_images(
     folder: Path, events: dict[str, tf.summary.SummaryWriter], step: int, grids: dict[str, np.ndarray]
 ) -> None:
-    """Show grids, uint8 (height, width, C) by name, beside the tests in TensorBoard. Raises OSError."""
+    """Show grids, uint8 (height, width, C) by name, with the test numbers in TensorBoard. Raises OSError."""
     with os_errors(folder / "tensorboard"), events["test"].as_default(step=step):
         for name, sheet in grids.items():
             tf.summary.image(name, sheet[np.newaxis])
@@ -71,7 +72,7 @@ def write_images(
 def write_likelihood(folder: Path, step: int, judged: dict[str, Any]) -> None:
     """Show a report's log-likelihood or log-density, if it has one, in TensorBoard. Raises OSError.
 
-    It has an event file of its own, in place of the one that an earlier judgement of this step left.
+    It gets its own event file, which replaces the file of an earlier evaluation at this step.
     """
     found = {"log_likelihood": judged["test_nll"] and -judged["test_nll"], "log_density": judged["test_log_density"]}
     for name, value in found.items():
@@ -84,21 +85,21 @@ def write_likelihood(folder: Path, step: int, judged: dict[str, Any]) -> None:
                 tf.summary.scalar(name, value)
 
 
-# --- what came after a checkpoint -------------------------------------------------------------------------------------
+# --- cutting back to a checkpoint -------------------------------------------------------------------------------------
 def cut_back(folder: Path, step: int, say: Say, logged: int = 0) -> None:
-    """Drop from the history and the event files what came after `step`: the resumed run will write it again.
+    """Delete everything after `step` from the history and the event files, because the resumed run writes it again.
 
-    `say` is given a line for what is damaged there, and so is lost. `logged` is the step of the last training line
-    that was written before the checkpoint; 0 if there was none.
+    `say` gets a line about damaged parts, which are lost. `logged` is the step of the last training line before the
+    checkpoint, or 0 if there was none.
     """
     lines, count = read_history(folder), len(history_lines(folder))
     if lost := count - len(lines):
-        say(f"note       {lost:,} of {count:,} lines of history.jsonl are damaged or double, and so are dropped")
+        say(f"note       {lost:,} of {count:,} lines of history.jsonl are damaged or duplicate and are deleted")
     kept = [line for line in lines if line["step"] <= step] if step else []
     if logged and logged not in {line["step"] for line in kept}:
         say(f"note       history.jsonl has lost its line of step {logged:,}, and maybe others")
     write_whole(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-    for split in ("", "train", "test"):  # "": where older code wrote them
+    for split in ("", "train", "test"):  # "": the place in older versions
         for path in event_files(folder / "tensorboard" / split):
             if step:
                 cut_events(path, step, say)
@@ -114,9 +115,9 @@ def event_files(place: Path) -> list[Path]:
 
 
 def cut_events(path: Path, step: int, say: Say) -> None:
-    """Keep the records of a TensorBoard event file up to `step`; a last one that a crash cut short goes too.
+    """Keep the records of a TensorBoard event file up to `step`. A last record that a crash cut short is dropped.
 
-    What is behind a damaged one cannot be read; `say` is given a line.
+    Records after a damaged one cannot be read; then `say` gets a line.
     """
     beside, count = path.with_name(f".{path.name}"), 0
     try:
