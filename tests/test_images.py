@@ -138,8 +138,8 @@ BROKEN = {
     "text": (b"not found", "not an image"),
     "a web page": (b"\n<!DOCTYPE html><html>Quota exceeded</html>", "an HTML page"),
     "empty": (b"", "an empty file"),
-    "whole numbers": (tiff_of_32_bits("I", 65_536), "pixels of 32 bits, of which nothing says what is white"),
-    "floats": (tiff_of_32_bits("F", 0.5), "pixels of 32 bits, of which nothing says what is white"),
+    "whole numbers": (tiff_of_32_bits("I", 65_536), "pixels of 32 bits, whose value for white is unknown"),
+    "floats": (tiff_of_32_bits("F", 0.5), "pixels of 32 bits, whose value for white is unknown"),
     "another format": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "an EPS picture, to be converted to PNG"),
 }
 

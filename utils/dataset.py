@@ -182,9 +182,7 @@ def draw_split(labels: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndar
     by_label = np.argsort(labels[first], kind="stable")  # within a label, in the order of ids, which is random
     count = len(by_label)
     if count < 2:
-        raise DataError(
-            f"images: {len(labels):,}, but no two differ; one to train on and one to test on are needed"
-        )
+        raise DataError(f"images: {len(labels):,}, but no two differ; one to train on and one to test on are needed")
     tested = min(max(1, round(count / 10)), MOST_TESTED)
     is_test = np.zeros(count, bool)
     is_test[by_label[(np.arange(tested) * 2 + 1) * count // (2 * tested)]] = True  # evenly along all labels

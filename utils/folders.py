@@ -1,6 +1,6 @@
-"""A folder of images as a data set: which files are images, what their labels are, and which of them are tested on.
+"""A folder of images as a data set: which files are images, their labels, and which of them are test images.
 
-Nothing but names, labels and ids is kept in memory; images are read when they are asked for (LazyImages).
+Only names, labels and ids are kept in memory. Images are read when they are needed (LazyImages).
 """
 
 import os
@@ -17,34 +17,34 @@ from utils.console import Say, shown
 from utils.dataset import SPLIT_KEY, DataError, Dataset, Known, draw_split
 from utils.settings import Settings
 
-PARTS = {  # what a folder's name, in lower case, says of the images in it
+PARTS = {  # the part of the split that a folder's name, in lower case, stands for
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
 }  # fmt: skip
-NOT_SEEN = (b".", b"__macosx", b"thumbs.db", b"desktop.ini")  # starts of names that systems leave behind
+NOT_SEEN = (b".", b"__macosx", b"thumbs.db", b"desktop.ini")  # starts of the names of hidden and system files
 
 
 class Found(NamedTuple):
-    """What a folder has, before an image is decoded: of N images names from `root` on, labels, ids and parts."""
+    """The contents of a folder, before any image is decoded: names, labels, ids and parts of N images."""
 
     root: Path
-    names: np.ndarray  # bytes (N,)
+    names: np.ndarray  # bytes (N,), relative to `root`
     labels: np.ndarray  # int32 (N,)
     label_names: tuple[str, ...]
     ids: np.ndarray  # uint64 (N,)
     train: np.ndarray  # positions among the N
     test: np.ndarray
-    split: str  # how these were found
+    split: str  # how the split was found
     left_out: list[str]
 
 
 def folder(s: Settings, say: Say, known: Known | None = None) -> Dataset:
     """Every image below the folder DATA_DIR, with the names of sub-folders as labels.
 
-    Folders called train, val and test, or much the same, are the split; test, or else val, is tested on. Without them
-    a tenth of all images is, drawn by a fixed key. The training images are in an order drawn by that key, so that
-    the last ones, which HELD_OUT takes, are of all labels. `known` are the images that a run has had: these are taken,
-    whatever else is there by now. Raises DataError.
+    Folders called train, val and test, or similar, are the split. The test images are those in test, or else in val.
+    Without such folders, a tenth of all images is drawn by a fixed key. This key also shuffles the training images. So
+    the last ones, which HELD_OUT takes, have all labels. `known` are the images that a run has had; then only these are
+    used, even if the folder has others by now. Raises DataError.
     """
     found = look(s.data_dir)
     details = {"split": found.split, "left_out": found.left_out}
@@ -66,7 +66,7 @@ def folder(s: Settings, say: Say, known: Known | None = None) -> Dataset:
 
 
 def only_known(found: Found, known: Known) -> Found:
-    """The images of a folder that a run has had, in its order; they are there (utils/known.py has checked it)."""
+    """Only the images that a run has had, in its order. utils/known.py has checked that they all exist."""
     by_number = np.argsort(np.concatenate((known.train_numbers, known.test_numbers)))
     names = np.concatenate((known.train_names, known.test_names))[by_number]
     labels = np.concatenate((known.train_labels, known.test_labels))[by_number]
@@ -77,7 +77,7 @@ def only_known(found: Found, known: Known) -> Found:
 
 
 def folder_labels(data_dir: str) -> tuple[str, np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The title of a folder of images, the labels of those to train on and to test on, and their names.
+    """The title of a folder of images, the labels of its training images and of its test images, and the label names.
 
     Raises DataError.
     """
@@ -87,7 +87,7 @@ def folder_labels(data_dir: str) -> tuple[str, np.ndarray, np.ndarray, tuple[str
 
 
 def look(data_dir: str) -> Found:
-    """What the folder `data_dir` has. Raises DataError."""
+    """Look at the contents of the folder `data_dir`. Raises DataError."""
     root = Path(os.path.expanduser(data_dir))
     if not root.is_dir():
         raise DataError(f"{shown(root)}: no such folder; set DATA_DIR to the folder of images")
@@ -106,7 +106,7 @@ def look(data_dir: str) -> Found:
     left_out += [(part, bytes(name)) for part, name in zip(parts[~used], names[~used], strict=True)]
     names, ids, parts = names[used], ids[used], parts[used]
     label_names, labels = np.unique(labels[used], return_inverse=True)
-    order = np.lexsort((labels, parts == "test"))  # of names, too: the numbers of images are the keys of random draws
+    order = np.lexsort((labels, parts == "test"))  # fix the order, because image numbers are keys of random draws
     names, ids, parts, labels = names[order], ids[order], parts[order], labels[order].astype(np.int32)
     if split:
         train, test = (np.flatnonzero(parts == part) for part in ("train", "test"))
@@ -124,19 +124,18 @@ def look(data_dir: str) -> Found:
 
 
 def first_image(data_dir: str) -> Path | None:
-    """An image in a folder or in one below it, by the end of its name; None if there is none."""
+    """An image in a folder or one level below it, found by its extension; None if there is none."""
     root = Path(os.path.expanduser(data_dir))
     near = islice(chain(root.glob("*"), root.glob("*/*")), 10_000)
     return next((path for path in near if os.fsencode(path.suffix.lower()) in images.suffixes()), None)
 
 
 def find_files(root: Path) -> tuple[dict[bytes, int], list[tuple[str, bytes]]]:
-    """The names of all files below a folder, from there on, each with the time of its last change in nanoseconds; and
-    what is no file, as (why, name).
+    """Find all files below a folder: their names relative to it, with the time of the last change in nanoseconds.
 
-    Links are followed, but no folder is looked at twice, so a link to a folder above is no trap; a folder is looked at
-    where it lies, not where a link to it does. What systems leave behind is not seen. Raises DataError for a folder
-    that cannot be listed.
+    Also returns what is not a file, as (why, name). Links are followed, but no folder is searched twice, so a link to a
+    folder above causes no endless loop. A folder is searched at its real place before any link to it. Hidden and system
+    files are ignored. Raises DataError for a folder that cannot be listed.
     """
     files, strange, seen, to_search = {}, [], set(), [(os.fsencode(root), b"")]
 
@@ -151,7 +150,7 @@ def find_files(root: Path) -> tuple[dict[bytes, int], list[tuple[str, bytes]]]:
             if entry.name.lower().startswith(NOT_SEEN):
                 continue
             if entry.is_dir() and entry.is_symlink():
-                to_search.append((entry.path, name))  # after all that is no link
+                to_search.append((entry.path, name))  # links come last
             elif entry.is_dir():
                 search(entry.path, name)
             elif entry.is_file():
@@ -160,7 +159,7 @@ def find_files(root: Path) -> tuple[dict[bytes, int], list[tuple[str, bytes]]]:
                 strange.append(("a broken link" if entry.is_symlink() else "not a file", name))
 
     try:
-        for folder, within in to_search:  # which grows meanwhile
+        for folder, within in to_search:  # `search` appends to this list
             search(folder, within)
     except OSError as error:
         raise DataError(f"{shown(error.filename)}: {images.why_bad(error)}") from None
@@ -168,10 +167,11 @@ def find_files(root: Path) -> tuple[dict[bytes, int], list[tuple[str, bytes]]]:
 
 
 def by_folders(folders: Sequence[list[bytes]]) -> tuple[np.ndarray, np.ndarray, str]:
-    """What the folders that each of N images is in, outer ones first, say of it.
+    """Find the part and the label of N images from the folders that each is in, outer ones first.
 
-    Returns parts (N,), "train", "test", or why an image is neither; labels, bytes (N,); and how the split was found, ""
-    if it was not, where all are "train". A folder that holds all others is no label, nor is the name of a part.
+    Returns parts (N,): "train", "test", or why an image is neither; labels, bytes (N,); and how the split was found. If
+    no split was found, this is "" and all parts are "train". A folder around all others is not a label. Neither is the
+    name of a part.
     """
     depth = wrappers(folders)
     for at, role_of in product((depth, depth + 1), (role, loose_role)):  # animals/train/cat or animals/cat/train
@@ -197,7 +197,7 @@ def by_folders(folders: Sequence[list[bytes]]) -> tuple[np.ndarray, np.ndarray, 
 
 
 def role(name: bytes) -> str:
-    """The part of a split that is a folder's name: "train", "test" or "val"; or ""."""
+    """The part of the split that a folder's whole name stands for: "train", "test" or "val"; or ""."""
     return PARTS.get(name.decode(errors="replace").lower(), "")
 
 
@@ -214,7 +214,7 @@ def is_double(folders: list[bytes]) -> bool:
 
 
 def wrappers(folders: Sequence[list[bytes]]) -> int:
-    """How many folders are around all others, as zips have them. A few images may lie beside these, such as a cover."""
+    """The number of nested folders around all others, as in zips. A few images, such as a cover, may be beside them."""
     depth = 0
     while len({path[depth] for path in folders if len(path) > depth}) == 1:
         if 2 * sum(len(path) > depth + 1 for path in folders) <= len(folders):
@@ -224,5 +224,5 @@ def wrappers(folders: Sequence[list[bytes]]) -> int:
 
 
 def label(folders: list[bytes], level: int) -> bytes:
-    """The folder of this level that an image is in; b"" if it is in none."""
+    """The folder at this level that an image is in; b"" if there is none."""
     return folders[level] if len(folders) > level else b""

@@ -1,4 +1,4 @@
-"""One image file: what kind it is, its pixels in the size that is trained on; and what many of them have in common."""
+"""Image files: their type, their pixels in the size for training, and what the images of a folder have in common."""
 
 import contextlib
 import os
@@ -17,14 +17,14 @@ from tqdm import tqdm
 from utils.console import shown
 from utils.dataset import READERS, BadImage, DataError, LazyImages, hashed
 
-NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # for which Pillow starts other programs, or has no reader
+NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow starts other programs for these, or cannot read them
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
 BAR = {"ncols": 79, "ascii": " #", "disable": None, "leave": False}
-ENDS = 65_536  # bytes of a file, at its start and at its end, from which its id follows
-SURVEYED = 2_000  # images that are opened to see what a folder has
+ENDS = 65_536  # bytes at the start and at the end of a file that determine its id
+SURVEYED = 2_000  # images that are opened to find out what a folder has
 DEEP = ("I", "I;16", "I;16B", "I;16L")  # modes of grey pixels with more than 8 bits
-WHITES = (255, 1_023, 4_095, 16_383)  # of programs, cameras and scanners that write 8 to 14 bits into 16
-KINDS = {  # of files that are taken for images and are none that Pillow reads: how they start
+WHITES = (255, 1_023, 4_095, 16_383)  # white for programs, cameras and scanners that write 8 to 14 bits as 16
+KINDS = {  # files that users take for images but Pillow does not read, and how they start
     "a HEIC picture, to be converted to JPEG or PNG": (
         b"heic",
         b"heix",
@@ -42,17 +42,17 @@ KINDS = {  # of files that are taken for images and are none that Pillow reads: 
 
 
 class Prepared(NamedTuple):
-    """How images are brought to the pixels that are trained on."""
+    """How images are prepared for training."""
 
     shape: tuple[int, int, int]  # (H, W, C), grey if C is 1
     crop: int = 0  # IMAGE_CROP
     fit: str = "crop"  # IMAGE_FIT
-    white: int = 65_535  # the value of a 16-bit pixel that is white
+    white: int = 65_535  # the value of a white 16-bit pixel
 
 
 # --- one image --------------------------------------------------------------------------------------------------------
 def read_image(path: str | bytes | Path, how: Prepared) -> np.ndarray:
-    """An image file in the shape that is trained on, uint8 (H, W, C).
+    """Read an image file in the shape for training, uint8 (H, W, C).
 
     The type of a file is detected from its content, not its extension. Raises BadImage.
     """
@@ -62,7 +62,7 @@ def read_image(path: str | bytes | Path, how: Prepared) -> np.ndarray:
 
 @contextlib.contextmanager
 def bad_images(name: str) -> Iterator[None]:
-    """Within the block any error is raised as BadImage, because decoders fail in every way there is."""
+    """Within the block, turn any error into BadImage, because decoders raise many kinds of errors."""
     try:
         yield
     except Exception as error:
@@ -70,11 +70,11 @@ def bad_images(name: str) -> Iterator[None]:
 
 
 def decode(file: BinaryIO, how: Prepared) -> np.ndarray:
-    """read_image of an open file; raises whatever Pillow raises."""
+    """read_image for an open file; raises any error of Pillow."""
     image = open_image(file)
     (height, width, channels), mode = how.shape, "L" if how.shape[2] == 1 else "RGB"
-    # The pixels that published figures are of: a whole decoding, though Image.draft at half the size is a fifth faster,
-    # then torchvision's CenterCrop and Resize, which is bilinear and, of Pillow's images, averages what it shrinks.
+    # Published results use these pixels: full decoding, then torchvision's CenterCrop and Resize. Resize is bilinear
+    # and, for Pillow's images, averages pixels when it shrinks. Image.draft at half the size would be a fifth faster.
     ImageOps.exif_transpose(image, in_place=True)
     if how.fit == "crop" or how.crop:
         side = min(how.crop or min(image.size), *image.size)
@@ -92,20 +92,20 @@ def decode(file: BinaryIO, how: Prepared) -> np.ndarray:
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The formats that are read: all that Pillow reads without another program."""
+    """The formats that are read: all that Pillow reads without other programs."""
     Image.init()
     return tuple(sorted(set(Image.OPEN) - NOT_READ))
 
 
 @cache
 def suffixes() -> frozenset[bytes]:
-    """The endings of the names of such files, in lower case."""
+    """The file extensions of these formats, in lower case."""
     Image.init()
     return frozenset(ending.encode() for ending, kind in Image.EXTENSION.items() if kind in formats())
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """Image.open for the formats that are read, which says of any other file what it is instead."""
+    """Image.open for the formats that are read. For any other file, the error says what it is instead."""
     try:
         return Image.open(file, formats=formats())
     except UnidentifiedImageError:
@@ -114,7 +114,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 def kind_of(start: bytes) -> str:
-    """What a file is that starts like this and is no image that can be read, in words."""
+    """Describe a file with this start that is not a readable image."""
     if not start:
         return "an empty file"
     if is_html(start):
@@ -124,15 +124,15 @@ def kind_of(start: bytes) -> str:
 
 
 def as_8_bit(image: Image.Image, mode: str, white: int = 65_535) -> Image.Image:
-    """An image of any mode as "L" or "RGB", 8 bits a channel; what is transparent turns white."""
+    """Convert an image of any mode to "L" or "RGB", 8 bits a channel; transparent parts become white."""
     if image.mode in DEEP:
         pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 65_535:
-            raise DataError("pixels of 32 bits, of which nothing says what is white")
+            raise DataError("pixels of 32 bits, whose value for white is unknown")
         pixels = pixels >> 8 if white == 65_535 else np.minimum(np.rint(pixels * (255 / white)), 255)
         image = Image.fromarray(pixels.astype(np.uint8))
     if image.mode == "F":
-        raise DataError("pixels of 32 bits, of which nothing says what is white")
+        raise DataError("pixels of 32 bits, whose value for white is unknown")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -140,7 +140,7 @@ def as_8_bit(image: Image.Image, mode: str, white: int = 65_535) -> Image.Image:
 
 
 def why_bad(error: Exception) -> str:
-    """Say in a few words why an image could not be read."""
+    """The reason why an image could not be read, in a few words."""
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -148,12 +148,12 @@ def why_bad(error: Exception) -> str:
 
 
 def is_html(start: bytes) -> bool:
-    """Whether a file that starts like this is a web page, such as a server sends in place of what was asked for."""
+    """Whether a file with this start is a web page, such as a server may send instead of the requested file."""
     return start.lstrip().lower().startswith((b"<!doctype", b"<html"))
 
 
 def lazy_files(folder: Path, names: np.ndarray, how: Prepared, skip: bool) -> LazyImages:
-    """The image files of a folder by their names, bytes (N,): 200,000 names take a few megabytes so."""
+    """LazyImages of the files in a folder with these names, bytes (N,); 200,000 names take only a few megabytes."""
     within = os.fsencode(folder)
 
     def read(number: int) -> np.ndarray:
@@ -165,10 +165,10 @@ def lazy_files(folder: Path, names: np.ndarray, how: Prepared, skip: bool) -> La
 # --- many images ------------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=1)  # because a folder is looked at before TensorFlow loads, and again when the run begins
 def look_at_files(paths: tuple[bytes, ...], changed: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
-    """Of each file why it is no image, "" for one, and its id, uint64 (N,): a hash of its size, its start and its end.
+    """For each file, why it is not an image ("" if it is one), and its id, uint64 (N,).
 
-    `changed` says when each was, in nanoseconds. A file with the name of an image is taken for one, whatever is in it,
-    so that a broken one is not passed over.
+    The id is a hash of the file's size, start and end. `changed` are the times of the last change, in nanoseconds. A
+    file with the extension of an image counts as an image whatever it contains, so that a broken one is not overlooked.
     """
 
     def look(path: bytes) -> tuple[str, np.uint64]:
@@ -191,29 +191,30 @@ def look_at_files(paths: tuple[bytes, ...], changed: tuple[int, ...]) -> tuple[l
 
 
 def opens(path: bytes) -> bool:
-    """Whether Pillow takes a file for an image, as far as its start tells."""
+    """Whether Pillow recognises a file as an image, judged by its start."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()):
             return True
-    except Exception:  # whatever a decoder makes of bytes that are no image
+    except Exception:  # decoders raise many kinds of errors for bytes that are not an image
         return False
 
 
 class Survey(NamedTuple):
-    """What the images that were looked at have in common."""
+    """Properties of the images that were looked at."""
 
     grey: int  # how many of `count` are grey
     count: int
-    sizes: np.ndarray  # width and height (count, 2), as they are seen
+    sizes: np.ndarray  # width and height (count, 2), after rotation by EXIF
     names: list[bytes]  # (count,)
     deepest: int  # the largest value of a grey 16-bit pixel; 0 without such images
-    brightest: int  # the same of 16-bit colours, of which Pillow gives the upper 8 bits
+    brightest: int  # the same for 16-bit colours, but Pillow only gives their upper 8 bits
 
 
 def survey(folder: Path, names: np.ndarray) -> Survey:
-    """Look at all images (N,) or, of more than 2,000, at these many; those that cannot be opened are left out.
+    """Look at all images (N,), or at 2,000 of them if there are more. Images that cannot be opened are left out.
 
-    If one of these has 16-bit pixels, all are looked at, because what is above the largest would turn white.
+    If one of these has 16-bit grey pixels, look at all images, because pixels above the largest value found would
+    become white.
     """
     some = names[np.unique(np.linspace(0, len(names) - 1, min(len(names), SURVEYED)).astype(int))]
 
@@ -226,7 +227,7 @@ def survey(folder: Path, names: np.ndarray) -> Survey:
                 deepest = int(np.asarray(image).max()) if is_deep else 0
                 brightest = int(np.asarray(image.convert("RGB")).max()) if ";16" in raw or "65535" in raw else 0
                 return name, is_deep or image.mode in GREY_MODES, size, deepest, brightest
-        except Exception:  # it is reported when it is read
+        except Exception:  # reported later, when the image is read
             return None
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -240,7 +241,7 @@ def survey(folder: Path, names: np.ndarray) -> Survey:
 
 
 def prepared(found: Survey, size: int, crop: int, fit: str) -> Prepared:
-    """How to prepare images: in colour unless all are grey; a rectangle of their median shape if IMAGE_FIT is keep."""
+    """How to prepare images: in colour unless all are grey; with IMAGE_FIT = keep, in their median aspect ratio."""
     width = height = size
     if fit == "keep" and found.count:
         aspect = float(np.median(found.sizes[:, 0] / found.sizes[:, 1]))
@@ -251,7 +252,7 @@ def prepared(found: Survey, size: int, crop: int, fit: str) -> Prepared:
 
 
 def describe(found: Survey, how: Prepared, total: int) -> dict[str, str]:
-    """What was found, and what is done to it, in words."""
+    """Describe in words what was found and how it is prepared."""
     height, width, channels = how.shape
     looked = f" (of {found.count:,} that were looked at)" if found.count < total else ""
     other = found.grey if channels == 3 else 0
@@ -274,14 +275,14 @@ def describe(found: Survey, how: Prepared, total: int) -> dict[str, str]:
         cut += "" if how.fit != "crop" or how.crop else "; IMAGE_FIT pad or keep lose less"
     words["fit"] = f"{cut}; resized to {width} x {height}"
     if found.deepest:
-        words["range"] = f"16-bit pixels, of which {how.white:,} is white (the largest found is {found.deepest:,})"
+        words["range"] = f"16-bit pixels; {how.white:,} is white (the largest found is {found.deepest:,})"
     elif 0 < found.brightest < 64:
         words["range"] = f"dark: 16-bit colours, the largest {found.brightest} of 255; write them with 8 bits a colour"
     return words
 
 
 def kept_of(sizes: np.ndarray, how: Prepared) -> np.ndarray:
-    """What part of each image, of width and height (N, 2), is left when it is prepared."""
+    """The fraction of each image, of width and height (N, 2), that remains after preparation."""
     across, up = sizes[:, 0].astype(float), sizes[:, 1].astype(float)
     if how.crop or how.fit == "crop":
         return np.minimum(how.crop or np.inf, np.minimum(across, up)) ** 2 / (across * up)
@@ -292,6 +293,6 @@ def kept_of(sizes: np.ndarray, how: Prepared) -> np.ndarray:
 
 
 def counted(left_out: Sequence[tuple[str, bytes]]) -> list[str]:
-    """Why files were left out, each with its name, as texts like "3 x not an image (e.g. notes.txt)"."""
+    """Count why files were left out, given (why, name), as texts like "3 x not an image (e.g. notes.txt)"."""
     counts, first = Counter(why for why, _ in left_out), dict(reversed(left_out))
     return [f"{count:,} x {why} (e.g. {shown(first[why])})" for why, count in counts.most_common()]
