@@ -342,7 +342,7 @@ def test_half_files_of_keras_are_deleted_and_fetched_once_more(tiny, tmp_path, m
     assert found.source == "keras.datasets"
     assert {path.read_bytes() for path in paths} == {b""}  # deleted, then made anew
     assert bystander.exists()
-    where = f"deleting its files in {paths[0].parent} to fetch them anew"
+    where = f"deleting its files in {paths[0].parent} to fetch them again"
     assert said[1:] == [f"{mnist.TITLES[name]}: keras.datasets refused, {why}; {where}"]
 
 
@@ -384,7 +384,7 @@ def test_what_is_deleted_is_what_keras_reads(tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "A local file was found, but it seems to be incomplete" in done.stdout  # MNIST: Keras itself finds out
-    where = f"deleting its files in {tmp_path}/datasets/fashion-mnist to fetch them anew"
+    where = f"deleting its files in {tmp_path}/datasets/fashion-mnist to fetch them again"
     assert f"\nFashion-MNIST: keras.datasets refused, Not a gzipped file (b'ha'); {where}\n" in done.stdout
     assert not [path for path in (tmp_path / "datasets").rglob("*") if path.is_file()]
 

@@ -1,8 +1,8 @@
-"""Which images a run has had: they are saved with it, so that nothing it was trained on is ever tested on.
+"""The record of the images that a run has had. It ensures that no training image is ever a test image.
 
-data.npz holds of the whole data set the `train_ids` and `test_ids`, and of files their names, labels and numbers; of
-the images that LABELS and HELD_OUT leave, `tested`, and `seen`, all that the weights were ever trained on, also by
-START_FROM. The last 32 bytes are the SHA-256 of the others.
+data.npz has the `train_ids` and `test_ids` of the whole data set. For image files, it also has names, labels and
+numbers. `tested` are the ids of the test images after LABELS and HELD_OUT. `seen` are the ids of all images that the
+weights were ever trained on, also in START_FROM. The last 32 bytes are the SHA-256 of the bytes before.
 """
 
 import base64
@@ -28,7 +28,7 @@ WAY_OUT = "put them back as they were, or start a new run"
 
 # --- the file ---------------------------------------------------------------------------------------------------------
 def record(whole: Dataset, chosen: Dataset, other: Record | None) -> dict[str, np.ndarray]:
-    """What is saved: of the whole data set, of the images chosen of it, and of the `other` run to start from."""
+    """Make the record from the whole data set, the images chosen from it, and the record of the run to start from."""
     if whole.train_ids is None:
         return {}
     found = {"train_ids": whole.train_ids, "test_ids": whole.test_ids, "tested": chosen.test_ids}
@@ -44,50 +44,51 @@ def record(whole: Dataset, chosen: Dataset, other: Record | None) -> dict[str, n
 
 
 def not_to_test(other: Record) -> np.ndarray:
-    """The ids that a run has been trained on, without copies of what it was tested on itself."""
+    """The ids of a run's training images, without copies of its own test images."""
     return np.setdiff1d(other["seen"], other["tested"])
 
 
 def places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Where each of the ids (N,) stands among the `known` ones, the first time; -1 if it does not."""
+    """The first position of each id (N,) among the `known` ones; -1 if it is not there."""
     found, first = np.unique(known, return_index=True)
     at = np.minimum(np.searchsorted(found, ids), len(found) - 1)
     return np.where(found[at] == ids, first[at], -1)
 
 
 def save(folder: Path, found: Record) -> None:
-    """Write the record of a run that has none yet, whole or not at all. Raises OSError."""
+    """Write the record of a run that has none yet, completely or not at all. Raises OSError."""
     if found and not (folder / FILE).exists():
         np.savez_compressed(content := io.BytesIO(), **found)
         write_whole(folder / FILE, content.getvalue() + hashlib.sha256(content.getvalue()).digest())
 
 
 def load(folder: Path | None) -> Record | None:
-    """The record of a run; None of one that was made before there were any. Raises runs.RunError if it is lost."""
+    """Read the record of a run; None if the run is older than records. Raises runs.RunError if the record is lost."""
     if folder is None:
         return None
     try:
         content = (folder / FILE).read_bytes()
     except FileNotFoundError:
         if runs.read_history(folder) and not is_old(folder):
-            raise runs.RunError(f"{folder / FILE} is missing: which images the run has had is not known") from None
+            raise runs.RunError(f"{folder / FILE} is missing: it is unknown which images the run has had") from None
         return None
     except OSError as error:
         raise runs.RunError(f"{folder / FILE} can't be read: {error.strerror}") from None
     if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-        raise runs.RunError(f"{folder / FILE} is damaged: its checksum is of other bytes; start a new run")
+        raise runs.RunError(f"{folder / FILE} is damaged: its checksum does not match; start a new run")
     with np.load(io.BytesIO(content[:-32]), allow_pickle=False) as file:
         return dict(file)
 
 
 def is_old(folder: Path) -> bool:
-    """Whether a run was made before the images of a run were saved with it."""
+    """Whether a run is older than these records."""
     return "data" not in runs.read_params(folder)
 
 
 def for_others(folder: Path | None) -> dict[str, Any]:
-    """What params.json of other workers has of the images of the chief's run: "data", unless that is an old run, and
-    "record", unless that is a new one.
+    """What the params.json of other workers has about the images of the chief's run.
+
+    It has "data" unless that run is old, and "record" if that run already has a record.
     """
     if folder is not None and is_old(folder):
         return {}
@@ -97,16 +98,16 @@ def for_others(folder: Path | None) -> dict[str, Any]:
 
 
 def from_chief(folder: Path, told: dict[str, Any]) -> None:
-    """Write into a worker's own folder the record that for_others returned, if there is one."""
+    """Write the record that for_others returned, if there is one, into a worker's own folder."""
     if "record" in told:
         write_whole(folder / FILE, base64.b64decode(told["record"]))
 
 
 # --- the same data again ----------------------------------------------------------------------------------------------
 def of_folder(s: Settings, saved: Record, say: Say) -> Known:
-    """The images of a run, in DATA_DIR as it is now; new ones are left out, and `say` is given a line.
+    """Find the images of a run in DATA_DIR. New images are left out, and `say` gets a line about them.
 
-    Raises DataError if one is missing or changed.
+    Raises DataError if an image is missing or changed.
     """
     parts = ("train", "test")
     found, root = folders.look(s.data_dir), shown(s.data_dir)
@@ -131,9 +132,9 @@ def of_folder(s: Settings, saved: Record, say: Say) -> Known:
 
 
 def of_old_folder(s: Settings, folder: Path) -> Known:
-    """The images of a run that was saved without its split, drawn as it was then, if their number is still the same.
+    """The images of an old run, which was saved without its split. The split is drawn by the method of that time.
 
-    Raises DataError if it is not.
+    Raises DataError if the number of images has changed.
     """
     known = old_split.old_folder(s.data_dir, s.image_size)
     train, test = (
@@ -157,5 +158,5 @@ def check(saved: Record, whole: Dataset) -> None:
         if not np.array_equal(before, now):
             gone, new = len(np.setdiff1d(before, now)), len(np.setdiff1d(now, before))
             what = f"{gone:,} of {len(before):,} are missing or changed, and {new:,} are new" if gone or new else ""
-            what = what or "they are in another order, or as often in another number"
+            what = what or "they are in another order, or some have more or fewer copies"
             raise DataError(f"{whole.title}: these are not the {part} images that the run has had: {what}; {WAY_OUT}")

