@@ -55,7 +55,7 @@ def save_curves(path: Path, history: list[Line], s: Settings, report: dict[str, 
         draw_weight(panels["objective"], lines, s)
     for axes in [panels[name] for name in bars]:
         nats = sorted(report["kl_per_latent"], reverse=True)
-        axes.stairs(nats, np.arange(len(nats) + 1) + 0.5, fill=True, color=TEST)  # one shape, however many latents
+        axes.stairs(nats, np.arange(len(nats) + 1) + 0.5, fill=True, color=TEST)  # one shape for all latents
         axes.set_title("KL of each latent on test images, sorted, in nats", loc="left", fontsize=9)
         axes.set(xlabel="latent, by its KL", xlim=(0.3, len(nats) + 0.7))
     for axes in panels.values():

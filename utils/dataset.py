@@ -17,7 +17,7 @@ from utils.console import Problem, waiting_bar
 READERS = 2 + (os.cpu_count() or 1)  # threads that read and decode; two more than cores, because some wait for the disk
 SPLIT_KEY = (20131220,)  # key of the order of training images; any number would do
 MOST_TESTED = 10_000  # the most images that a drawn test set has
-TEST_BINARIZATION_KEY = (20131220,)  # any number would do, as long as neither it nor binarize() changes
+TEST_BINARIZATION_KEY = (20131220,)  # any number would do, but neither it nor binarize() may change
 
 
 class DataError(Problem):
