@@ -2,8 +2,8 @@
 
     python -m experiments.all
 
-Runs the experiments one after the other, each in a process of its own. What is finished, by this code and seed, is not
-done again: its mark lies in predictions/analysis/. Stop it whenever you like; the same command goes on.
+Runs the experiments one after the other, each in its own process. It skips an experiment that this code has already
+finished with this seed; a file in predictions/analysis/ marks it. You can stop at any time: the same command continues.
 """
 
 import json
@@ -16,13 +16,13 @@ EXPERIMENTS = ("losses", "kl_weight", "architecture", "latent_space", "new_label
 
 
 def command(study: Study) -> list[str]:
-    """The command that runs one experiment as this study wants it."""
+    """The command that runs one experiment with the options of this study."""
     words = [sys.executable, "-m", f"experiments.{study.name}", "--seed", str(study.seed), "--jobs", str(study.jobs)]
     return [*words, "--images", str(study.images), *(["--quick"] if study.quick else [])]
 
 
 def run(words: list[str]) -> int:
-    """Run a command to its end and return its exit code. Ctrl-C reaches it too, and it is given time to save."""
+    """Run a command to its end and return its exit code. After Ctrl-C, which it receives too, wait while it saves."""
     process = subprocess.Popen(words, cwd=ROOT)
     while True:
         try:
@@ -32,7 +32,7 @@ def run(words: list[str]) -> int:
 
 
 def main(study: Study) -> int:
-    """Run what is not finished; return the exit code of the first that fails, or 0."""
+    """Run the unfinished experiments; return the exit code of the first that fails, or 0."""
     for name in EXPERIMENTS:
         one = study._replace(name=name)
         if is_finished(one):
@@ -41,7 +41,7 @@ def main(study: Study) -> int:
         if code := run(command(one)):
             print(f"{name}: stopped with exit code {code}; the same command goes on from here", file=sys.stderr)
             return code
-    # Of an experiment that was stopped and went on, the minutes are those of its last part.
+    # If an experiment was stopped and continued, its minutes count the last part only.
     minutes = [
         json.loads(mark(study._replace(name=name)).read_text(encoding="utf-8"))["seconds"] / 60 for name in EXPERIMENTS
     ]

@@ -1,19 +1,19 @@
-"""A trained run on images of one's own: how likely each is, how it is reconstructed, and what does not belong.
+"""Apply a trained run to your own images: how likely is each, how is it reconstructed, and which do not belong?
 
     python -m experiments.apply mnist-ce-z20 my_digits/
     python -m experiments.apply mnist-ce-z20 scan_1.png scan_2.png --invert
 
-The images, files or whole folders of them, are prepared as in training: turned, cut, resized, grey or in colour, and
-with BINARIZE = dynamic drawn black and white. Each has a score, its ELBO in nats: the mean over 16 draws, the same for
-every image. Where the loss is no likelihood it is -(loss + KL), and of a plain autoencoder -loss. Beside it stands how
-many of the run's test images score lower. An image below all of them does not belong. The reverse is not proved: the
-score also says how simple an image is (of MNIST the ones have the highest), and images of another kind may score as
-high (Nalisnick et al. 2019, arXiv 1810.09136).
+You can name image files and whole folders. Images are prepared as in training: turned, cropped, resized, made grey or
+RGB, and with BINARIZE = dynamic drawn black and white. The score of an image is its ELBO in nats, a mean over 16 draws
+that are the same for every image. If the loss is no likelihood, the score is -(loss + KL); for a plain autoencoder it
+is -loss. Beside each score stands the share of the run's test images that score lower. An image below all of them does
+not belong. The reverse does not hold. The score also depends on how simple an image is (in MNIST, ones score highest),
+and images of another kind may score as high (Nalisnick et al. 2019, arXiv 1810.09136).
 
-It writes a folder, applied in the run's folder (with --best applied_best) or --to:
+It writes a folder: --to, or else applied in the run's folder (with --best: applied_best). The folder has
   applied.png        the scores beside those of test images; the least likely images over their reconstructions
-  scores.csv         a line an image, the least likely first: file, score, its standard error and parts, and z_mean
-  reconstructions/   those of the 1,000 least likely images, numbered as in scores.csv
+  scores.csv         one line per image, the least likely first: file, score, its standard error and parts, z_mean
+  reconstructions/   the reconstructions of the 1,000 least likely images, numbered as in scores.csv
 """
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
@@ -48,7 +48,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_run(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument(
-        "--invert", action="store_true", help="turn dark into light: for ink on paper, as MNIST has not"
+        "--invert", action="store_true", help="swap dark and light: for ink on paper; MNIST is light on dark"
     )
     parser.add_argument("--to", metavar="DIR", type=Path, help="folder to write [default applied in the run's folder]")
     asked = parse_run(parser, argv)
@@ -61,8 +61,9 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_replaceable(place: Path, names: Sequence[str]) -> None:
-    """Raise RunError for images that are not there, and unless `place` can be made, or is what this command has
-    written, which is replaced.
+    """Raise RunError if an image does not exist, or if `place` can be neither made nor replaced.
+
+    Only a folder that this command has written is replaced.
     """
     for name in names:
         if not os.path.exists(name):
@@ -94,8 +95,8 @@ from utils.files import write_folder, write_whole
 from utils.images import Prepared
 
 FILES = ("applied.png", "scores.csv", "reconstructions")
-DRAWS = 16  # of z and of black and white pixels, over which a score is a mean
-MOST_TESTED = 1_000  # test images whose scores are compared with
+DRAWS = 16  # a score is a mean over so many draws of z and of black and white pixels
+MOST_TESTED = 1_000  # test images whose scores the comparison uses
 MOST_WRITTEN = 1_000  # reconstructions
 READ_AT_ONCE = 100  # images
 SHOWN = 10  # images in a line of the console's table and a row of the picture
@@ -103,16 +104,16 @@ LONGEST_FILE = 22  # letters of a file's name in the picture
 
 
 class NoImage(Problem):
-    """What was named holds no image that can be used."""
+    """The named files and folders hold no usable image."""
 
     exit_code = 2
 
 
 # --- the images -------------------------------------------------------------------------------------------------------
 def find(names: Sequence[str]) -> tuple[list[bytes], list[str]]:
-    """The paths of all images that are named or lie in a folder that is; and what was left out, in words.
+    """The paths of all images that are named or lie in a named folder; and what was left out, in words.
 
-    Raises NoImage if there is none.
+    Raises NoImage if there is no image.
     """
     paths: dict[bytes, int] = {}
     strange: list[tuple[str, bytes]] = []
@@ -133,7 +134,7 @@ def find(names: Sequence[str]) -> tuple[list[bytes], list[str]]:
 
 
 def preparation(run: Run, survey: images.Survey) -> Prepared:
-    """How an image is prepared for a run. Raises NoImage if its images are neither grey nor in colour."""
+    """How an image is prepared for a run. Raises NoImage if the run's images are neither grey nor RGB."""
     if run.image_shape[2] not in (1, 3):
         raise NoImage(f"{run.folder.name} has images of {run.image_shape[2]} channels; no image file has these")
     record, seen = known.load(run.folder), images.prepared(survey, 4, 0, "crop").white
@@ -142,14 +143,14 @@ def preparation(run: Run, survey: images.Survey) -> Prepared:
 
 
 class Read(NamedTuple):
-    """Images that can be read, uint8 (N, H, W, C), and their paths."""
+    """The readable images, uint8 (N, H, W, C), and their paths."""
 
     pixels: np.ndarray
     paths: list[bytes]
 
 
 def read(paths: Sequence[bytes], how: Prepared, invert: bool) -> tuple[Read, dict[bytes, str]]:
-    """Read images; also why each that cannot be read cannot."""
+    """Read images; also return the reason for each one that cannot be read."""
     bad: dict[bytes, str] = {}
 
     def read_one(path: bytes) -> np.ndarray | None:
@@ -166,7 +167,7 @@ def read(paths: Sequence[bytes], how: Prepared, invert: bool) -> tuple[Read, dic
 
 
 def read_again(paths: Sequence[bytes], how: Prepared, invert: bool) -> np.ndarray:
-    """Images that have been read before, uint8 (N, H, W, C). Raises NoImage for one that cannot be read any more."""
+    """Read images once more, uint8 (N, H, W, C). Raises NoImage for one that can no longer be read."""
     again, bad = read(paths, how, invert)
     for why in bad.values():
         raise NoImage(f"it could be read a moment ago: {why}")
@@ -175,9 +176,7 @@ def read_again(paths: Sequence[bytes], how: Prepared, invert: bool) -> np.ndarra
 
 # --- the scores -------------------------------------------------------------------------------------------------------
 class Scores(NamedTuple):
-    """What a run makes of N images: their paths, parts of their scores and the standard errors of these, (N,), and
-    z_mean (N, L).
-    """
+    """The scores of N images: paths, the parts of each score and its standard error (N,), and z_mean (N, L)."""
 
     paths: list[bytes]
     reconstruction: np.ndarray
@@ -192,9 +191,9 @@ class Scores(NamedTuple):
 
 
 def score_images(run: Run, pixels: Any) -> np.ndarray:
-    """Reconstruction loss, KL and the standard error of their sum of uint8 images (N, H, W, C), in nats: (3, N).
+    """Reconstruction loss, KL and the standard error of their sum for uint8 images (N, H, W, C), in nats: (3, N).
 
-    Each image is a batch of DRAWS copies, so all have the same draws, and its score depends on no other image.
+    Each image is a batch of DRAWS copies. So all images have the same draws, and no score depends on another image.
     """
     found = []
     for number in range(len(pixels)):
@@ -205,9 +204,9 @@ def score_images(run: Run, pixels: Any) -> np.ndarray:
 
 
 def score(run: Run, paths: Sequence[bytes], how: Prepared, invert: bool) -> tuple[Scores, float, dict[bytes, str]]:
-    """Score images, a few at a time; also their mean brightness in [0, 1], and why each that cannot be read cannot.
+    """Score images, a few at a time; also return their mean brightness in [0, 1], and why some cannot be read.
 
-    The least likely come first. Raises NoImage if none can be read.
+    The least likely images come first. Raises NoImage if none can be read.
     """
     at_once, parts, bad = min(READ_AT_ONCE, evaluated_at_once((0, *how.shape))), [], {}
     with console.waiting_bar("scoring", len(paths)) as bar:
@@ -229,7 +228,7 @@ def score(run: Run, paths: Sequence[bytes], how: Prepared, invert: bool) -> tupl
 
 
 def of_tests(run: Run) -> tuple[np.ndarray, float] | None:
-    """The scores of the run's test images and their mean brightness; None, and a line, if the data cannot be had."""
+    """The scores and the mean brightness of the run's test images; None, with a note, if the data are missing."""
     try:
         tests = run.dataset().test_images
     except (Problem, OSError) as error:
@@ -247,7 +246,7 @@ def of_tests(run: Run) -> tuple[np.ndarray, float] | None:
 
 
 def name_of_score(run: Run) -> str:
-    """What a score is."""
+    """The name of the score."""
     if run.settings.autoencoder:
         return "-loss"
     return "ELBO" if report.kind(run.settings) != "none" else report.NO_ELBO
@@ -277,7 +276,7 @@ def table(found: Scores, name: str, tests: np.ndarray | None) -> list[str]:
 
 
 def as_csv(found: Scores, tests: np.ndarray | None, bad: dict[bytes, str]) -> str:
-    """A line for each image; at the end those that could not be read, and why."""
+    """A line for each image; the unreadable ones come last, with the reason."""
     writer = csv.writer(text := io.StringIO(), lineterminator="\n")
     latents = [f"z_mean_{number}" for number in range(1, found.z_mean.shape[1] + 1)]
     parts = ["score", "standard_error", "reconstruction", "kl", "lower_tests"]
@@ -297,7 +296,7 @@ def save_picture(
 ) -> None:  # fmt: skip
     """Draw the scores as a histogram, and below it some images, uint8 (M, H, W, C), over their reconstructions.
 
-    `drawn` are the positions of these among the scores, (M,). Raises OSError.
+    `drawn` are the positions of these images among the scores, (M,). Raises OSError.
     """
     rows, name = -(-len(pixels) // SHOWN), name_of_score(run)
     height, width = pixels.shape[1:3]
@@ -379,7 +378,7 @@ def write(
 
 
 def each_once(say: Say) -> Say:
-    """What says each line once: of some images at a time it would be said again and again."""
+    """A `say` that says each line only once. Images come a few at a time, and each time would repeat the line."""
     before: set[str] = set()
 
     def say_once(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What do width, depth and latents buy? And where do further latents stop being used?
+"""What do width, depth and latents buy? And from which number on do more latents stay unused?
 
     python -m experiments.architecture    # 5 minutes on two cores
 
@@ -26,12 +26,12 @@ from utils.pictures import save_figure
 WIDTHS = (64, 128, 256, 512)  # units of each of two hidden layers, in encoder and decoder
 DEPTHS = (0, 1, 2, 3)  # hidden layers of 256 units
 LATENTS = (2, 4, 8, 20, 32, 64)
-TELLING = 0.1  # nats of KL above which a latent tells something worth the name
+TELLING = 0.1  # nats: a latent with a larger KL carries real information about the image
 QUICK_VALUES = {"width": (64,), "depth": (0, 1), "latents": (2, 20)}
 
 
 def overrides(question: str, value: int) -> dict[str, Any]:
-    """What a value changes in the settings of the Analysis."""
+    """The settings of the Analysis that a value changes."""
     if question == "latents":
         return {"latent_dim": value}
     layers = {"width": (value, value), "depth": (256,) * value}[question]
@@ -39,7 +39,7 @@ def overrides(question: str, value: int) -> dict[str, Any]:
 
 
 def measure(runs: list[Trained]) -> dict[str, Any]:
-    """What the runs of a value, one a seed, reached, how much they cost, and the KL of their latents, largest first."""
+    """The results, the cost and the KL per latent (largest first) of the runs of one value, one run per seed."""
     reports = [run.report for run in runs]
     weights = main.build_vae(runs[0].settings, (28, 28, 1)).weights
     kl_per_latent = [sorted(report["kl_per_latent"], reverse=True) for report in reports]
@@ -57,7 +57,7 @@ def measure(runs: list[Trained]) -> dict[str, Any]:
 
 
 def by_seed(measured: dict[int, dict[str, Any]], name: str) -> np.ndarray:
-    """A number of every seed and value, (seeds, values)."""
+    """A number for each seed and value, (seeds, values)."""
     return np.array([numbers[name]["values"] for numbers in measured.values()]).T
 
 
@@ -91,7 +91,7 @@ def draw_use(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
 
 
 def draw_shares(axes: Axes, measured: dict[int, dict[str, Any]]) -> None:
-    """The KL of each latent, from the largest to the least."""
+    """The KL of each latent, from the largest to the smallest."""
     for value, numbers in measured.items():
         axes.plot(range(1, value + 1), numbers["kl_per_latent"], marker=".", label=f"{value} latents")
     axes.set(xlabel="latents, in the order of their KL", ylabel="KL (nats)")
@@ -128,7 +128,7 @@ def run(study: Study) -> None:
 
 def tables(measured: dict[str, dict[int, dict[str, Any]]]) -> dict[str, str]:
     """The table of the Analysis, a row for each network."""
-    rows = {}  # by name, as the network of the Analysis answers all three questions
+    rows = {}  # by name, because the network of the Analysis occurs in all three questions
     for question, values in measured.items():
         for value, numbers in values.items():
             names = {"width": f"2 x {value}, 20", "depth": f"{value} x 256, 20", "latents": f"2 x 256, {value}"}

@@ -1,23 +1,23 @@
-"""Can one add an attribute, such as a smile, by arithmetic on the latents of a finished run?
+"""Can arithmetic on the latents of a finished run add an attribute, such as a smile?
 
     python -m experiments.attribute_walk celeba-logistic-z64 --attribute smiling
     python -m experiments.attribute_walk mnist-ce-z20 --attribute 7
 
-An attribute's vector is the mean z_mean of the training images that have it minus that of those that have not (Larsen
-et al. 2016, arXiv 1512.09300). A walk goes from the z_mean of a test image along it: t = 1 is one whole vector.
+The vector of an attribute is the mean z_mean of the training images with it minus the mean z_mean of those without
+(Larsen et al. 2016, arXiv 1512.09300). A walk starts at the z_mean of a test image and adds t times this vector.
 Attributes that occur together are added together (White 2016, arXiv 1609.04468, balances the images against this).
 
-Attributes are those of the data set, as CelebA's; else, each label is one. Without --attribute the three that the
-latents know best are taken. With BINARIZE = dynamic the images are black and white, by a fixed draw. It takes a minute
-or two, and prints, and writes to the run's folder as attribute_walk.json:
+The attributes are those of the data set, such as CelebA's. If it has none, each label is one. By default the command
+takes the three attributes that the latents know best. With BINARIZE = dynamic the images are black and white, by a
+fixed draw. It takes a minute or two. It prints these numbers and writes attribute_walk.json to the run's folder:
 
-- how well the latents know the attribute: the AUC of the projection of test images' z_mean on the vector, which is the
-  chance that an image with it lies further along than one without; 0.5 is a guess;
-- whether walks work: the share of test images without the attribute in which a small classifier, trained here on real
-  images, sees it at each t. Decoded images are blurry; so t = 0, the reconstructions, is the floor, and the share among
-  reconstructions of images that do have the attribute is the ceiling;
-- how much of the image moves: the mean absolute change of a pixel's brightness (0 to 1) from t = 0 to t = 1;
-- attribute_walk_<name>.png: walks of eight test images without the attribute that gain it, and of eight that lose it.
+- how well the latents know the attribute: the AUC of the projection of test images' z_mean on the vector. It is the
+  chance that an image with the attribute lies further along than one without; 0.5 is a guess;
+- whether walks work: at each t, the share of test images without the attribute in which a small classifier sees it. The
+  classifier is trained here on real images, but decoded images are blurry. So the floor is the share at t = 0, the
+  reconstructions. The ceiling is the share among reconstructions of images that have the attribute;
+- how much the image changes: the mean absolute change of a pixel's brightness (0 to 1) from t = 0 to t = 1;
+- attribute_walk_<name>.png: eight test images without the attribute gain it, and eight with it lose it.
 """
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
@@ -42,7 +42,7 @@ from utils.settings import Settings, SettingsError
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line asks for. A mistake prints one line and exits with code 2."""
     parser = experiment_parser("attribute_walk", __doc__)
-    names = "attributes or labels, upper or lower case [default: the three that the latents tell best]"
+    names = "attributes or labels, upper or lower case [default: the three that the latents know best]"
     parser.add_argument("--attribute", nargs="+", default=(), metavar="NAME", help=names)
     return read_run(parser, argv)
 
@@ -63,20 +63,20 @@ from utils.files import write_json
 from utils.pictures import save_figure
 
 MOST_TRAINING, MOST_TEST, MOST_WALKED = 20_000, 10_000, 1_000  # images
-MOST_NUMBERS = MOST_TRAINING * 64 * 64 * 3  # of a classifier's images: 1 GB as brightness
-FEWEST = 10  # images with and without an attribute, or nothing is said of it
+MOST_NUMBERS = MOST_TRAINING * 64 * 64 * 3  # in a classifier's images: 1 GB as brightness
+FEWEST = 10  # images with an attribute, and as many without; otherwise it is left out
 CHOSEN = 3  # attributes, if none is asked for
 STEPS = (0.0, 0.5, 1.0, 1.5, 2.0)  # t, in attribute vectors
 SHOWN = 8  # images in each half of the picture
-TRAINING_PIXELS = 103  # what a draw of NumPy's is for, beside a run's seed; evaluate has others
-CLASSIFIER_SEED = 0  # the same for all runs, so that those on the same data have the same judge
+TRAINING_PIXELS = 103  # the purpose of a NumPy draw, used with the run's seed as its key; evaluate has other numbers
+CLASSIFIER_SEED = 0  # the same for all runs, so that runs on the same data have the same judge
 JUDGE_EPOCHS, JUDGE_RATE = 4, 2e-3  # longer and slower than for digits, which fill their images
-BETTER_THAN_GUESS = 0.02  # by so much, in share of images, a classifier has to be that can tell an attribute
+BETTER_THAN_GUESS = 0.02  # a useful classifier beats guessing by at least this share of images
 
 
 # --- attributes -------------------------------------------------------------------------------------------------------
 class Attributes(NamedTuple):
-    """What is known of the images: A names, and for each image whether it has them, bool (N, A) and (M, A)."""
+    """The names of A attributes, and whether each training and test image has them, bool (N, A) and (M, A)."""
 
     names: tuple[str, ...]
     train: np.ndarray
@@ -84,9 +84,9 @@ class Attributes(NamedTuple):
 
 
 def find_attributes(dataset: Dataset) -> Attributes:
-    """The attributes of a data set; if it has none, of each of its labels whether an image has it.
+    """The attributes of a data set; if it has none, each of its labels is one.
 
-    Raises SettingsError if there is one label only, which tells no images apart.
+    Raises SettingsError if there is only one label, because it does not tell images apart.
     """
     if dataset.attributes:
         return Attributes(dataset.attributes, dataset.train_attributes, dataset.test_attributes)
@@ -98,7 +98,7 @@ def find_attributes(dataset: Dataset) -> Attributes:
 
 
 def places(asked: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Where among `names` those asked for are, in whatever case. Raises SettingsError for one that is not there."""
+    """The positions of the `asked` words among `names`, in any case. Raises SettingsError for an unknown one."""
     by_name = {name.casefold(): place for place, name in enumerate(names)}
     for word in asked:
         if word.casefold() not in by_name:
@@ -109,7 +109,7 @@ def places(asked: Sequence[str], names: Sequence[str]) -> list[int]:
 
 
 def too_few(has: np.ndarray, split: str) -> str | None:
-    """Why nothing can be said of an attribute that these images of a split have or have not, bool (N,); else None."""
+    """Why too few images of a split have, or do not have, an attribute, bool (N,); None if there are enough."""
     for number, of_them in ((np.count_nonzero(has), "have it"), (np.count_nonzero(~has), "do not have it")):
         if number < FEWEST:
             return f"{number} of {len(has):,} {split} images {of_them}, and at least {FEWEST} are needed"
@@ -120,7 +120,7 @@ def too_few(has: np.ndarray, split: str) -> str | None:
 def encode_rows(vae: Any, images: np.ndarray, rows: np.ndarray, binarization: Sequence[int] | None) -> np.ndarray:
     """z_mean (R, L + NOISE_DIM), float64, of some rows (R,) of uint8 images (N, H, W, C), read batch by batch.
 
-    That of a noise latent is 0. With `binarization`, a key, the images are drawn black or white before.
+    The z_mean of a noise latent is 0. If `binarization`, a key, is given, the images are first drawn black or white.
     """
 
     def encode_batch(part, start):
@@ -133,35 +133,35 @@ def encode_rows(vae: Any, images: np.ndarray, rows: np.ndarray, binarization: Se
 
 
 class Encoded(NamedTuple):
-    """R images of a split, as rows of N that may lie on a disk and are read a few at a time, and their latents."""
+    """R of the N images of a split, and their latents. Images may lie on a disk and are read a few at a time."""
 
-    images: Any  # uint8 (N, H, W, C) as the run knows them; len(), slices and arrays of row numbers are all it takes
+    images: Any  # uint8 (N, H, W, C) as in training; supports only len(), slices and arrays of row numbers
     grey: Any  # the same, not binarised
-    rows: np.ndarray  # which of them, int (R,)
-    has: np.ndarray  # which attributes these have, bool (R, A)
+    rows: np.ndarray  # the chosen images, int (R,)
+    has: np.ndarray  # their attributes, bool (R, A)
     z: np.ndarray  # z_mean, float64 (R, L + NOISE_DIM)
 
 
 # --- the vector and the walk ------------------------------------------------------------------------------------------
 def attribute_vector(z: np.ndarray, has: np.ndarray) -> np.ndarray:
-    """The mean of the points (N, L) that have the attribute, bool (N,), minus that of those that have not: (L,)."""
+    """The mean of the points (N, L) with the attribute, bool (N,), minus the mean of the points without it: (L,)."""
     return z[has].mean(axis=0) - z[~has].mean(axis=0)
 
 
 def walk(z: np.ndarray, vector: np.ndarray, steps: Sequence[float]) -> np.ndarray:
-    """Points (N, L) and where t times the vector (L,) takes them, for T steps t: (T, N, L)."""
+    """Points (N, L) plus t times the vector (L,), for T steps t: (T, N, L)."""
     return z + np.multiply.outer(np.asarray(steps), vector)[:, np.newaxis]
 
 
 class Told(NamedTuple):
-    """What the latents tell of an attribute."""
+    """What the latents show about an attribute."""
 
-    vector: np.ndarray  # float64 (L + NOISE_DIM,); no noise latent tells anything, so 0 there
-    auc: float  # 0 to 1, of the projection of test images on the vector, as a score of the attribute
+    vector: np.ndarray  # float64 (L + NOISE_DIM,); 0 for noise latents, because they know nothing of the image
+    auc: float  # 0 to 1; the score is the projection of a test image on the vector
 
 
 def tell_attributes(train: Encoded, test: Encoded) -> dict[int, Told]:
-    """What the latents tell of each attribute, by its number, that enough images have and enough do not have."""
+    """What the latents show about each attribute, by its number. Attributes with too few images are left out."""
     told = {}
     for number in range(train.has.shape[1]):
         has, test_has = train.has[:, number], test.has[:, number]
@@ -173,14 +173,14 @@ def tell_attributes(train: Encoded, test: Encoded) -> dict[int, Told]:
 
 # --- does it work -----------------------------------------------------------------------------------------------------
 def judged_share(judge: Any, brightness: np.ndarray) -> float:
-    """The share of images, brightness (N, H, W, C) in [0, 1], that a classifier of two takes for the second class."""
+    """The share of images, brightness (N, H, W, C) in [0, 1], that a two-class classifier puts in the second class."""
     return float(classifier.probabilities(judge, brightness).argmax(axis=1).mean())
 
 
 def train_judge(train: Encoded, number: int) -> Any:
-    """A classifier of the attribute of this number, by the images as they are; its second class is to have it.
+    """Train a classifier of the attribute of this number on the grey (not binarised) images; class 1 has it.
 
-    Of images so large that they would not fit in memory it sees fewer, at even distances.
+    If the images are too large for memory, it sees fewer of them, evenly spaced.
     """
     kept = latent.evenly(len(train.rows), MOST_NUMBERS // math.prod(train.grey.shape[1:]))
     has = train.has[kept, number].astype(np.int64)
@@ -188,7 +188,7 @@ def train_judge(train: Encoded, number: int) -> Any:
 
 
 def accuracy(judge: Any, test: Encoded, number: int) -> float:
-    """The share of images of which a classifier says rightly whether they have the attribute of this number."""
+    """The share of images for which a classifier is right about the attribute of this number."""
 
     def judge_batch(part, start):
         return (classifier.probabilities(judge, brightness(test.grey[part])).argmax(axis=1),)
@@ -197,8 +197,9 @@ def accuracy(judge: Any, test: Encoded, number: int) -> float:
 
 
 def measure_walk(vae: Any, judge: Any, without: np.ndarray, having: np.ndarray, vector: np.ndarray) -> dict[str, Any]:
-    """What a classifier says of the walks from z_mean (N, L) `without` the attribute, of those (M, L) `having` it, and
-    how much the images change, as numbers.
+    """Judge the walks from z_mean (N, L) `without` the attribute, and the ceiling: images (M, L) `having` it.
+
+    Also measures how much the images change.
     """
     steps = walk(without, vector, STEPS)
     shares = [judged_share(judge, vae_main.decode(vae, z)) for z in steps]  # one step's images in memory at a time
@@ -231,11 +232,12 @@ def draw_walks(
 def save_walks(
     path: Path, name: str, vae: Any, vector: np.ndarray, without: tuple[np.ndarray, ...], having: tuple[np.ndarray, ...]
 ) -> None:
-    """Draw walks that add the attribute `name` and that take it away, each of uint8 images (N, H, W, C) and their
-    z_mean (N, L). Raises OSError.
+    """Draw walks that add the attribute `name`, and walks that take it away. Raises OSError.
+
+    Each starts from uint8 images (N, H, W, C) and their z_mean (N, L).
     """
     figure = Figure(figsize=(13, 9.4), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1)  # inches, for the titles not to touch
+    figure.get_layout_engine().set(h_pad=0.1)  # inches, so that the titles do not touch
     title = f"{path.parent.name}: z_mean + t x (mean z_mean of those with {name} - of those without)"
     figure.suptitle(title, fontsize=11)
     left, right = figure.subplots(1, 2)
@@ -245,7 +247,7 @@ def save_walks(
 
 
 def picture_name(name: str) -> str:
-    """The file of an attribute's picture; of its name, what is no letter, digit, - or _ becomes _."""
+    """The file of an attribute's picture; each character of its name except letters, digits, - and _ becomes _."""
     return f"attribute_walk_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.png"
 
 
@@ -282,7 +284,7 @@ def encode_data(
     train = latent.evenly(len(dataset.train_images), MOST_TRAINING)
     test = latent.evenly(len(dataset.test_images), MOST_TEST)
     z_train = encode_rows(vae, dataset.train_images, train, key)
-    z_test = encode_rows(vae, dataset.test_images, test, None)  # if they are to be black and white, they are already
+    z_test = encode_rows(vae, dataset.test_images, test, None)  # already black and white if BINARIZE = dynamic
     return (
         Encoded(dataset.train_images, grey.train_images, train, attributes.train[train], z_train),
         Encoded(dataset.test_images, grey.test_images, test, attributes.test[test], z_test),
@@ -292,9 +294,9 @@ def encode_data(
 def choose(
     asked: Sequence[int], told: dict[int, Told], names: Sequence[str], train: Encoded, test: Encoded
 ) -> list[int]:
-    """The numbers of the attributes to walk along: those asked for, or those told best.
+    """The numbers of the attributes to walk along: those asked for, or those that the latents know best.
 
-    Raises SettingsError for one asked for that too few images have or do not have, or if there is no other.
+    Raises SettingsError if too few images have, or do not have, an attribute that was asked for, or any attribute.
     """
     for number in asked:
         if number not in told:
@@ -308,7 +310,7 @@ def choose(
 def walk_along(
     folder: Path, vae: Any, settings: Settings, name: str, number: int, told: Told, train: Encoded, test: Encoded
 ) -> dict[str, Any]:
-    """Walk along the attribute of this name and number: write its picture, return its numbers. Raises OSError."""
+    """Walk along the attribute of this name and number: write its picture, return its results. Raises OSError."""
     has, test_has = train.has[:, number], test.has[:, number]
     kinds = map(np.flatnonzero, (~test_has, test_has))
     without, having = (rows[latent.evenly(len(rows), MOST_WALKED)] for rows in kinds)
@@ -330,16 +332,16 @@ def walk_along(
 
 
 def attribute_walk(folder: Path, asked: Sequence[str], kind: str = "step") -> dict[str, Any]:
-    """Walk along attributes of a run's data, `asked` or the best told; write all into its folder, return the numbers.
+    """Walk along the `asked` attributes, or those known best; write the results into the run's folder and return them.
 
-    `kind` is that of its checkpoint (load.Run).
+    `kind` is the kind of checkpoint (load.Run).
     Raises SettingsError, runs.RunError, DataError and OSError.
     """
     run = Run(folder, kind)
     vae, s, dataset = run.vae, run.settings, run.dataset()
     attributes, step = find_attributes(dataset), runs.newest_step(folder, kind)
     names = attributes.names
-    numbers_asked = places(asked, names)  # a typo is told before anything is encoded
+    numbers_asked = places(asked, names)  # first, so that a typo is reported before anything is encoded
     print(f"run        {folder}, step {step:,}")
     train, test = encode_data(vae, s, dataset, attributes, folder)
     print(f"encoded    {len(train.rows):,} training and {len(test.rows):,} test images")
@@ -370,7 +372,7 @@ def main(asked: argparse.Namespace) -> int:
         pictures = ", ".join(picture_name(found["attribute"]) for found in numbers["walks"])
         print(f"\nlook at    {folder.absolute()}: {pictures}, attribute_walk.json")
 
-    return console.run("attribute_walk", work, "the same command begins anew")
+    return console.run("attribute_walk", work, "the same command begins again")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""A small convolutional classifier of digits, that judges samples: are they clear digits, are all digits there, and
-how far are they from real images?
+"""A small convolutional classifier of digits that judges samples.
+
+Are they clear digits? Do all digits occur? How far are they from real images?
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from utils.start import keras
 
 BATCH_SIZE = 256
 PEAK_LEARNING_RATE = 6e-3
-SURE = 0.95  # a sample whose digit has a larger probability than this is taken for a clear one
+SURE = 0.95  # a sample is a clear digit if the probability of its digit is larger than this
 
 
 def build_classifier(image_shape: tuple[int, ...], classes: int, seed: int) -> keras.Model:
@@ -35,11 +36,11 @@ def build_classifier(image_shape: tuple[int, ...], classes: int, seed: int) -> k
 def train_classifier(
     images: np.ndarray, labels: np.ndarray, seed: int, epochs: int = 2, rate: float = PEAK_LEARNING_RATE
 ) -> keras.Model:
-    """Train a classifier on uint8 images (N, H, W, C) with integer labels (N,), of which there are max + 1 classes.
+    """Train a classifier on uint8 images (N, H, W, C) with integer labels (N,); it has max(labels) + 1 classes.
 
     It gives logits (B, classes) for float32 brightness (B, H, W, C) in [0, 1]; see brightness and probabilities.
-    The same seed gives the same classifier, whatever was drawn before: Keras's global generator is not used. The
-    learning rate falls from `rate` to zero along a cosine, so that as few as two epochs end well.
+    The same seed always gives the same classifier, because Keras's global generator is not used. The learning rate
+    falls from `rate` to zero along a cosine, so that two epochs are enough.
     """
     classifier = build_classifier(images.shape[1:], int(labels.max()) + 1, seed)
     steps = epochs * -(-len(images) // BATCH_SIZE)
@@ -64,14 +65,14 @@ def probabilities(classifier: keras.Model, brightness: np.ndarray) -> np.ndarray
 
 
 def sure_share(probabilities: np.ndarray) -> float:
-    """The share of images whose likeliest class has a probability above SURE, of probabilities (N, classes)."""
+    """The share of images whose likeliest class has a probability above SURE; probabilities are (N, classes)."""
     return float((probabilities.max(axis=1) > SURE).mean())
 
 
 def effective_classes(probabilities: np.ndarray) -> float:
-    """How many classes there are among images with probabilities (N, classes), each counted as its likeliest class.
+    """How many classes occur among images with probabilities (N, classes); each image counts as its likeliest class.
 
-    exp of the entropy, in nats, of the shares: 1 if all look like one digit, 10 if ten digits are equally frequent.
+    It is exp of the entropy, in nats, of the shares: 1 if all look like one digit, 10 if ten are equally frequent.
     """
     shares = np.bincount(probabilities.argmax(axis=1)) / len(probabilities)
     return float(np.exp(entropy(shares)))
@@ -79,33 +80,34 @@ def effective_classes(probabilities: np.ndarray) -> float:
 
 # --- the distance of two sets of images -------------------------------------------------------------------------------
 def features(classifier: keras.Model, brightness: np.ndarray) -> np.ndarray:
-    """What the classifier's last hidden layer makes of images given as brightness (N, H, W, C) in [0, 1]: (N, F)."""
+    """The outputs (N, F) of the classifier's last hidden layer, for brightness (N, H, W, C) in [0, 1]."""
     network = keras.Model(classifier.inputs[0], classifier.get_layer("features").output)
     return in_batches(lambda batch, start: (network(batch),), brightness, doing="judging")[0]
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The squared Frechet distance of two sets of features (N, F) and (M, F), N and M at least 2, as of Gaussians.
+    """The squared Frechet distance of two sets of features (N, F) and (M, F), taken as Gaussians; N and M at least 2.
 
-    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of means and covariances (Heusel et al. 2017, arXiv
-    1706.08500, eq. 6). It is 0 for equal ones and has no unit. Two samples of one distribution have a distance too, the
-    larger the fewer they are: compare sets of the same size, and with the distance of two sets of real images.
+    It is |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), with means and covariances (Heusel et al. 2017, arXiv
+    1706.08500, eq. 6). It is 0 if these are equal, and has no unit. Two samples of one distribution have a distance
+    too, and smaller samples have a larger one. So compare sets of the same size, and give the distance of two sets of
+    real images as the floor.
 
-    In the features of a classifier of one's own it ranks what the same classifier has judged, and nothing else: it
-    cannot be compared with the "FID" of papers, which is in the features of Inception, trained on photographs.
+    The distance depends on the classifier: only distances from the same classifier compare. The "FID" of papers uses
+    the features of Inception, trained on photographs, so it does not compare with this one.
     """
     a, b = np.float64(a), np.float64(b)
     roots = []
     for cloud in (a, b):
         variances, axes = np.linalg.eigh(np.atleast_2d(np.cov(cloud, rowvar=False)))
-        roots.append(axes * np.sqrt(np.maximum(variances, 0)))  # R with R R^T = C; rounding makes a 0 negative
-    # The trace of (C_a C_b)^(1/2) is the sum of the singular values of R_a^T R_b. So no square root is taken of a
-    # matrix that is not symmetric, which breaks when it is nearly singular, as with features that are always 0.
+        roots.append(axes * np.sqrt(np.maximum(variances, 0)))  # R with R R^T = C; rounding may make a 0 negative
+    # The trace of (C_a C_b)^(1/2) is the sum of the singular values of R_a^T R_b. This avoids the square root of the
+    # matrix C_a C_b. That root breaks if the matrix is nearly singular, for example if some features are always 0.
     overlap = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
     spread = sum(np.square(root).sum() for root in roots) - 2 * overlap
     return float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + max(spread, 0))
 
 
 def frechet_distances(classifier: keras.Model, sets: dict[str, np.ndarray], real: np.ndarray) -> dict[str, float]:
-    """The distance of each set of images, brightness (N, H, W, C) by name, from images with the features (M, F)."""
+    """The distance of each set of images, brightness (N, H, W, C) by name, from real images with features (M, F)."""
     return {name: frechet_distance(features(classifier, images), real) for name, images in sets.items()}
