@@ -1,6 +1,6 @@
-"""Which runs are one row of a comparison, which rows compare, in which order, and in what they differ.
+"""Group runs into the rows and tables of a comparison, sort them, and find the settings that differ.
 
-Nothing here draws or prints: experiments/compare.py shows it, and experiments/comparison.py draws it.
+Nothing here draws or prints: experiments/compare.py prints the tables, and experiments/comparison.py draws them.
 """
 
 import json
@@ -17,26 +17,26 @@ from utils import known, mnist, report, runs
 from utils.console import Problem, Say
 from utils.dataset import hashed
 
-BEST_FIRST = {  # the columns, and the sign by which the best comes first when they are sorted
+BEST_FIRST = {  # the columns; sorting by sign * value puts the best first
     "elbo": -1, "nll": 1, "reconstruction": 1, "kl": 1, "active_units": -1, "frechet": 1, "seconds": 1, "healthy": -1,
 }  # fmt: skip
-DIGITS = {"active_units": 0, "frechet": 1, "seconds": 0}  # behind the point; of all other columns 2
-MOST_NAMED = 3  # settings that are named for each row; of more only those that are not as in most rows
+DIGITS = {"active_units": 0, "frechet": 1, "seconds": 0}  # decimals; all other columns have 2
+MOST_NAMED = 3  # if more settings differ, a row names only those whose value is not the commonest
 
 
 # --- a run's numbers --------------------------------------------------------------------------------------------------
 class Measured(NamedTuple):
-    """What a run's ELBO and NLL are of: those of two runs compare if all of it is the same."""
+    """What a run's ELBO and NLL measure. The numbers of two runs compare if all three parts are the same."""
 
-    images: str  # known by what they show, whatever they are called
+    images: str  # identified by their content, not by name
     pixels: str
     loss: str
 
 
 def measured(run: Run) -> Measured:
-    """What a run's numbers are of. Raises RunError."""
+    """What a run's numbers measure. Raises RunError."""
     s, record = run.settings, known.load(run.folder)
-    images = f"{s.dataset} {s.labels} {s.held_out} {s.data_dir}"  # of a run from before its images were saved with it
+    images = f"{s.dataset} {s.labels} {s.held_out} {s.data_dir}"  # for an old run, which did not save their hashes
     if record:
         images = str(hashed([np.sort(record["tested"])])[0])
     cut = () if s.dataset in (*mnist.TITLES, "arrays") else (s.image_crop, s.image_fit)
@@ -47,7 +47,7 @@ def measured(run: Run) -> Measured:
 
 
 def title_of(run: Run) -> str:
-    """What a run's numbers are of, in words."""
+    """What a run's numbers measure, in words."""
     s, record = run.settings, known.load(run.folder)
     labels = f" ({', '.join(map(str, s.labels))} only)" if s.labels else ""
     count = f"{len(record['tested']):,} " if record else ""
@@ -57,9 +57,9 @@ def title_of(run: Run) -> str:
 
 
 def numbers_of(run: Run) -> dict[str, Any]:
-    """The numbers of a finished run by their columns, None for one that it has not; and the errors of its NLL.
+    """The numbers of a finished run by column, None for a missing one; and the standard errors of its NLL.
 
-    "evaluated" has the same of experiments.evaluate, if that was done with the run's last step. Raises RunError.
+    "evaluated" has the NLL of experiments.evaluate, if that was run at the run's last step. Raises RunError.
     """
     judged, lines = run.report, run.history("train")
     check_numbers(run.folder / "report.json", judged)
@@ -78,7 +78,7 @@ def numbers_of(run: Run) -> dict[str, Any]:
 
 
 def check_numbers(path: Path, found: dict[str, Any]) -> None:
-    """Raise RunError if a number in one of a run's JSON files is none, or there is no reconstruction loss."""
+    """Raise RunError if a run's JSON file has text where a number belongs, or has no reconstruction loss."""
     texts = ("kind", "of", "verdict")
     odd = [name for name, value in found.items() if isinstance(value, str) and name not in texts]
     if odd or found.get("test_reconstruction") is None:
@@ -86,7 +86,7 @@ def check_numbers(path: Path, found: dict[str, Any]) -> None:
 
 
 def evaluated(run: Run, errors: Sequence[str]) -> dict[str, Any]:
-    """What experiments.evaluate has found, if that was of the run's last step. Raises RunError."""
+    """The results of experiments.evaluate, if it was run at the run's last step. Raises RunError."""
     path, last = run.folder / "evaluation.json", max((line["step"] for line in run.history("test")), default=0)
     if not path.exists():
         return {}
@@ -106,7 +106,7 @@ def evaluated(run: Run, errors: Sequence[str]) -> dict[str, Any]:
 
 # --- rows and tables --------------------------------------------------------------------------------------------------
 class Row(NamedTuple):
-    """Runs that differ in nothing but their seeds, the settings they share, and the numbers of each."""
+    """Runs that differ only in their seeds, the settings they share, and the numbers of each run."""
 
     runs: list[Run]
     settings: dict[str, Any]
@@ -115,11 +115,11 @@ class Row(NamedTuple):
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds, one of each run."""
+        """The seed of each run."""
         return [run.settings.seed for run in self.runs]
 
     def values(self, name: str) -> list[float]:
-        """The values of a column that there are; of "healthy" 1 for yes and 0 for no."""
+        """The values of a column, without missing ones; "healthy" is 1 for yes and 0 for no."""
         return [float(numbers[name]) for numbers in self.numbers if numbers[name] is not None]
 
     def mean(self, name: str) -> float | None:
@@ -128,7 +128,7 @@ class Row(NamedTuple):
 
 
 def rows_of(found: Iterable[Run], say: Say) -> list[Row]:
-    """The rows of finished runs. `say` is given a line for each run that is left out, and why."""
+    """The rows of finished runs. `say` gets a line for each run that is left out, with the reason."""
     rows: dict[Any, Row] = {}
     for run in found:
         try:
@@ -156,24 +156,24 @@ def sorted_by_seed(row: Row) -> Row:
 
 
 class Table(NamedTuple):
-    """Rows whose numbers compare, best first, and what to know of them, a sentence each."""
+    """Rows whose numbers compare, best first, and notes on them, a sentence each."""
 
     rows: list[Row]
     notes: list[str]
 
     @property
     def title(self) -> str:
-        """What the numbers are of."""
+        """What the numbers measure, in words."""
         return title_of(self.rows[0].runs[0])
 
     @property
     def columns(self) -> list[str]:
-        """The columns that have a value."""
+        """The columns with at least one value."""
         return [name for name in BEST_FIRST if any(row.values(name) for row in self.rows)]
 
 
 def tables_of(rows: list[Row], sort: str | None) -> list[Table]:
-    """The rows in tables of those that compare, sorted by a column or setting (default: the ELBO)."""
+    """The rows in tables, so that the rows of a table compare; sorted by a column or setting (default: the ELBO)."""
     groups: dict[Measured, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.measured, []).append(row)
@@ -181,7 +181,7 @@ def tables_of(rows: list[Row], sort: str | None) -> list[Table]:
 
 
 def with_one_nll(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """The rows with an NLL of one kind, and notes: the evaluated one if all runs have it, by as many draws."""
+    """The rows with one kind of NLL, and notes. It is the evaluated one if all runs have it with the same K."""
     every = [numbers for row in rows for numbers in row.numbers]
     draws = {numbers["evaluated"]["nll_samples"] if numbers["evaluated"] else None for numbers in every}
     if len(draws) == 1 and None not in draws:
@@ -193,7 +193,7 @@ def with_one_nll(rows: list[Row]) -> tuple[list[Row], list[str]]:
 
 
 def with_order(rows: list[Row], notes: list[str], sort: str | None) -> tuple[list[Row], list[str]]:
-    """The rows sorted, and the notes with what an NLL by other numbers of draws means for the order."""
+    """The rows sorted, and the notes; a note warns if the NLLs use different numbers of draws."""
     usual = "elbo" if any(row.values("elbo") for row in rows) else "reconstruction"
     if sort in BEST_FIRST and not any(row.values(sort) for row in rows):
         notes = [*notes, f"No row has {sort}, so the order is that of {usual}."]
@@ -213,14 +213,14 @@ def with_order(rows: list[Row], notes: list[str], sort: str | None) -> tuple[lis
         if sort not in BEST_FIRST:
             return sortable(row.settings.get(sort))
         value = row.mean(sort)
-        group = -(row.numbers[0]["nll_samples"] or 0) if sort == "nll" else 0  # as only one K compares
+        group = -(row.numbers[0]["nll_samples"] or 0) if sort == "nll" else 0  # only NLLs with the same K compare
         return value is None, group, BEST_FIRST[sort] * (value or 0)
 
     return sorted(rows, key=place), notes
 
 
 def sortable(value: Any) -> tuple[Any, ...]:
-    """A setting as what can be sorted: numbers come before texts."""
+    """A sort key for the value of a setting: numbers come before texts."""
     if isinstance(value, tuple):
         return tuple(map(sortable, value))
     return (1, value) if isinstance(value, str) else (0, float(value or 0))
@@ -233,9 +233,9 @@ def differing(rows: Sequence[Row]) -> list[str]:
 
 
 def in_words(row: Row, rows: Sequence[Row]) -> str:
-    """In what a row differs from the others: its settings or, where many differ, those that are not as in most rows."""
+    """How a row differs from the others: its differing settings or, if there are many, only its uncommon values."""
     names = differing(rows)
-    if len(names) > MOST_NAMED and len(rows) > 2:  # of two rows neither is as most
+    if len(names) > MOST_NAMED and len(rows) > 2:  # with two rows no value is the commonest
         usual = {name: Counter(other.settings.get(name) for other in rows).most_common(1)[0][0] for name in names}
         names = [name for name in names if row.settings.get(name) != usual[name]]
     words = [f"{name} {value_in_words(row.settings.get(name))}" for name in names]
@@ -252,7 +252,7 @@ def value_in_words(value: Any) -> str:
 
 
 def heading(name: str, table: Table) -> str:
-    """What a column of a table is called on the console and in the picture."""
+    """The heading of a column on the console and in the picture."""
     meaning = report.kind(table.rows[0].runs[0].settings)
     if name == "elbo":
         return "ELBO" if meaning != "none" else report.NO_ELBO

@@ -1,22 +1,22 @@
-"""Which run is better, and in what do they differ? A table, a picture and a CSV of finished runs.
+"""Which run is better, and how do the runs differ? A table, a picture and a CSV of finished runs.
 
     python -m experiments.compare mnist-ce-z20 mnist-ce-z2
     python -m experiments.compare "mnist-ce-*" --sort nll
     python -m experiments.compare                               # all runs in predictions/
 
-Runs that differ in nothing but the seed are one row: their mean, ± their standard deviation. Runs whose numbers cannot
-be compared, because they are of other images, other pixels or another loss, stand in tables of their own.
+Runs that differ only in the seed are one row: their mean, ± their standard deviation. Runs on other images, on other
+pixels or with another loss are in separate tables, because their numbers do not compare.
 
-The columns, which --sort takes, as it takes any setting, such as kl_weight_end:
-  elbo            test ELBO, nats per image; higher is better, and the order unless --sort is given
-  nll             minus the test log-likelihood; in brackets its standard error over test images. Where all runs of
-                  a table were evaluated with as many draws, it is that of experiments.evaluate, else the report's
+--sort takes any of these columns, or a setting such as kl_weight_end:
+  elbo            test ELBO, nats per image; higher is better; the default order
+  nll             minus the test log-likelihood; in brackets its standard error over test images. It comes from
+                  experiments.evaluate if all runs of a table were evaluated with the same K, else from the report
   reconstruction  reconstruction loss, nats per image
   kl              KL, nats per image
   active_units    latents in use
-  frechet         Frechet distance of samples from test images, of runs that experiments.evaluate has judged
-  seconds         of training by the clock, with its tests and pictures; in a sweep others train meanwhile
-  healthy         what the report said
+  frechet         Frechet distance of samples from test images, for runs that experiments.evaluate has judged
+  seconds         wall-clock time of training, with tests and pictures; in a sweep, other runs train meanwhile
+  healthy         the verdict of the report
 
 It writes comparison.png (the numbers with error bars, the curves over each other, samples side by side) and
 comparison.csv to OUTPUT_DIR.
@@ -77,9 +77,9 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def find_all(words: Sequence[str], output_dir: str, say: Say) -> list[Path]:
-    """The folders of the runs that are named, or match a pattern; of all in `output_dir` if none is named.
+    """The folders of the runs that are named or match a pattern; without names, all runs in `output_dir`.
 
-    What is there and is no run is left out, and `say` is given a line. Raises RunError.
+    An existing path that is not a run is left out, and `say` gets a line. Raises RunError.
     """
     parent = runs.folder_of_runs(output_dir)
     there, found = sorted(path.parent for path in parent.glob("[!.]*/params.json")), []
@@ -92,19 +92,19 @@ def find_all(words: Sequence[str], output_dir: str, say: Say) -> list[Path]:
                 raise runs.RunError(f"RUN {word}: no such run in {parent}; there is {names}")
             found += some
         elif os.path.exists(word) and not has_run(Path(word)) and not has_run(parent / word):
-            say(f"note       {console.shown(word)} is no run, and left out")  # as where a shell has put in all names
+            say(f"note       {console.shown(word)} is no run, and left out")  # a shell may have expanded * to all names
         else:
             found.append(runs.find(word, output_dir, "RUN"))
     return list({folder.resolve(): folder for folder in found}.values())
 
 
 def has_run(folder: Path) -> bool:
-    """Whether a folder is that of a run."""
+    """Whether a folder holds a run."""
     return (folder / "params.json").is_file()
 
 
 def check_column(name: str) -> None:
-    """Raise RunError unless there is such a column, or a setting that has a part in the result."""
+    """Raise RunError unless this is a column, or a setting that affects the result."""
     names = [*BEST_FIRST, *runs.that_count(from_params())]
     if name not in names:
         raise runs.RunError(f"--sort: {name!r} is not allowed; {', '.join(BEST_FIRST)} or a setting is")
@@ -138,7 +138,7 @@ def in_lines(tables: Sequence[Table], rows: Sequence[Row]) -> list[str]:
 
 
 def why_apart(tables: Sequence[Table]) -> str:
-    """Why there are several tables, in a sentence; "" for one."""
+    """Why there are several tables, in a sentence; "" if there is only one."""
     of = [table.rows[0].measured for table in tables]
     names = {"images": "images", "pixels": "pixels", "loss": "losses"}
     other = [f"other {plural}" for name, plural in names.items() if len({getattr(each, name) for each in of}) > 1]
@@ -146,7 +146,7 @@ def why_apart(tables: Sequence[Table]) -> str:
 
 
 def as_csv(tables: Sequence[Table], rows: Sequence[Row]) -> str:
-    """All tables as one CSV: a line a row, with the settings that differ, and of several seeds mean and deviation."""
+    """All tables as one CSV: a line per row, with the settings that differ, and mean and deviation over seeds."""
     names, columns = differing(rows), [name for name in BEST_FIRST if any(row.values(name) for row in rows)]
     of_nll = {"nll_error_images": "standard_error_images", "nll_error_sampling": "standard_error_sampling"}
     of_nll |= {"nll_draws": "nll_samples"}
@@ -170,7 +170,7 @@ def as_csv(tables: Sequence[Table], rows: Sequence[Row]) -> str:
 def compare(folders: Sequence[Path], to: Path, sort: str | None = None, say: Say = print) -> list[Table]:
     """Compare the runs in these folders: show the tables, write comparison.png and comparison.csv into the folder `to`.
 
-    Raises RunError if none of them is finished, and OSError.
+    Raises OSError, and RunError if no run is finished.
     """
     with console.waiting_bar("reading", len(folders)) as bar:
         rows = rows_of(counted((Run(folder, say=quiet) for folder in folders), bar.update), say)
@@ -189,14 +189,14 @@ def compare(folders: Sequence[Path], to: Path, sort: str | None = None, say: Say
 
 
 def counted(items: Iterable[Any], update: Callable[[int], Any]) -> Iterable[Any]:
-    """The same items; `update` is called when each is done with."""
+    """Yield the same items; call `update` when the caller is done with each."""
     for item in items:
         yield item
         update(1)
 
 
 def quiet(note: str) -> None:
-    """Say nothing: how a run that was saved without a constant is taken changes nothing in its numbers."""
+    """Drop a note. Notes on constants that an old run did not save do not affect its numbers."""
 
 
 def main(asked: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""comparison.png: the numbers of compared runs with error bars, their curves over each other, their samples."""
+"""Draw comparison.png: the numbers of compared runs with error bars, their curves, and their samples."""
 
 import textwrap
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from utils import pictures, report
 MOST_TABLES, MOST_ROWS = 6, 12  # in the picture
 ACROSS = 6  # grids of samples beside each other
 LETTERS = 34  # in a line of a label
-SAMPLES = 5  # rows and columns of a run's grid of samples that are shown
+SAMPLES = 5  # rows and columns shown of a run's grid of samples
 
 
 def save_comparison(path: Path, tables: Sequence[Table]) -> None:
@@ -63,20 +63,20 @@ def heights_of(table: Table) -> list[float]:
 
 
 def label_of(row: Row, table: Table) -> str:
-    """What a row is called in the picture, in short lines."""
+    """The label of a row in the picture, in short lines."""
     words = pictures.drawable(in_words(row, table.rows) or row.runs[0].folder.name, 3 * LETTERS)
     return textwrap.fill(words, LETTERS)
 
 
 def colours_of(rows: Sequence[Row]) -> list[Any]:
-    """A colour for each row: along a scale if they differ in one number, else as unlike as may be."""
+    """A colour for each row: along a scale if the rows differ in one number, else distinct colours."""
     if swept(rows):
         return [colormaps["viridis"](place) for place in np.linspace(0, 0.85, len(rows))]
     return [colormaps["tab20" if len(rows) > 10 else "tab10"](place) for place in range(len(rows))]
 
 
 def swept(rows: Sequence[Row]) -> str | None:
-    """The setting that is a number and alone differs between rows, as in a sweep; None if there is none."""
+    """The only setting that differs between rows, if it is a number, as in a sweep; else None."""
     names = differing(rows)
     numbers = [row.settings.get(names[0]) for row in rows] if len(names) == 1 else []
     return names[0] if numbers and all(type(value) in (int, float) for value in numbers) else None
@@ -115,7 +115,7 @@ def draw_numbers(
 def draw_curves(
     axes: Axes, rows: Sequence[Row], name: str, title: str, labels: Sequence[str], colours: Sequence[Any]
 ) -> None:
-    """Draw a number of the tests over steps: of several seeds the mean, and the range behind it."""
+    """Draw a number of the tests over steps; with several seeds, their mean and a band for their range."""
     for row, label, colour in zip(rows, labels, colours, strict=True):
         tests = [{line["step"]: value for line in run.history("test") if (value := of_test(line, name)) is not None}
                  for run in row.runs]  # fmt: skip
@@ -146,7 +146,7 @@ def draw_samples(part: SubFigure, rows: Sequence[Row], labels: Sequence[str], co
 
 
 def corner(path: Path, image_shape: Sequence[int], of_ten: bool) -> np.ndarray:
-    """The upper left images of a grid that has ten a row, in whatever size it was drawn; of another the whole."""
+    """The upper left images of a grid with ten per row, drawn in any size; any other grid is returned whole."""
     with Image.open(path) as picture:
         sheet = np.asarray(picture)
     if not of_ten:

@@ -1,13 +1,13 @@
-"""Draw a data set of faces in CelebA's layout and file formats, to try what reads CelebA without having it.
+"""Draw a data set of faces in CelebA's layout and file formats, to try code that reads CelebA without the real set.
 
     python -m experiments.draw_faces faces --images 2000
     python -m experiments.draw_faces many --images 200000 --seed 1
 
-It writes into the folder, which is made if it is missing:
+It makes the folder if it is missing, and writes
 
 - img_align_celeba/000001.jpg and so on, RGB JPEGs of 178 x 218 pixels;
-- list_attr_celeba.txt, the 40 attributes of each image, 1 or -1. 22 of them are drawn and true to the drawing, such as
-  Smiling, Eyeglasses or Black_Hair (the function `attributes` has them all); the others are -1 throughout;
+- list_attr_celeba.txt, the 40 attributes of each image, 1 or -1. 22 of them describe the drawing, such as Smiling,
+  Eyeglasses or Black_Hair (the function `attributes` lists them); the others are always -1;
 - list_eval_partition.txt, in CelebA's proportions: the first images train (0), then come validation (1) and test (2).
 
 The parts of a face are drawn independently, except that hair has one colour, only men have beards, and a hat hides
@@ -44,7 +44,7 @@ QUALITY = 85  # of the JPEGs
 SPLITS = 162_770, 19_867, 19_962  # images that CelebA trains on, validates with and tests with
 CHUNK = 64  # images that a process draws between two reports
 IMAGE_FOLDER, ATTRIBUTE_LIST, SPLIT_LIST = "img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"
-UNFINISHED = "unfinished.txt"  # holds, as long as the lists are missing, what is being drawn
+UNFINISHED = "unfinished.txt"  # until the lists are written, it says which set is being drawn
 
 ATTRIBUTES = (  # in CelebA's order
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
@@ -65,11 +65,11 @@ WHITE, DARK, MOUTH, GOLD = (252, 252, 250), (36, 26, 28), (104, 28, 36), (240, 2
 
 # --- what makes up a face ---------------------------------------------------------------------------------------------
 class Face(NamedTuple):
-    """All that a drawing depends on. Numbers are of the order of 1; those that an attribute is about leave a gap."""
+    """All that a drawing depends on. Numbers are about 1 in size; a number that decides an attribute has a gap."""
 
-    skin: float  # 0 light to 1 dark; of pale ones it says nothing
+    skin: float  # 0 light to 1 dark; ignored if pale
     pale: bool
-    hair: str  # a key of HAIR, of the beard and the eyebrows, too
+    hair: str  # a key of HAIR; also the colour of the beard and the eyebrows
     tint: float  # of the hair, -1 darker to 1 lighter
     length: float  # of the hair, 0 short to 1 over the shoulders
     bald: bool
@@ -99,7 +99,7 @@ class Face(NamedTuple):
 
 
 def factors(seed: int, number: int) -> Face:
-    """The face of the image `number`, 1, 2, ..., of a set. It follows from the two alone, each factor independently."""
+    """The face of image `number`, 1, 2, ..., of a set; it depends only on the two. Factors are drawn independently."""
     rng = np.random.default_rng((seed, number))
 
     def chance(share: float) -> bool:
@@ -186,8 +186,8 @@ class Place(NamedTuple):
 
 ANGLES = np.linspace(0, 2 * np.pi, 49)
 COSINES, SINES = np.cos(ANGLES), np.sin(ANGLES)
-BELOW, ABOVE = slice(0, 25), slice(24, 49)  # of these, the half below the middle, and the one above
-ACROSS = np.linspace(-1, 1, 17)  # from the left end of a mouth or a hairline to its right one
+BELOW, ABOVE = slice(0, 25), slice(24, 49)  # the angles below the middle, and those above it
+ACROSS = np.linspace(-1, 1, 17)  # from the left end of a mouth or a hairline to the right end
 
 
 def draw_face(face: Face) -> Image.Image:
@@ -215,35 +215,35 @@ def mixed(first: Colour, second: Colour, share: float) -> Colour:
 
 
 def skin_colour(darkness: float) -> Colour:
-    """The colour of a skin, 0 light to 1 dark."""
+    """The skin colour for a darkness from 0 (light) to 1 (dark)."""
     steps = np.arange(len(SKINS)) / (len(SKINS) - 1)
     return tuple(int(np.interp(darkness, steps, channel)) for channel in SKINS.T)
 
 
 def ellipse(pen: ImageDraw.ImageDraw, x: float, y: float, half_width: float, half_height: float, **look) -> None:
-    """An ellipse by its middle and half its size."""
+    """Draw an ellipse, given by its middle and half its size."""
     pen.ellipse((x - half_width, y - half_height, x + half_width, y + half_height), **look)
 
 
 def area(pen: ImageDraw.ImageDraw, x: np.ndarray, y: np.ndarray, colour: Colour) -> None:
-    """A polygon by its corners, x and y (N,)."""
+    """Draw a polygon, given by its corners, x and y (N,)."""
     pen.polygon(np.array((x, y)).T.ravel().tolist(), fill=colour)
 
 
 def band(pen: ImageDraw.ImageDraw, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, colour: Colour) -> None:
-    """What lies between two lines, top and bottom (N,), at the same x (N,)."""
+    """Fill the area between two lines, top and bottom (N,), at the same x (N,)."""
     area(pen, np.concatenate((x, x[::-1])), np.concatenate((top, bottom[::-1])), colour)
 
 
 def head_outline(place: Place, male: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of a head, x and y (N,): an ellipse above; below, a broad jaw or a narrow chin."""
-    power = np.where(SINES > 0, 0.78 if male else 1.12, 1)  # of a superellipse
+    """The corners of a head, x and y (N,): half an ellipse on top, a broad jaw or a narrow chin below."""
+    power = np.where(SINES > 0, 0.78 if male else 1.12, 1)  # the exponent of a superellipse
     x = place.x + place.half_width * np.sign(COSINES) * np.abs(COSINES) ** power
     return x, place.y + place.half_height * np.sign(SINES) * np.abs(SINES) ** (1 / power)
 
 
 def draw_behind(pen: ImageDraw.ImageDraw, place: Place, face: Face, skin: Colour, hair: Colour) -> None:
-    """What the head hides in part: long hair, the shoulders and the neck, the ears and what hangs from them."""
+    """Draw what the head partly hides: long hair, the shoulders, the neck, the ears and the earrings."""
     x, y = place.x - 2 * place.slant, place.y
     if not face.bald:
         side = place.half_width + 4 + 6 * face.length
@@ -259,7 +259,7 @@ def draw_behind(pen: ImageDraw.ImageDraw, place: Place, face: Face, skin: Colour
 
 
 def draw_head(pen: ImageDraw.ImageDraw, place: Place, face: Face, skin: Colour, hair: Colour) -> None:
-    """The head with cheeks and a beard."""
+    """Draw the head with cheeks and a beard."""
     x, y = head_outline(place, face.male)
     area(pen, x, y, skin)
     if face.rosy:
@@ -277,13 +277,13 @@ def draw_head(pen: ImageDraw.ImageDraw, place: Place, face: Face, skin: Colour, 
 
 
 def eye_places(place: Place) -> tuple[tuple[float, float], ...]:
-    """The middles of the two eyes; they seem closer to each other on a head that is turned."""
+    """The middles of the two eyes; they look closer together if the head is turned."""
     apart = 20 - 2 * abs(place.slant)
     return (place.front_x - apart, place.front_y - 6), (place.front_x + apart, place.front_y - 6)
 
 
 def draw_glasses(pen: ImageDraw.ImageDraw, place: Place, skin: Colour) -> None:
-    """Eyeglasses with lenses that are lighter than the skin, so that they show on a dark one, too."""
+    """Draw eyeglasses; the lenses are lighter than the skin, so that they also show on dark skin."""
     (left, y), (right, _) = eye_places(place)
     pen.line((place.x - place.half_width, y - 2, place.x + place.half_width, y - 2), fill=DARK, width=3)
     for x in (left, right):
@@ -291,11 +291,11 @@ def draw_glasses(pen: ImageDraw.ImageDraw, place: Place, skin: Colour) -> None:
 
 
 def draw_eyes(pen: ImageDraw.ImageDraw, place: Place, face: Face, skin: Colour, hair: Colour) -> None:
-    """Eyes that look where the head is turned, and eyebrows."""
+    """Draw eyebrows, and eyes that look where the head is turned."""
     brow = mixed(hair, DARK, 0.45)
     half_height = 7.5 * face.eye_open
     for x, y in eye_places(place):
-        ellipse(pen, x, y - 1.5, 10.5, half_height + 1, fill=DARK)  # its upper edge remains, as the lashes
+        ellipse(pen, x, y - 1.5, 10.5, half_height + 1, fill=DARK)  # its upper edge stays visible as the lashes
         ellipse(pen, x, y, 10, half_height, fill=WHITE)
         ellipse(pen, x + 2 * place.slant, y, 5.5, min(6, half_height), fill=face.eye_colour)
         ellipse(pen, x + 2 * place.slant, y, 2.5, min(3, half_height), fill=DARK)
@@ -306,7 +306,7 @@ def draw_eyes(pen: ImageDraw.ImageDraw, place: Place, face: Face, skin: Colour, 
 
 
 def draw_nose(pen: ImageDraw.ImageDraw, place: Place, face: Face, skin: Colour) -> None:
-    """A nose, which stands out and so moves most when the head turns."""
+    """Draw a nose. It sticks out, so it moves most when the head turns."""
     x, y = place.front_x + 5 * place.slant, place.front_y + 14
     half_width, shade = 4.5 + 8.5 * face.nose, mixed(skin, (90, 20, 20), 0.32)
     pen.polygon((place.front_x, y - 14, x - half_width, y + 2, x + half_width, y + 2), fill=mixed(skin, shade, 0.45))
@@ -314,9 +314,9 @@ def draw_nose(pen: ImageDraw.ImageDraw, place: Place, face: Face, skin: Colour) 
 
 
 def draw_mouth(pen: ImageDraw.ImageDraw, place: Place, face: Face, skin: Colour) -> None:
-    """Lips around a line that is bent by the smile, and teeth between them."""
+    """Draw lips around a line that the smile bends, and teeth between them."""
     x = place.front_x + (17 + 4 * face.smile) * ACROSS
-    line = place.front_y + 35 + 10 * face.smile * (0.5 - ACROSS**2)  # of a smile, the corners are up
+    line = place.front_y + 35 + 10 * face.smile * (0.5 - ACROSS**2)  # a smile lifts the corners
     bulge = 1 - ACROSS**2
     lips, thick = (mixed(skin, (176, 52, 62), 0.6), 3.2) if not face.lipstick else ((206, 14, 52), 5)
     top, bottom = line - 3.5 * face.mouth_open * bulge, line + 7.5 * face.mouth_open * bulge
@@ -329,7 +329,7 @@ def draw_mouth(pen: ImageDraw.ImageDraw, place: Place, face: Face, skin: Colour)
 
 
 def draw_on_top(pen: ImageDraw.ImageDraw, place: Place, face: Face, hair: Colour) -> None:
-    """Hair around the forehead, or over it as bangs, and a hat."""
+    """Draw hair around the forehead, or over it as bangs, and a hat."""
     x, y = place.x - 2 * place.slant, place.y
     if not face.bald:
         hairline, power = (y - 31, 8) if face.bangs else (y - 46, 2.5)
@@ -338,7 +338,8 @@ def draw_on_top(pen: ImageDraw.ImageDraw, place: Place, face: Face, hair: Colour
         inner = place.front_x + (place.x - place.front_x) * np.abs(across) + (place.half_width - 4) * across
         outer = x + (place.half_width + 5) * across, y - 4 + (place.half_height + 5) * SINES[ABOVE]
         area(pen, np.concatenate((outer[0], inner[::-1])), np.concatenate((outer[1], edge[::-1])), hair)
-        pen.line(np.array((inner, edge)).T.ravel().tolist(), fill=mixed(hair, DARK, 0.4), width=2)  # on dark skin, too
+        # A dark line, so that the hair also shows on dark skin.
+        pen.line(np.array((inner, edge)).T.ravel().tolist(), fill=mixed(hair, DARK, 0.4), width=2)
     if face.hat:
         side = place.half_width + 9
         area(pen, x + side * COSINES[ABOVE], y - 32 + 50 * SINES[ABOVE], face.hat_colour)
@@ -347,24 +348,24 @@ def draw_on_top(pen: ImageDraw.ImageDraw, place: Place, face: Face, hair: Colour
 
 
 def lit(image: Image.Image, light: float, brightness: float) -> Image.Image:
-    """The image with a light from one side, -1 left to 1 right, and as bright as that, 0 to 1."""
+    """The image lit from one side, -1 left to 1 right, with a brightness from 0 to 1."""
     slope = abs(light) - light * np.linspace(-1, 1, WIDTH)
-    row = np.uint16(256 * (0.88 + 0.12 * brightness) * (1 - 0.16 * slope)).repeat(3)  # of a line's 178 x 3 values
+    row = np.uint16(256 * (0.88 + 0.12 * brightness) * (1 - 0.16 * slope)).repeat(3)  # a factor for each of 178 x 3
     values = np.asarray(image).reshape(HEIGHT, -1) * row >> 8
     return Image.fromarray(np.uint8(values).reshape(HEIGHT, WIDTH, 3))
 
 
 # --- the set ----------------------------------------------------------------------------------------------------------
 class FolderTaken(console.Problem):
-    """The folder holds another set, finished or not."""
+    """The folder already holds another set, finished or not."""
 
     exit_code = 2
 
 
 def draw(folder: Path, images: int, seed: int = 0, jobs: int = 0) -> None:
-    """Draw a set of `images`, 3 to 999,999, into `folder`, in so many processes; with 0, in this one.
+    """Draw a set of `images`, 3 to 999,999, into `folder`, in `jobs` processes; 0 jobs: in this process.
 
-    If it was begun before, it goes on. Raises FolderTaken, OSError, and BrokenProcessPool where a process was killed.
+    An unfinished set is continued. Raises FolderTaken, OSError, and BrokenProcessPool if a process was killed.
     """
     begin(folder, f"--images {images} --seed {seed}")
     chunks = [range(first, min(first + CHUNK, images + 1)) for first in range(1, images + 1, CHUNK)]
@@ -384,7 +385,7 @@ def draw(folder: Path, images: int, seed: int = 0, jobs: int = 0) -> None:
 
 
 def begin(folder: Path, what: str) -> None:
-    """Make the folders and note in them what is being drawn, unless that was begun before. Raises FolderTaken."""
+    """Make the folders and note there which set is being drawn, unless it was begun before. Raises FolderTaken."""
     note = folder / UNFINISHED
     if folder.exists() and not folder.is_dir():
         raise FolderTaken(f"{folder} is a file; name a folder")
@@ -392,7 +393,7 @@ def begin(folder: Path, what: str) -> None:
         if (begun := note.read_text(encoding="utf-8").strip()) != what:
             ways_out = f"draw with {begun} to finish it, or delete {IMAGE_FOLDER} and {UNFINISHED}"
             raise FolderTaken(f"{folder} holds another set, not finished: {ways_out}")
-        for rest in (folder / IMAGE_FOLDER).glob(".*"):  # what a killed process had not yet renamed
+        for rest in (folder / IMAGE_FOLDER).glob(".*"):  # files that a killed process had not yet renamed
             rest.unlink()
     for name in (IMAGE_FOLDER, ATTRIBUTE_LIST, SPLIT_LIST):
         if not note.exists() and (folder / name).exists():
@@ -403,12 +404,12 @@ def begin(folder: Path, what: str) -> None:
 
 
 def in_processes(work: Callable, chunks: Sequence, jobs: int) -> Iterator:
-    """Yield work(chunk) of all chunks in their order; with 0 jobs, worked on in this process."""
+    """Yield work(chunk) for all chunks in order, from `jobs` processes; 0 jobs: in this process."""
     if not jobs:
         yield from map(work, chunks)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:  # a fork of a process with threads may hang
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, so only this process reacts to Ctrl-C
         try:
             drawn = pool.map(work, chunks)  # starts the processes
         finally:
@@ -417,7 +418,7 @@ def in_processes(work: Callable, chunks: Sequence, jobs: int) -> Iterator:
 
 
 def draw_chunk(folder: Path, seed: int, numbers: Sequence[int]) -> list[str]:
-    """Draw the images with these numbers, unless they are there; return their lines of the list of attributes."""
+    """Draw the images with these numbers, unless they exist; return their lines of the attribute list."""
     lines = []
     for number in numbers:
         face = factors(seed, number)
@@ -431,12 +432,12 @@ def draw_chunk(folder: Path, seed: int, numbers: Sequence[int]) -> list[str]:
 
 
 def file_name(number: int) -> str:
-    """The file of the image `number`, 1, 2, ..."""
+    """The file name of image `number`, from 1 on."""
     return f"{number:06}.jpg"
 
 
 def splits(images: int) -> tuple[int, int, int]:
-    """How many images, at least 3, train, validate and test: in CelebA's proportions, but some in each."""
+    """How many images train, validate and test: in CelebA's proportions, but at least one in each."""
     validation, test = (max(1, round(images * part / sum(SPLITS))) for part in SPLITS[1:])
     return images - validation - test, validation, test
 
@@ -447,7 +448,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = experiment_parser("draw_faces", __doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder to draw into")
     parser.add_argument("--images", type=whole(3, 999_999), required=True, metavar="N", help="images to draw")
-    seed = "from which all faces follow [default 0]"
+    seed = "random seed; the same seed draws the same faces [default 0]"
     parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="S", help=seed)
     return parser.parse_args(argv)
 
