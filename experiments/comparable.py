@@ -188,7 +188,7 @@ def with_one_nll(rows: list[Row]) -> tuple[list[Row], list[str]]:
         return [row._replace(numbers=[n | n["evaluated"] for n in row.numbers]) for row in rows], []
     notes = []
     if draws != {None}:
-        notes.append("Not all were evaluated with as many draws, so the NLL is that of the reports.")
+        notes.append("Not all runs were evaluated with the same K, so the NLL is that of the reports.")
     return rows, notes
 
 
@@ -204,7 +204,7 @@ def with_order(rows: list[Row], notes: list[str], sort: str | None) -> tuple[lis
         several = " and ".join(f"K = {count:,}" for count in sorted(draws))
         notes = [
             *notes,
-            f"The NLL is by {several} draws. More give a lower one, so only those with the same K compare.",
+            f"The NLL is by {several} draws. More draws give a lower NLL, so only rows with the same K compare.",
         ]
 
     def place(row: Row) -> tuple[Any, ...]:

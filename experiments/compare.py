@@ -131,7 +131,7 @@ def in_lines(tables: Sequence[Table], rows: Sequence[Row]) -> list[str]:
     if any(row.values("nll") for row in rows):
         lines.append("(): the standard error over test images; runs tested on the same images share most of it")
     if len(rows) > 1 and not all(row.settings["held_out"] for row in rows):
-        lines.append("To choose by such numbers train with HELD_OUT: then they are of images that are no test images.")
+        lines.append("To choose between runs, train with HELD_OUT: the numbers then do not come from test images.")
     if apart := why_apart(tables):
         lines += ["", apart]
     return lines

@@ -1,23 +1,23 @@
-"""What is a finished run worth? Its likelihood, as papers report it, and how good its samples are, by a number.
+"""How good is a finished run? Its likelihood, as papers report it, and a number for the quality of its samples.
 
     python -m experiments.evaluate mnist-ce-z20
     python -m experiments.evaluate predictions/mnist-ce-z20 --samples 1000
 
-It takes the run's newest checkpoint, or with --best the one that was best on the images of HELD_OUT, and all test
-images, of MNIST some five minutes (docs/likelihoods.md). With BINARIZE = dynamic the images are binarised once,
-by a fixed draw that is the same for every run. It prints, and writes to the run's folder as evaluation.json (the names
-of all files end in _best with --best):
+It takes the run's newest checkpoint, or with --best the one that was best on the images of HELD_OUT. It uses all test
+images; MNIST takes about five minutes (docs/likelihoods.md). With BINARIZE = dynamic the images are binarised once, by
+a fixed draw that is the same for every run. It prints the results and writes them to the run's folder, as
+evaluation.json and two pictures (with --best their names end in _best):
 
-- the log-likelihood by importance sampling (Burda et al. 2015), with two standard errors: over images, what other test
-  images would change, and of the sampling, what other draws would. bound.png has the bound by the number of draws;
-- active units; and if some are inactive, the log-likelihood again with these from the prior (section 5.2 of the paper);
-- Frechet distances from the test images of reconstructions, of samples from the prior, and of samples from a mixture of
-  Gaussians fitted to the posteriors of the training images, all in samples_mixture.png. If the mixture has the better
-  samples, the prior is to blame; if not, the decoder is. The distances rank runs that share DATASET, LABELS and
-  HELD_OUT: their features are those of a small classifier of that data, so they are not comparable with an "FID".
+- the log-likelihood by importance sampling (Burda et al. 2015), with two standard errors. One shows how much other test
+  images would change it, the other how much other draws would. bound.png shows the bound over the number of draws;
+- active units. If some are inactive, also the log-likelihood with those drawn from the prior (section 5.2 there);
+- Frechet distances from the test images, for reconstructions, for samples from the prior, and for samples from a
+  mixture of Gaussians fitted to the posteriors of the training images; samples_mixture.png shows all three. If the
+  mixture has the better samples, the prior is to blame; if not, the decoder is. The distances rank runs with the same
+  DATASET, LABELS and HELD_OUT. They use the features of a small classifier of that data, so no "FID" compares.
 
-After Ctrl-C the same command goes on with the log-likelihood; the rest, a minute, starts again. What this code has
-finished is only shown.
+After Ctrl-C the same command continues the log-likelihood; the rest, a minute, starts again. If this code has already
+evaluated the run, the command only prints the results.
 """
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
@@ -70,24 +70,24 @@ from utils.evaluation import compile_weighing
 from utils.files import write_json, write_whole
 from utils.start import tf
 
-IMAGES_AT_ONCE = 500  # with one draw each: large matrices, but small enough for a processor's cache
-PARTS_AT_ONCE = 2  # so that a core has work while the other does the small pieces of a part
+IMAGES_AT_ONCE = 500  # with one draw each: large matrices that still fit in a processor's cache
+PARTS_AT_ONCE = 2  # so that one core has work while the other handles the small operations of a part
 SHOWN = 100  # images in each part of samples_mixture.png
-CLASSIFIER_SEED = 0  # the same for all runs, so that the distances of those on the same data can be compared
-MIXTURE, REAL_IMAGES, CHOICE = 100, 101, 102  # what a draw of NumPy's is for, beside a run's seed
+CLASSIFIER_SEED = 0  # the same for all runs, so that distances of runs on the same data compare
+MIXTURE, REAL_IMAGES, CHOICE = 100, 101, 102  # the purpose of a NumPy draw, used with the run's seed as its key
 
 
 # --- the likelihood ---------------------------------------------------------------------------------------------------
 class Weighed(NamedTuple):
-    """What importance sampling says of N images, in nats: float arrays by image."""
+    """The results of importance sampling for N images, in nats: float arrays by image."""
 
     estimates: np.ndarray  # of log p(x), (N,)
-    variances: np.ndarray  # of these, by the sampling, (N,)
-    bounds: np.ndarray  # on log p(x), of G numbers of draws, (G, N)
+    variances: np.ndarray  # of the estimates, due to the sampling, (N,)
+    bounds: np.ndarray  # on log p(x), for G numbers of draws, (G, N)
 
 
 def sizes_up_to(samples: int) -> tuple[int, ...]:
-    """The numbers of draws whose bounds are shown: 1, 2, 5, 10, 20, 50, ... and `samples`."""
+    """The numbers of draws for which the bound is shown: 1, 2, 5, 10, 20, 50, ... and `samples`."""
     round_numbers = (digit * 10**power for power in range(len(str(samples))) for digit in (1, 2, 5))
     return (*(number for number in round_numbers if number < samples), samples)
 
@@ -95,10 +95,10 @@ def sizes_up_to(samples: int) -> tuple[int, ...]:
 def weigh_part(weigh: Callable, part: tuple, samples: int, tell: Callable[[int], bool]) -> Weighed | None:
     """Weigh `samples` draws for each image of a part: uint8 images, the number of the first, z_mean and z_log_std.
 
-    `weigh` is from evaluation.compile_weighing. `tell` is told each few draws how many they were of each image, and
-    says whether to go on; None if not.
+    `weigh` is from evaluation.compile_weighing. After every few draws, `tell` gets their number per image and returns
+    whether to continue. If it returns False, the result is None.
     """
-    for draws, sums in weigh(*part, samples):  # noqa: B007 (the last ones are of all draws)
+    for draws, sums in weigh(*part, samples):  # noqa: B007 (the last sums cover all draws)
         if not tell(draws):
             return None
     values = *likelihood.estimate(sums, samples), likelihood.bounds(sums, samples, sizes_up_to(samples))
@@ -109,11 +109,11 @@ def weigh_all(
     vae: Any, settings: Settings, images: np.ndarray, posteriors: tuple[np.ndarray, np.ndarray], samples: int,
     place: Path, name: str,
 ) -> Weighed:  # fmt: skip
-    """Weigh `samples` draws for each of the uint8 images (N, H, W, C), `posteriors` their z_mean and z_log_std,
-    (N, L + NOISE_DIM) each.
+    """Weigh `samples` draws for each of the uint8 images (N, H, W, C).
 
-    What is finished is kept in the folder `place` under `name`, and taken from there the next time. The last part is
-    filled up with copies of the last image, so that all parts have one shape and `weigh` is compiled once.
+    `posteriors` are their z_mean and z_log_std, (N, L + NOISE_DIM) each. Finished parts are kept in the folder `place`
+    under `name`, and read from there the next time. The last part is padded with copies of the last image: all parts
+    then have one shape, and `weigh` is compiled once.
     """
     weigh = compile_weighing(vae, settings, vae_main.reconstruction_loss, 2**31, sizes_up_to(samples))
     at_once = min(IMAGES_AT_ONCE, max(1, size.at_once(vae) // PARTS_AT_ONCE), len(images))
@@ -149,7 +149,7 @@ def weigh_all(
     with console.waiting_bar(name, total, before * samples) as bar, ThreadPoolExecutor(PARTS_AT_ONCE) as threads:
         try:
             parts = list(threads.map(part, kept))
-        finally:  # after Ctrl-C, the parts that were begun end with the draws they are at
+        finally:  # after Ctrl-C, the running parts stop after their current draws
             stopped.set()
     return Weighed(*(np.concatenate(values, axis=-1) for values in zip(*parts, strict=True)))
 
@@ -167,14 +167,14 @@ def summary(weighed: Weighed) -> dict[str, float]:
 def with_inactive_from_prior(
     posteriors: tuple[np.ndarray, np.ndarray], active: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """z_mean and z_log_std (N, L + NOISE_DIM), those of latents not in `active` (L,) replaced by those of N(0, 1)."""
+    """z_mean and z_log_std (N, L + NOISE_DIM), with each latent not in `active` (L,) replaced by N(0, 1)."""
     more = posteriors[0].shape[1] - len(active)
-    keep = np.pad(active, (0, more))  # the noise latents are N(0, 1) anyhow
+    keep = np.pad(active, (0, more))  # the noise latents are N(0, 1) already
     return tuple(np.where(keep, part, np.float32(0)) for part in posteriors)
 
 
 def evaluate_likelihood(vae: Any, s: Settings, images: np.ndarray, samples: int, place: Path) -> dict[str, Any]:
-    """The log-likelihood (or log-density) of uint8 images (N, H, W, C), its bounds and the active units, as numbers."""
+    """The log-likelihood (or log-density) of uint8 images (N, H, W, C), its bounds, and the active units."""
     posteriors = latent.encode(vae.encoder, images)
     at_once, started = not any(place.iterdir()), time.perf_counter()
     weighed = weigh_all(vae, s, images, posteriors, samples, place, "weighing")
@@ -182,7 +182,7 @@ def evaluate_likelihood(vae: Any, s: Settings, images: np.ndarray, samples: int,
     active = posteriors[0][:, : s.latent_dim].var(axis=0) > report.ACTIVE_VARIANCE  # (L,), without noise latents
     numbers = summary(weighed) | {
         "samples": samples,
-        "seconds": round(seconds, 1) if at_once else None,  # of the last part only, had it been stopped
+        "seconds": round(seconds, 1) if at_once else None,  # None after a stop, because only the last part was timed
         "bounds": [
             {"samples": size, "bound": float(bound.mean()), "standard_error_images": report.standard_error(bound)}
             for size, bound in zip(sizes_up_to(samples), weighed.bounds, strict=True)
@@ -203,8 +203,10 @@ def evaluate_likelihood(vae: Any, s: Settings, images: np.ndarray, samples: int,
 
 # --- samples ----------------------------------------------------------------------------------------------------------
 def draw_latents(vae: Any, s: Settings, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A z (N, L), without noise latents, from the posterior of each uint8 image (N, H, W, C); of the plain autoencoder
-    its code."""
+    """Draw z (N, L), without noise latents, from the posterior of each uint8 image (N, H, W, C).
+
+    For a plain autoencoder z is the code of the image.
+    """
     z_mean, z_log_std = (part[:, : s.latent_dim] for part in latent.encode(vae.encoder, images))
     if s.autoencoder:
         return z_mean
@@ -214,10 +216,10 @@ def draw_latents(vae: Any, s: Settings, images: np.ndarray, rng: np.random.Gener
 def evaluate_samples(
     vae: Any, s: Settings, dataset: Dataset, grey: Dataset, components: int, path: Path
 ) -> dict[str, Any]:
-    """Compare reconstructions, samples from the prior and samples from a mixture fitted to the latents; draw them as
-    `path`.
+    """Compare reconstructions, samples from the prior and samples from a mixture fitted to the latents.
 
-    `dataset` is as the run knows it, of which `grey` has the images as they are. Returns the numbers.
+    Draws them as the picture `path` and returns the numbers. `dataset` has the images as in training, and `grey` has
+    them without binarisation.
     """
     rng = np.random.default_rng((s.seed, MIXTURE))
     train = dataset.train_images
@@ -225,7 +227,7 @@ def evaluate_samples(
         train = binarized(train, (s.seed, REAL_IMAGES))
     print(f"fitting    a mixture of {components} Gaussians to the latents of {len(train):,} training images")
     mixture = latent.fit_mixture(draw_latents(vae, s, train, rng), components, s.seed)
-    z = draw_latents(vae, s, dataset.test_images, rng)  # which the mixture has not been fitted to
+    z = draw_latents(vae, s, dataset.test_images, rng)  # the mixture was not fitted to these
     numbers: dict[str, Any] = {
         "mixture": {
             "components": mixture.n_components,
@@ -236,10 +238,10 @@ def evaluate_samples(
         "frechet": None,
     }
     judged = grey.test_images.shape[1:] == (28, 28, 1)
-    count = min(len(train), len(z), len(z) if judged else SHOWN)  # the distance depends on how many of each there are
-    chosen = np.random.default_rng(CHOICE).permutation(len(train))[:count]  # whatever the seed: the floor is the same
+    count = min(len(train), len(z), len(z) if judged else SHOWN)  # the size of all sets, because it affects distances
+    chosen = np.random.default_rng(CHOICE).permutation(len(train))[:count]  # one choice for all seeds, so one floor
 
-    def made(make: Callable, of: np.ndarray) -> np.ndarray:  # as floats where they are judged, else as uint8
+    def made(make: Callable, of: np.ndarray) -> np.ndarray:  # floats if they are judged, else uint8
         return make(vae, of) if judged else np.concatenate([*pictures.decoded_rows(partial(make, vae), of, 10)])
 
     sets = {"reconstructions": made(vae_main.reconstruct, rows_of(train, chosen))}
@@ -263,9 +265,9 @@ def evaluate_samples(
 
 
 def frechet_distances(sets: dict[str, np.ndarray], grey: Dataset, chosen: np.ndarray, count: int) -> dict[str, float]:
-    """The distances from `count` grey test images of sets of brightness (count, H, W, C), and of the training images.
+    """The distances of sets of brightness (count, H, W, C), and of the training images, from `count` grey test images.
 
-    Brightness is compared with brightness: what is binary about a model's images is drawn, by their brightness.
+    Grey images are compared with grey images, because binary pixels would add the noise of their draw.
     """
     judge = classifier.train_classifier(grey.train_images, grey.train_labels, CLASSIFIER_SEED)
     sets = {"training images": brightness(grey.train_images[chosen])} | sets
@@ -275,7 +277,7 @@ def frechet_distances(sets: dict[str, np.ndarray], grey: Dataset, chosen: np.nda
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
 def test_set(settings: Settings, count: int) -> str:
-    """Which images the numbers are of, in words."""
+    """The images behind the numbers, in words."""
     name = "held-out training" if settings.held_out else "test"
     drawn = "binarised once by a fixed draw, the same for every run"
     grey = "grey as they are" if settings.dataset in mnist.TITLES else "as they are"
@@ -317,7 +319,7 @@ def table(numbers: dict[str, Any]) -> str:
     if "prior" in numbers["samples"]:
         prior, mixture = (numbers["samples"][name]["log_density_of_latents"] for name in ("prior", "mixture"))
         row("latents under prior", f"{prior:.2f} nats")
-        more = "the difference: by so much, at least, is the prior not where the images are" * (mixture > prior)
+        more = "the difference: the KL from the latents to the prior is at least this" * (mixture > prior)
         row("... under the mixture", f"{mixture:.2f} nats", more)
     if distances := numbers["samples"]["frechet"]:
         lines += ["", "How far from test images?  Frechet distance in a small classifier's features; no Inception FID."]
@@ -328,14 +330,15 @@ def table(numbers: dict[str, Any]) -> str:
 
 # --- main -------------------------------------------------------------------------------------------------------------
 def named(folder: Path, name: str, kind: str) -> Path:
-    """A file of an evaluation: of a run's best checkpoint (the kind "best") it has a name of its own."""
+    """The path of a file of an evaluation; its name ends in _best for the best checkpoint (the kind "best")."""
     stem, dot, suffix = name.partition(".")
     return folder / f"{stem}{'_best' * (kind == 'best')}{dot}{suffix}"
 
 
 def unfinished(folder: Path, samples: int, kind: str = "step", tested: str = "") -> Path:
-    """The folder for what is finished of an evaluation, of its own for each code, checkpoint, number of samples, and
-    text by which the images `tested` on are known.
+    """The folder for the finished parts of an evaluation.
+
+    It depends on the code, the checkpoint, the number of samples, and `tested`, a text that identifies the test images.
     """
     texts = [
         (folder / "params.json").read_text(encoding="utf-8"),
@@ -350,8 +353,8 @@ def unfinished(folder: Path, samples: int, kind: str = "step", tested: str = "")
 def evaluate(folder: Path, samples: int, components: int, kind: str = "step") -> dict[str, Any]:
     """Evaluate a run: write evaluation.json and the pictures into its folder, and return the numbers.
 
-    `kind` is that of its checkpoint (load.Run). If this code has done so before, they are read. Raises
-    SettingsError, runs.RunError, DataError and OSError.
+    `kind` is the kind of checkpoint (load.Run). Numbers that this code has already computed are read from the file.
+    Raises SettingsError, runs.RunError, DataError and OSError.
     """
     run = Run(folder, kind)
     vae, s, dataset = run.vae, run.settings, run.dataset()

@@ -1,12 +1,12 @@
-"""A page to play with a trained model in the browser: explore.html, in the run's folder.
+"""Make a page to play with a trained model in the browser: explore.html, in the run's folder.
 
     python -m experiments.explore mnist-ce-z20
     python -m experiments.explore predictions/mnist-ce-z20 --open
 
-`python main.py` leaves one at the end of a run. This command makes it for a run that has none, or that is not finished,
-from its newest checkpoint. The page is one file: it needs no network and no server, and can be mailed or put on the
-web. It shows a map of the test images, a slider for each latent, paper to draw on, walks between images, and samples.
-The model is in it, and computes in the browser.
+`python main.py` writes this page at the end of a run. This command makes it from the newest checkpoint, for a run that
+has no page or is not finished. The page is one file: it needs no network and no server, and you can mail it or put it
+on the web. It shows a map of the test images, a slider for each latent, paper to draw on, walks between images, and
+samples. The page holds the model, which runs in the browser.
 
 Models of more than 10 million parameters, or with layers of your own that the page does not know, get no page.
 """
@@ -39,7 +39,7 @@ from utils import explore
 
 
 def write_page(folder: Path, kind: str = "step", say: Say = print) -> Path:
-    """Write the page of a run's newest checkpoint of a `kind` (load.Run); return where it is.
+    """Write the page of a run's newest checkpoint of a `kind` (load.Run); return its path.
 
     Raises SettingsError, runs.RunError, DataError, explore.NoPage and OSError.
     """

@@ -1,12 +1,12 @@
-"""A trained model for other programs: encoder and decoder as Keras files, and all of it as a TensorFlow SavedModel.
+"""Export a trained model for other programs: encoder and decoder as Keras files, and all as a TensorFlow SavedModel.
 
     python -m experiments.export mnist-ce-z20
     python -m experiments.export predictions/mnist-ce-z20 --to /srv/models/digits
 
-It writes the run's newest checkpoint into the run's folder as export/, which is read without any code of this project:
+It writes the run's newest checkpoint into the run's folder as export/. Reading it needs no code of this project:
 
 - encoder.keras, x (B, H, W, C) -> z_mean, z_log_std (B, L), and decoder.keras, z (B, L) -> logits (B, H, W, C), for
-  keras.models.load_model; L counts the noise latents of NOISE_DIM, too, about which the encoder says N(0, 1);
+  keras.models.load_model. L includes the noise latents of NOISE_DIM, for which the encoder returns N(0, 1);
 - saved_model/, for tf.saved_model.load, TensorFlow Serving and other languages, with the signatures
     encode        x, brightness in [0, 1] (B, H, W, C)   -> z_mean, z_log_std (B, L)
     encode_uint8  x, uint8, 0 to 255 (B, H, W, C)        -> the same
@@ -14,14 +14,14 @@ It writes the run's newest checkpoint into the run's folder as export/, which is
     encode_files  image_bytes, B JPEG or PNG files       -> z_mean, z_log_std (B, L)
     decode        z (B, L)                               -> brightness (B, H, W, C), the sigmoid of the logits
     sample        count, int32, and seed, int64          -> brightness (count, H, W, C) of draws from the prior
-  In Python model.encode takes uint8, too. What is not within [0, 1] is refused. encode_image and encode_files prepare
-  an image as training did, which export.json describes (experiments/whole_images.py). The same count and seed give
-  the same draws; the run's SEED and a count of 100 give those of its samples_*.png.
+  In Python model.encode also takes uint8. Brightness outside [0, 1] is an error. encode_image and encode_files prepare
+  an image as training did; export.json describes how (experiments/whole_images.py). The same count and seed give the
+  same draws; the run's SEED and a count of 100 give the images of its samples_*.png.
   A plain autoencoder has no prior, and so no sample;
-- with --tflite encode.tflite and decode.tflite, for TensorFlow Lite: as encode and decode, but nothing is refused;
+- with --tflite also encode.tflite and decode.tflite, for TensorFlow Lite: like encode and decode, but without checks;
 - export.json: the run and its settings, the step, the signatures, versions, how to load it, how to prepare an image.
 
-An earlier export of the run is replaced; the folder holds the old one or the new one, never parts of both.
+An earlier export of the run is replaced. The folder always holds the old one or the new one, never parts of both.
 """
 
 # ruff: noqa: E402 (the command line is read first, before the seconds that TensorFlow takes)
@@ -62,15 +62,15 @@ from utils.start import keras, tf
 
 FILES = ("encoder.keras", "decoder.keras", "saved_model", "export.json")
 TFLITE = ("encode.tflite", "decode.tflite")
-ROUNDING = 1e-5  # by which a brightness may miss [0, 1], as resized images do
+ROUNDING = 1e-5  # a brightness may be outside [0, 1] by this much, because resizing rounds
 
 
 # --- the functions ----------------------------------------------------------------------------------------------------
 def exported_functions(vae: Any, s: Settings, image_shape: tuple[int, ...]) -> dict[str, Callable]:
     """The functions of the SavedModel, traced for each type they take; a plain autoencoder has no `sample`.
 
-    Whole images are for a model of grey or RGB ones. Nothing is compiled by XLA, which not every program that loads it
-    has, and which has other random numbers.
+    encode_image and encode_files exist only if the model's images are grey or RGB. XLA compiles nothing here, because
+    not every program that loads the model has XLA, and because it draws other random numbers.
     """
 
     how = whole_images.prepared(s, image_shape)
@@ -84,7 +84,7 @@ def exported_functions(vae: Any, s: Settings, image_shape: tuple[int, ...]) -> d
         if x.dtype == tf.uint8:
             return encoded(tf.cast(x, tf.float32) / 255)
         told = "encode takes uint8, or floats in [0, 1]; the least and the greatest value here are"
-        inside = tf.reduce_all((x >= -ROUNDING) & (x <= 1 + ROUNDING))  # of NaN neither is true
+        inside = tf.reduce_all((x >= -ROUNDING) & (x <= 1 + ROUNDING))  # both are false for NaN
         tf.debugging.Assert(inside, [told, tf.reduce_min(x), tf.reduce_max(x)])
         return encoded(tf.cast(x, tf.float32))
 
@@ -105,7 +105,7 @@ def exported_functions(vae: Any, s: Settings, image_shape: tuple[int, ...]) -> d
 
     @tf.function(input_signature=[tf.TensorSpec((), tf.int32, "count"), tf.TensorSpec((), tf.int64, "seed")])
     def sample(count, seed):
-        key = random_key(seed, GRID_LATENTS, 0)  # of the run's own grids of samples
+        key = random_key(seed, GRID_LATENTS, 0)  # the key of the run's own grids of samples
         return {"brightness": tf.sigmoid(vae.decoder(vae_main.sample_prior(vae, count, key)))}
 
     for kind in (tf.float32, tf.float64, tf.uint8):
@@ -117,7 +117,7 @@ def exported_functions(vae: Any, s: Settings, image_shape: tuple[int, ...]) -> d
 
 
 def signatures_of(functions: dict[str, Callable], image_shape: tuple[int, ...]) -> dict[str, Callable]:
-    """The signatures of the SavedModel, each of one type: encode has one more, for uint8."""
+    """The signatures of the SavedModel. A signature takes one type, so encode has a second one for uint8."""
     kinds = {"encode": tf.float32, "encode_uint8": tf.uint8}
     x = {name: tf.TensorSpec((None, *image_shape), kind, "x") for name, kind in kinds.items()}
     signatures = {name: functions["encode"].get_concrete_function(spec) for name, spec in x.items()}
@@ -126,7 +126,7 @@ def signatures_of(functions: dict[str, Callable], image_shape: tuple[int, ...]) 
 
 
 def describe(concrete: Callable) -> dict[str, dict[str, Any]]:
-    """The shape and type of each input and output of an exported function; None is a size that is free."""
+    """The shape and type of each input and output of an exported function; None means any size."""
     inputs = {spec.name: spec for spec in concrete.structured_input_signature[0]}
 
     def about(tensors):
@@ -150,9 +150,9 @@ def snippet(path: str, settings: Settings, image_shape: tuple[int, ...]) -> list
 
 # --- the folder -------------------------------------------------------------------------------------------------------
 def check_replaceable(place: Path, name: str, run: str | None) -> None:
-    """Raise RunError unless `place` is free or an export, of `run` if that is given; `name` is what the user calls it.
+    """Raise RunError unless `place` is free or an export, of `run` if that is given; `name` is for the message.
 
-    What is there is going to be deleted, so an export with a file that is none of its own is not replaced either.
+    The export will be deleted. So it is not replaced either if it contains a file that export did not write.
     """
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
@@ -169,7 +169,7 @@ def check_replaceable(place: Path, name: str, run: str | None) -> None:
 
 
 def save_networks(folder: Path, vae: Any, functions: dict[str, Callable], signatures: dict[str, Callable]) -> None:
-    """Write the Keras files and the SavedModel into the folder, which is empty. Raises OSError."""
+    """Write the Keras files and the SavedModel into an empty folder. Raises OSError."""
     module = with_weights(vae)
     for name, function in functions.items():
         setattr(module, name, function)
@@ -180,7 +180,7 @@ def save_networks(folder: Path, vae: Any, functions: dict[str, Callable], signat
 
 
 def with_weights(vae: Any) -> tf.Module:
-    """A module that has all variables, of which exported functions would else find nothing."""
+    """A module that holds all variables; TensorFlow saves only the variables that a module holds."""
     module = tf.Module()
     module.weights = [weight.value for weight in (*vae.encoder.weights, *vae.decoder.weights, *vae.prior.weights)]
     return module
@@ -209,7 +209,7 @@ def description(
     folder: Path, kind: str, about: dict[str, Any], image_shape: tuple[int, ...], load: list[str],
     signatures: dict[str, Callable], settings: Settings,
 ) -> dict[str, Any]:  # fmt: skip
-    """What export.json says; `about` is from the run's params.json, `load` the lines that load the SavedModel."""
+    """The content of export.json; `about` is the run's params.json, `load` the lines that load the SavedModel."""
     return {
         "run": folder.name,
         "step": runs.newest_step(folder, kind),
@@ -225,23 +225,22 @@ def description(
         "data": about.get("data", {}),
         "load": load,
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__},
-        "git_commit": about.get("git_commit"),  # of the code it was trained by
+        "git_commit": about.get("git_commit"),  # of the code that trained it
         "settings": about["settings"],
     }
 
 
 def export(folder: Path, to: str | None = None, kind: str = "step", say: Say = print, tflite: bool = False) -> Path:
-    """Export a run's newest checkpoint of a `kind` (load.Run) to the folder `to`, or else into its own; return
-    where it is. With `tflite` also for TensorFlow Lite.
+    """Export a run's newest checkpoint of a `kind` (load.Run), also for TensorFlow Lite if `tflite`; return the folder.
 
-    Raises SettingsError, runs.RunError and OSError.
+    The folder is `to`, or else export in the run's folder. Raises SettingsError, runs.RunError and OSError.
     """
     about = runs.read_params(folder)
     settings = runs.saved_settings(folder, say)
     if not runs.saved_steps(folder):
         raise runs.RunError(f"{folder} has no checkpoint to export; train it first")
     place = (Path(to).expanduser() if to else folder / "export").absolute()
-    target = place.resolve()  # where a link leads; the link is left as it is
+    target = place.resolve()  # the target of a link; the link itself stays
     check_replaceable(target, f"--to {to}" if to else str(place), folder.name if to else None)
     image_shape = tuple(about["image_shape"])
     vae = load_vae(folder, settings, image_shape, kind)
@@ -254,7 +253,7 @@ def export(folder: Path, to: str | None = None, kind: str = "step", say: Say = p
     def write(new: Path) -> None:
         save_networks(new, vae, functions, signatures)
         if tflite:
-            lite = settings.model_copy(update={"mixed_precision": False})  # which has no bfloat16; weights are float32
+            lite = settings.model_copy(update={"mixed_precision": False})  # TensorFlow Lite has no bfloat16
             save_tflite(new, load_vae(folder, lite, image_shape, kind), image_shape)
         write_json(new / "export.json", described)
 
@@ -274,7 +273,7 @@ def table(described: dict[str, Any], settings: Settings) -> list[str]:
 
     def tensors(parts):
         def shape(sizes):
-            free = "B" if sizes != [None] * 3 else "any"  # batches, but for a whole image
+            free = "B" if sizes != [None] * 3 else "any"  # a batch size, except for a whole image
             return f" ({', '.join(free if size is None else str(size) for size in sizes)})" if sizes else ""
 
         return ", ".join(f"{name} {part['dtype']}{shape(part['shape'])}" for name, part in parts.items())

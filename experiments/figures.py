@@ -12,7 +12,7 @@ from utils.pictures import grid, save_figure
 
 
 def draw_spread(axes: Axes, x: Sequence[float], values: np.ndarray, label: str, color: str | None = None) -> None:
-    """Draw the mean of `values` (repetitions, len(x)) as a line, and the range from least to greatest behind it."""
+    """Draw the mean of `values` (repetitions, len(x)) as a line, and a band from the least to the greatest value."""
     line = axes.plot(x, np.mean(values, axis=0), label=label, color=color, marker="o", markersize=3)[0]
     axes.fill_between(x, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
 
@@ -26,9 +26,9 @@ def draw_images(axes: Axes, images: np.ndarray, columns: int, title: str) -> Non
 
 
 def save_bounds(path: Path, numbers: dict[str, Any]) -> None:
-    """Draw as `path` the bound on log p(x) by the number of draws, of the numbers of experiments/evaluate.py.
+    """Draw the bound on log p(x) over the number of draws, from the `numbers` of experiments/evaluate.py, as `path`.
 
-    It is in nats, labelled at its end, with a published log-likelihood beside it, if there is one. Raises OSError.
+    The bound is in nats, with a label at its end. A published log-likelihood is drawn too, if known. Raises OSError.
     """
     found, published, likely = numbers["likelihood"], numbers["published_nll"], numbers["kind"] == "likelihood"
     keys = ("samples", "bound", "standard_error_images")

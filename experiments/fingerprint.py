@@ -1,7 +1,7 @@
-"""What recognises finished work: fingerprints of the code and of the settings that it was made by.
+"""Recognise finished work by fingerprints of the code and of the settings that made it.
 
-Code counts by what it does. A docstring, a comment or another formatting makes no result stale. A change in any file
-of the project that the code imports does, however many files are between the two.
+A fingerprint depends on what code does. New docstrings, comments or formatting do not make a result stale. A change in
+any file of the project that the code imports, directly or through other files, does.
 """
 
 import ast
@@ -16,19 +16,19 @@ from pathlib import Path
 from utils.settings import BEFORE, Settings, unread
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACES = {"output_dir", "data_dir", "run_name"}  # settings that say where a result is, and have no part in it
+PLACES = {"output_dir", "data_dir", "run_name"}  # settings that say where a result is, and do not affect it
 
 
 def fingerprint(texts: Iterable[str]) -> str:
-    """Eight characters that differ where the texts do."""
+    """Eight characters that differ if the texts differ."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
 
 
 def settings_that_count(settings: Settings) -> str:
-    """The settings that a training is known by, as a text.
+    """The settings that identify a training, as a text.
 
-    A constant that nothing reads is left out, and one that has its value of BEFORE: so one that is added later renames
-    nothing. A user's own that is read counts, with whatever value it has: a change in params.py is another training.
+    A constant is left out if no code reads it, or if it has its value of BEFORE. So a constant that is added later
+    renames nothing. A user's own constant counts if code reads it: changing it in params.py is another training.
     """
     without_effect = {name for name, value in BEFORE.items() if getattr(settings, name) == value} | {*unread()}
     return json.dumps(settings.model_dump(mode="json", exclude=PLACES | without_effect), sort_keys=True)
@@ -36,18 +36,18 @@ def settings_that_count(settings: Settings) -> str:
 
 # --- code -------------------------------------------------------------------------------------------------------------
 def code_of(module: str, root: Path = ROOT) -> str:
-    """A fingerprint of what a module ("main", "utils.data") does, with all that it imports from the project."""
+    """A fingerprint of a module ("main", "utils.data") and of everything that it imports from the project."""
     return fingerprint(files_of(module, root).values())
 
 
 def files_of(module: str, root: Path = ROOT) -> dict[Path, str]:
-    """The files of a module and of all that it imports from the project, each with a fingerprint of what it does.
+    """The files of a module and of all that it imports from the project, each with a fingerprint of its code.
 
-    An import counts wherever it stands: in a function too, and under an `if`. One whose name is made at run time is not
-    seen. Raises KeyError if there is no such module.
+    An import counts anywhere, also in a function or under an `if`. An import by a name that is made at run time is not
+    found. Raises KeyError if there is no such module.
     """
     known, names, found = modules_of(root), [module], {}
-    for name in names:  # which grows
+    for name in names:  # the list grows during the loop
         path = known[name]
         found[path], imported = _read(path.read_bytes(), path.relative_to(root).parts[:-1])
         names += (imported & known.keys()).difference(names)
@@ -60,17 +60,17 @@ def modules_of(root: Path = ROOT) -> dict[str, Path]:
     return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
 
-@cache  # by the text: each training asks for the same files, and to parse them takes 0.2 seconds
+@cache  # by the text, because each training asks for the same files, and parsing takes 0.2 seconds
 def _read(source: bytes, folder: Sequence[str]) -> tuple[str, set[str]]:
-    """A fingerprint of what a source does, and what it imports."""
+    """A fingerprint of a source text, and the names of its imports."""
     tree = ast.parse(source)
     return fingerprint([without_docstrings(tree)]), imports_of(tree, folder)
 
 
 def without_docstrings(tree: ast.Module) -> str:
-    """What a source does, as a text: its syntax tree without docstrings, which are taken out of the tree.
+    """The syntax tree of a source as a text, without docstrings; it removes them from the tree.
 
-    Another version of Python may write the same tree otherwise; what is finished is then taken for stale.
+    Another version of Python may write the same tree differently. Finished work then counts as stale.
     """
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -82,7 +82,7 @@ def without_docstrings(tree: ast.Module) -> str:
 def imports_of(tree: ast.Module, folder: Sequence[str] = ()) -> set[str]:
     """The names of all modules that a source in a folder of the project may import.
 
-    `from a.b import c` runs a, then a.b, and a.b.c if that is a module: whether it is, is for the caller to see.
+    `from a.b import c` runs a, then a.b, and a.b.c if that is a module. The caller has to check whether it is.
     """
     found = []
     for node in ast.walk(tree):
@@ -96,10 +96,10 @@ def imports_of(tree: ast.Module, folder: Sequence[str] = ()) -> set[str]:
 
 
 def sources(function: Callable, found: dict[str, str]) -> dict[str, str]:
-    """Add to `found`, by name, what a function (or class) of an experiment is known by, and return it.
+    """Add to `found`, by name, the texts that identify a function (or class) of an experiment; return `found`.
 
-    These are its own code, that of the functions and classes of experiments/ that it uses, the constants that they use,
-    and a fingerprint of each other module of the project that they use.
+    These are its own code, the code of the functions and classes of experiments/ that it uses, the constants that these
+    use, and a fingerprint of each other module of the project that they use.
     """
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     found[f"{function.__module__}.{function.__qualname__}"] = without_docstrings(tree)
@@ -107,7 +107,7 @@ def sources(function: Callable, found: dict[str, str]) -> dict[str, str]:
     functions = vars(function).values() if inspect.isclass(function) else [function]  # its methods
     names, codes = vars(inspect.getmodule(function)), [each.__code__ for each in functions if inspect.isfunction(each)]
     for code in codes:
-        codes += [inner for inner in code.co_consts if inspect.iscode(inner)]  # of functions within it
+        codes += [inner for inner in code.co_consts if inspect.iscode(inner)]  # functions defined inside it
         for name in code.co_names:
             used = inspect.unwrap(names.get(name))
             if inspect.ismodule(used):

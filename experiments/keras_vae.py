@@ -1,9 +1,9 @@
-"""The default run of main.py as one writes it in Keras. experiments/benchmark.py --whole-run sets them side by side.
+"""The default run of main.py, written with Keras. experiments/benchmark.py --whole-run compares the two.
 
     python -m experiments.keras_vae --epochs 15 --output-dir predictions/keras
 
-The same VAE learns MNIST in the same way (docs/speed.md), with `fit` and its defaults. The folder gets grids of samples
-and reconstructions, before training and after each epoch, and history.csv: -val_loss is the test ELBO in nats.
+The same VAE learns MNIST in the same way (docs/speed.md), with `fit` and its defaults. It writes grids of samples and
+reconstructions, before training and after each epoch, and history.csv: there -val_loss is the test ELBO in nats.
 """
 
 import os
@@ -24,7 +24,7 @@ with quiet_start():
     import tensorflow as tf
     from keras import layers
 
-    tf.config.list_physical_devices()  # looks for a GPU, and complains where there is none
+    tf.config.list_physical_devices()  # the search for a GPU prints warnings if there is none; they are hidden here
 
 keras.config.set_floatx("float32")
 
@@ -50,7 +50,7 @@ class VAE(keras.Model):
 
     @property
     def metrics(self):
-        """What Keras sets back to zero at the start of each epoch and of each test."""
+        """The metrics that Keras resets at the start of each epoch and of each test."""
         return [self.loss_tracker]
 
     def terms(self, x):
@@ -62,7 +62,7 @@ class VAE(keras.Model):
         return tf.reduce_mean(tf.reduce_sum(cross_entropy, axis=1)), tf.reduce_mean(tf.reduce_sum(kl, axis=1))
 
     def train_step(self, images):
-        """Learn from a batch, each pixel of which is drawn black or white with its brightness as probability."""
+        """Train on a batch; each pixel is drawn black or white, and its brightness is the probability of white."""
         x = brightness(images)
         x = tf.cast(tf.random.uniform(tf.shape(x)) < x, tf.float32)
         kl_weight = tf.minimum(tf.cast(self.optimizer.iterations, tf.float32) / KL_STEPS, 1.0)
@@ -74,7 +74,7 @@ class VAE(keras.Model):
         return {"loss": self.loss_tracker.result()}
 
     def test_step(self, images):
-        """Judge a batch of black and white images by the ELBO, the loss being -ELBO."""
+        """Test on a batch of black and white images; the loss is -ELBO."""
         reconstruction, kl = self.terms(brightness(images))
         self.loss_tracker.update_state(reconstruction + kl, sample_weight=tf.shape(images)[0])
         return {"loss": self.loss_tracker.result()}
@@ -86,7 +86,7 @@ def brightness(images):
 
 
 def compiled_vae(steps):
-    """An untrained VAE with Adam, whose learning rate falls to a hundredth within `steps` steps."""
+    """An untrained VAE with Adam; the learning rate falls to a hundredth within `steps` steps."""
     vae = VAE()
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps, alpha=0.01)
     vae.compile(optimizer=keras.optimizers.Adam(rate))
@@ -142,7 +142,7 @@ def main():
         validation_data=test_images,
         validation_batch_size=1_000,
         callbacks=[Grids(args.output_dir, test_images), keras.callbacks.CSVLogger(args.output_dir / "history.csv")],
-        verbose=2,  # a line an epoch, in place of a bar that is redrawn twenty times a second
+        verbose=2,  # one line per epoch, not a bar that is redrawn twenty times a second
     )
 
 

@@ -169,7 +169,7 @@ def test_the_nll_is_the_evaluated_one_where_all_runs_have_it_by_as_many_draws(ma
     (table,), _ = tables(folders)
     assert {row.mean("nll") for row in table.rows} == {95}  # the evaluation of d is of an earlier step
     assert {row.runs[0].folder.name for row in table.rows if row.mean("frechet") is None} == {"c", "d"}
-    assert table.notes == ["Not all were evaluated with as many draws, so the NLL is that of the reports."]
+    assert table.notes == ["Not all runs were evaluated with the same K, so the NLL is that of the reports."]
 
 
 def test_an_nll_by_other_draws_is_not_ranked_with_the_rest(make_run):
@@ -181,7 +181,7 @@ def test_an_nll_by_other_draws_is_not_ranked_with_the_rest(make_run):
     (table,), _ = tables(folders, "nll")
     assert names(table) == [["c"], ["b"], ["a"]]
     assert table.notes == [
-        "The NLL is by K = 8 and K = 100 draws. More give a lower one, so only those with the same K compare."
+        "The NLL is by K = 8 and K = 100 draws. More draws give a lower NLL, so only rows with the same K compare."
     ]
 
 
