@@ -1,12 +1,12 @@
-"""How hard should the KL pull, and from when on? And what does it charge for?
+"""How strong should the KL weight be, and when should it start? And what does the KL measure?
 
     python -m experiments.kl_weight    # 16 minutes on two cores
 
 Trains the VAE of the Analysis with five schedules of the KL weight, with weights (beta) from 0.1 to 10, and with free
 bits. Measures on the test images: ELBO, log-likelihood, the two terms of the ELBO against each other (rate and
-distortion), the KL of each latent while it is trained, and how a digit classifier judges samples. Then takes the KL of
-the trained models in other ways: by one sample instead of the formula, and of all images' latents together instead of
-each image's. Writes kl_weight.json and kl_weight_*.png to images/.
+distortion), the KL of each latent during training, and how a digit classifier judges samples. Then it computes the KL
+of the trained models in other ways: from one sample instead of the formula, and for the latents of all images together
+instead of image by image. Writes kl_weight.json and kl_weight_*.png to images/.
 """
 
 from experiments.results import in_percent, over_seeds, percent, publish, shown, summary, table
@@ -44,13 +44,13 @@ class Sizes(NamedTuple):
     schedules: tuple[str, ...] = ("constant", "linear", "sigmoid", "cosine", "cyclical")
     kl_steps: int = 2_000  # of about 3,700
     betas: tuple[float, ...] = (0.1, 0.25, 0.5, 1, 2, 4, 10)
-    shown_betas: tuple[float, ...] = (0.1, 1, 10)  # of which samples and scatters are drawn
+    shown_betas: tuple[float, ...] = (0.1, 1, 10)  # the figures show samples and scatters of these
     free_bits: tuple[float, ...] = (0.1, 0.5, 1)
     samples: int = 1_000  # from the prior, judged by the classifier
-    watched_steps: int = 80  # at most, at which the KL of each latent is looked at
+    watched_steps: int = 80  # at most; the KL of each latent is measured at these
     images: int = 10_000  # test images whose latents are measured
-    draws: int = 100  # of z for each of them
-    mixture_samples: int = 2_000  # of the mixture of their posteriors
+    draws: int = 100  # of z for each image
+    mixture_samples: int = 2_000  # from the mixture of the posteriors
 
 
 Posteriors = dict[float, list[tuple[np.ndarray, np.ndarray]]]  # by beta: z_mean and z_log_std (N, L) for each seed
@@ -59,18 +59,18 @@ QUICK_SIZES = Sizes(("constant", "linear"), 100, (1, 10), (1, 10), (0.5,), 200, 
 
 # --- trainings --------------------------------------------------------------------------------------------------------
 def kl_of_latents(vae: main.VAE, settings: Any, dataset: Any, images: int) -> dict[str, np.ndarray]:
-    """A watch: the KL of each latent, averaged over the first test images, (L,) nats."""
+    """Watch the KL of each latent, averaged over the first test images, (L,) nats."""
     z_mean, z_log_std = vae.encoder(brightness(tf.constant(dataset.test_images[:images])))
     return {"kl": tf.reduce_mean(main.kl_to_standard_normal(z_mean, z_log_std), axis=0).numpy()}
 
 
 def watch_steps(last: int, count: int) -> tuple[int, ...]:
-    """At which steps to look: before the first, and then more and more rarely, evenly on a log axis, up to `last`."""
+    """The steps at which to watch: 0, and then steps evenly spaced on a log axis, up to `last`."""
     return (0, *np.unique(np.geomspace(1, last, count - 1).round().astype(int)).tolist())
 
 
 def ask(study: Study, sizes: Sizes) -> dict[tuple[str, Any], list[Training]]:
-    """What is trained, a training per seed, by what is varied and its value; weight 1 throughout is in all three."""
+    """The trainings, one per seed, by what is varied and its value; constant weight 1 is in all three groups."""
     asked = {("schedule", "constant"): repeated(study, kl_schedule="constant")}
     for schedule in sizes.schedules[1:]:
         asked["schedule", schedule] = repeated(study, kl_schedule=schedule, kl_steps=sizes.kl_steps)
@@ -91,13 +91,13 @@ def ask(study: Study, sizes: Sizes) -> dict[tuple[str, Any], list[Training]]:
 
 
 def ends_of(runs: list[Trained], *keys: str) -> dict[str, Any]:
-    """Numbers of the reports of trainings that differ by their seed only, summarised."""
+    """Numbers from the reports of trainings that differ only in their seed, summarised."""
     return over_seeds([{key: run.report[key] for key in keys} for run in runs])
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
 def measure_schedules(by_schedule: dict[str, list[Trained]]) -> dict[str, Any]:
-    """How each schedule ends, and by how much its ELBO is better than with weight 1 throughout, seed by seed."""
+    """The final numbers of each schedule, and its gain in ELBO over constant weight 1, seed by seed."""
     plain = [run.report["test_elbo"] for run in by_schedule["constant"]]
     numbers = {}
     for schedule, runs in by_schedule.items():
@@ -108,7 +108,7 @@ def measure_schedules(by_schedule: dict[str, list[Trained]]) -> dict[str, Any]:
 
 
 def schedule_table(numbers: dict[str, Any]) -> str:
-    """How each schedule ends, as Markdown."""
+    """The final numbers of each schedule, as Markdown."""
     headers = ["schedule", "test ELBO", "more than constant", "test NLL", "KL", "active units"]
     rows = []
     for schedule, n in numbers.items():
@@ -119,7 +119,7 @@ def schedule_table(numbers: dict[str, Any]) -> str:
 
 
 def draw_schedules(by_schedule: dict[str, list[Trained]], numbers: dict[str, Any]) -> Figure:
-    """The weight, the KL and the ELBO over time, and where they end."""
+    """Draw the weight, the KL and the ELBO over steps, and the final numbers."""
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     (weights, kls), (elbos, ends) = figure.subplots(2, 2)
     for place, (schedule, runs) in enumerate(by_schedule.items()):
@@ -148,10 +148,10 @@ def draw_schedules(by_schedule: dict[str, list[Trained]], numbers: dict[str, Any
 
 # --- beta -------------------------------------------------------------------------------------------------------------
 def exchange_rates(rates: np.ndarray, distortions: np.ndarray) -> np.ndarray:
-    """Nats of distortion saved per further nat of rate, between neighbours on the curve: (P,), (P,) -> (P - 1,).
+    """Nats of distortion saved per extra nat of rate, between neighbours on the curve: (P,), (P,) -> (P - 1,).
 
-    Where distortion + beta * rate is least, the curve has slope -beta (Alemi et al. 2018, arXiv 1711.00464). So between
-    two exact minimisers the exchange rate lies between their betas.
+    At the minimum of distortion + beta * rate the curve has slope -beta (Alemi et al. 2018, arXiv 1711.00464). So the
+    exchange rate between two exact minimisers lies between their betas.
     """
     return -np.diff(distortions) / np.diff(rates)
 
@@ -216,7 +216,7 @@ def draw_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]], 
 
 
 def draw_rate_distortion(axes: Axes, numbers: dict[str, Any]) -> None:
-    """The rate-distortion curve, a dot per training, and the lines on which the ELBO is the same."""
+    """Draw the rate-distortion curve, a dot per training, and the lines of equal ELBO."""
     rates, distortions = (np.array([n[key]["values"] for n in numbers.values()]) for key in TERMS)
     axes.plot(rates.mean(axis=1), distortions.mean(axis=1), color="C0", linewidth=1)
     axes.plot(rates.ravel(), distortions.ravel(), "o", color="C0", markersize=4)
@@ -236,25 +236,27 @@ def draw_rate_distortion(axes: Axes, numbers: dict[str, Any]) -> None:
 
 # --- each latent ------------------------------------------------------------------------------------------------------
 def awake_since(steps: np.ndarray, kl: np.ndarray, threshold: float) -> list[int | None]:
-    """From which of `steps` (T,) on the KL (T, L) of each latent stays above `threshold`; None if it ends below.
+    """The step from which on the KL (T, L) of each latent stays above `threshold`; None if it ends below.
 
-    0 if it was above before the first training step, and ever since.
-
-    Not the first step above: an untrained encoder's latents already differ from the prior, and from image to image.
+    It is one of `steps` (T,), and 0 if the KL was above at all times, even before training. The first step above would
+    be misleading: the latents of an untrained encoder already differ from the prior, and from image to image.
     """
     stays = np.logical_and.accumulate((kl > threshold)[::-1])[::-1]  # (T, L), True from some step on
     return [int(steps[column.argmax()]) if column.any() else None for column in stays.T]
 
 
 def watched_kl(run: Trained) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (T,) and the KL of each latent at these, (T, L) nats, the latent with the largest KL at the end first."""
+    """Steps (T,) and the KL of each latent at them, (T, L) nats; the latent with the largest final KL comes first."""
     watched = run.watched()
     kl = np.stack([at["kl"] for at in watched.values()])
     return np.array(list(watched)), kl[:, np.argsort(-kl[-1])]
 
 
 def measure_latents(by_schedule: dict[str, list[Trained]]) -> dict[str, Any]:
-    """Since when each latent is awake, and how many are, at least, at most and at the end; latents sorted as above."""
+    """Since when each latent is awake, and the least, the largest and the final number of awake latents.
+
+    The latents have the order of watched_kl.
+    """
     numbers = {}
     for schedule in WATCHED:
         steps, kl = watched_kl(by_schedule[schedule][0])
@@ -270,7 +272,7 @@ def measure_latents(by_schedule: dict[str, list[Trained]]) -> dict[str, Any]:
 
 
 def measure_free_bits(by_free_bits: dict[float, list[Trained]]) -> dict[str, Any]:
-    """How trainings with free bits end; the KL per latent is sorted within each training, then averaged over seeds."""
+    """The final numbers with free bits; the KL per latent is sorted within each training, then averaged over seeds."""
     numbers = {}
     for nats, runs in by_free_bits.items():
         sorted_kl = [sorted(run.report["kl_per_latent"], reverse=True) for run in runs]
@@ -282,7 +284,7 @@ def measure_free_bits(by_free_bits: dict[float, list[Trained]]) -> dict[str, Any
 
 
 def free_bits_table(numbers: dict[str, Any]) -> str:
-    """How trainings with free bits end, as Markdown."""
+    """The final numbers with free bits, as Markdown."""
     headers = ["free nats per latent", "in all", "test ELBO", "reconstruction", "KL", "active units"]
     headers += ["least KL of a latent", "largest"]
     rows = []
@@ -294,14 +296,14 @@ def free_bits_table(numbers: dict[str, Any]) -> str:
 
 
 def draw_latents(by_schedule: dict[str, list[Trained]], by_free_bits: dict[float, list[Trained]]) -> Figure:
-    """The KL of each latent while it is trained, and at the end with and without free bits."""
+    """Draw the KL of each latent during training, and at the end with and without free bits."""
     figure = Figure(figsize=(10, 8), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1.4, 1])
     panels = above.subplots(1, len(WATCHED), sharey=True)
     for axes, schedule in zip(panels, WATCHED, strict=True):
         steps, kl = watched_kl(by_schedule[schedule][0])
         rows = np.arange(1, kl.shape[1] + 1)
-        logarithmic = steps > 0  # step 0 has no place on a log axis; what was awake then has its dot at step 1
+        logarithmic = steps > 0  # a log axis has no step 0; a latent that was awake then has its dot at step 1
         shades = {"norm": LogNorm(0.01, 10), "cmap": "viridis"}
         colors = axes.pcolormesh(steps[logarithmic], rows, kl[logarithmic].T.clip(0.01), **shades)
         woken = [(row, at) for row, at in zip(rows, awake_since(steps, kl, AWAKE), strict=True) if at is not None]
@@ -325,9 +327,9 @@ def draw_latents(by_schedule: dict[str, list[Trained]], by_free_bits: dict[float
 
 # --- ways to take the KL ----------------------------------------------------------------------------------------------
 def kl_by_one_sample(z_mean: np.ndarray, z_log_std: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """log q(z|x) - log p(z) for z = z_mean + std * noise, of each latent, in nats; all (N, L).
+    """log q(z|x) - log p(z) of each latent for z = z_mean + std * noise, in nats; all (N, L).
 
-    Its mean over the noise is the KL. A KL is never negative; a sample of it may well be.
+    Its mean over the noise is the KL. The KL is never negative, but one sample can be.
     """
     z = z_mean + np.exp(z_log_std) * noise
     return (np.square(z) - np.square(noise)) / 2 - z_log_std
@@ -337,17 +339,18 @@ def one_sample_variance(z_mean: np.ndarray, z_log_std: np.ndarray) -> np.ndarray
     """The variance of kl_by_one_sample over the noise, (N, L) square nats: (s^2 - 1)^2 / 2 + m^2 s^2.
 
     With z = m + s e the sample is (s^2 - 1) e^2 / 2 + m s e + a constant; e^2 has variance 2 and no covariance with e.
-    A latent that tells much has a small s, which leaves 1/2, all of it from log q(z|x): noise that tells nothing.
+    A latent that carries much information has a small s. Then about 1/2 is left, all of it from log q(z|x): pure noise.
     """
     variance = np.exp(2 * z_log_std)
     return np.square(variance - 1) / 2 + np.square(z_mean) * variance
 
 
 def gradient_noise(z_mean: np.ndarray, z_log_std: np.ndarray) -> float:
-    """How noisy the gradient of the one-sample KL is: its standard deviation over the size of the KL's gradient.
+    """The noise of the gradient of the one-sample KL: its standard deviation over the size of the KL's gradient.
 
-    The gradient of an image's KL by the encoder's outputs m and log s (N, L) is m and s^2 - 1. By one sample, with
-    z = m + s e, it is z and z s e - 1, with variances s^2 and s^2 (m^2 + 2 s^2). Root mean squares over all images.
+    The gradient of an image's KL with respect to the encoder's outputs m and log s (N, L) is m and s^2 - 1. From one
+    sample, z = m + s e, it is z and z s e - 1, with variances s^2 and s^2 (m^2 + 2 s^2). Both noise and size are root
+    mean squares over all images.
     """
     variance = np.exp(2 * z_log_std)
     noise = variance + variance * (np.square(z_mean) + 2 * variance)
@@ -356,20 +359,20 @@ def gradient_noise(z_mean: np.ndarray, z_log_std: np.ndarray) -> float:
 
 
 def draw_values(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """The KL (draws, N) of images by one sample, many times, in nats."""
+    """The KL (draws, N) of images from one sample, repeated `draws` times, in nats."""
     rng = np.random.default_rng(seed)
     noises = (rng.standard_normal(z_mean.shape) for _ in range(draws))
     return np.stack([kl_by_one_sample(z_mean, z_log_std, noise).sum(axis=1) for noise in noises])
 
 
 def take_kl(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, mixture_samples: int, seed: int) -> dict[str, float]:
-    """The KL to the prior of posteriors (N, L), taken in all ways, in nats.
+    """The KL from posteriors (N, L) to the prior, computed in all ways, in nats.
 
-    analytic: the formula, mean over images. one_sample: the same by one draw for each image, with the spread of such a
-    draw over the noise (measured by `draws`, and in closed form) and the share of draws below zero. moments, mixture:
-    of all images' latents together, as the Gaussian with their moments and as the mixture that they are. What the
-    mixture lacks of the analytic KL is the mutual information (Hoffman & Johnson 2016): the first charges for telling
-    images apart, the second does not.
+    analytic: the formula, mean over images. one_sample: the same from one draw per image, with the standard deviation
+    over the noise (measured with `draws`, and in closed form) and the share of draws below zero. moments, mixture: the
+    KL of all images' latents together, as the Gaussian with their moments and as their exact mixture. The analytic KL
+    minus the mixture's is the mutual information (Hoffman & Johnson 2016): the analytic KL charges for telling images
+    apart, the mixture's does not.
     """
     z_mean, z_log_std = np.float64(z_mean), np.float64(z_log_std)
     values = draw_values(z_mean, z_log_std, draws, seed)
@@ -382,7 +385,7 @@ def take_kl(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, mixture_sampl
         "one_sample_negative": float((values < 0).mean()),
         "gradient_noise": gradient_noise(z_mean, z_log_std),
         "moments": latent.moments_kl(z_mean, z_log_std),
-        "mixture": latent.mean_kl(z_mean, z_log_std) - told,  # as latent.aggregate_kl has it
+        "mixture": latent.mean_kl(z_mean, z_log_std) - told,  # as in latent.aggregate_kl
         "information": told,
         "information_standard_error": standard_error,
     }
@@ -391,9 +394,9 @@ def take_kl(z_mean: np.ndarray, z_log_std: np.ndarray, draws: int, mixture_sampl
 def mixture_by_count(
     z_mean: np.ndarray, z_log_std: np.ndarray, counts: list[int], samples: int, seed: int
 ) -> dict[str, list[float]]:
-    """The KL of the mixture of posteriors (N, L) to the prior, in nats, had there been fewer images, drawn at random.
+    """The KL from the mixture of posteriors (N, L) to the prior, in nats, for random subsets of `counts` images.
 
-    With the least that it can be: 0, or the mean KL of these images - log(how many they are).
+    "least" is its lower bound: 0, or the mean KL of these images - log(their number).
     """
     order = np.random.default_rng(seed).permutation(len(z_mean))
     subsets = [(np.float64(z_mean[order[:count]]), np.float64(z_log_std[order[:count]])) for count in counts]
@@ -404,9 +407,9 @@ def mixture_by_count(
 
 
 def measure_ways(study: Study, sizes: Sizes, posteriors: Posteriors) -> dict[str, Any]:
-    """The KL of trained models in all ways, for each beta; for the first seed the mixture's by how many images too.
+    """The KL of trained models in all ways, for each beta; for the first seed also the mixture's by number of images.
 
-    at_ceiling: so few images bound the information from above, and the mixture's KL from below.
+    at_ceiling: the number of images limits the information from above, and the mixture's KL from below.
     """
     images = len(next(iter(posteriors.values()))[0][0])
     counts = [images // part for part in (100, 30, 10, 3, 1)]
@@ -424,8 +427,8 @@ def measure_ways(study: Study, sizes: Sizes, posteriors: Posteriors) -> dict[str
 def ways_table(numbers: dict[str, Any]) -> str:
     """The KL in all ways, as Markdown.
 
-    Where the information is as large as so few images can show it is a lower bound of what the latents tell of all
-    images there are, and the mixture's KL an upper one, and marked as that.
+    The information may be as large as this number of images can show. Then it is marked as a lower bound of the
+    information for all possible images, and the mixture's KL as an upper bound.
     """
     headers = ["beta", "KL: formula", "by one sample", "its sd (closed form)", "below 0, %"]
     headers += ["noise of its gradient, % of it", "all images together: moments", "mixture"]
@@ -441,7 +444,7 @@ def ways_table(numbers: dict[str, Any]) -> str:
 
 
 def draw_ways(study: Study, sizes: Sizes, posteriors: Posteriors, numbers: dict[str, Any]) -> Figure:
-    """One sample against the formula, image by image; the mixture against how many images it is of."""
+    """Draw one sample against the formula, image by image, and the mixture's KL against its number of images."""
     figure = Figure(figsize=(10, 8), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1.2])
     for axes, beta in zip(above.subplots(1, len(sizes.shown_betas)), sizes.shown_betas, strict=True):
