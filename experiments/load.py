@@ -6,7 +6,7 @@
     z_mean, z_log_std = run.encode(images)    # uint8, or floats in [0, 1]: (N, H, W, C)
     images = run.decode(z_mean)               # brightness in [0, 1]
 
-TensorFlow starts when the networks are first used, so that a command that only reads files does without.
+TensorFlow starts when the networks are first used. So a command that only reads files does not need it.
 """
 
 import argparse
@@ -25,33 +25,33 @@ from utils.console import Problem, Say
 from utils.dataset import TEST_BINARIZATION_KEY, Dataset, Images, LazyImages, binarized
 from utils.settings import Settings, from_params
 
-ROUNDING = 1e-5  # by which a brightness may miss [0, 1], as resized images do
+ROUNDING = 1e-5  # a brightness may be outside [0, 1] by this much, because resizing rounds
 
 
 def load(run: str | Path, best: bool = False, output_dir: str | None = None, say: Say = print) -> "Run":
-    """A run by its name, in the folder `output_dir` (default: OUTPUT_DIR of params.py), or by its own folder.
+    """Load a run by its name in the folder `output_dir` (default: OUTPUT_DIR of params.py), or by its own folder.
 
-    Its weights are those of the last checkpoint or, with `best`, of the one that was best on the images of
-    HELD_OUT. `say` is given notes for the user. Raises SettingsError and runs.RunError.
+    It has the weights of the last checkpoint or, with `best`, of the one that was best on the images of HELD_OUT. `say`
+    gets notes for the user. Raises SettingsError and runs.RunError.
     """
     folder = runs.find(str(run), output_dir or from_params().output_dir, "run")
     if best:
         check_kept(folder)
     found = Run(folder, "best" if best else "step", say)
-    found.vae  # noqa: B018 (read now, because whatever is wrong with it should be reported here)
+    found.vae  # noqa: B018 (loaded now, so that any problem with it is reported here)
     return found
 
 
 def load_vae(folder: Path, settings: Settings, image_shape: tuple[int, ...], kind: str = "step") -> Any:
-    """The VAE (main.VAE) of a run's newest checkpoint of a kind (Run), for images (B, *image_shape).
+    """The VAE (main.VAE) of a run's newest checkpoint of a `kind` (see Run), for images (B, *image_shape).
 
     Raises runs.RunError.
     """
-    import main  # here, because it brings TensorFlow along
+    import main  # here, because it imports TensorFlow
     from utils import checkpoints
     from utils.start import tf
 
-    tf.get_logger().setLevel("ERROR")  # it warns of functions that are traced for each number of images
+    tf.get_logger().setLevel("ERROR")  # else it warns because functions are traced again for each number of images
     vae = main.build_vae(settings, image_shape)
     checkpoints.load_weights(vae, folder, kind)
     return vae
@@ -59,12 +59,12 @@ def load_vae(folder: Path, settings: Settings, image_shape: tuple[int, ...], kin
 
 @dataclass(frozen=True)
 class Run:
-    """A run in its folder. Each part is read when it is first asked for, and kept.
+    """A run in its folder. Each part is read when it is first used, and then kept.
 
-    `kind` is that of the checkpoint to take: "best" or, of the last one, "step". Images are NumPy arrays (N, H, W, C):
-    uint8, or floats in [0, 1]; grey ones may be (N, H, W). They are worked on in batches. Latents are (N, L), with
-    NOISE_DIM (N, L + NOISE_DIM). Whatever is given in another form raises ValueError. Parts of the folder that are
-    missing or damaged raise runs.RunError, and data that are not there DataError.
+    `kind` selects the checkpoint: "step" is the last one, "best" the best one. Images are NumPy arrays (N, H, W, C):
+    uint8, or floats in [0, 1]; grey ones may be (N, H, W). They are processed in batches. Latents are (N, L), with
+    NOISE_DIM (N, L + NOISE_DIM). Other input raises ValueError. Missing or damaged parts of the folder raise
+    runs.RunError, and missing data raise DataError.
     """
 
     folder: Path
@@ -74,12 +74,12 @@ class Run:
     # --- what is in the folder ----------------------------------------------------------------------------------------
     @cached_property
     def settings(self) -> Settings:
-        """What it was trained with, by the names of params.py in lower case. Raises SettingsError."""
+        """The settings of its training, by the names of params.py in lower case. Raises SettingsError."""
         return runs.saved_settings(self.folder, self.say)
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has been trained to its end, and has a report."""
+        """Whether its training is complete and it has a report."""
         return (self.folder / "report.json").exists()
 
     @cached_property
@@ -97,7 +97,7 @@ class Run:
         return found
 
     def history(self, split: str) -> list[dict[str, Any]]:
-        """The lines of history.jsonl of a split: "train", each a mean over some steps, or "test", one an epoch."""
+        """The lines of history.jsonl for a split: "train", each a mean over some steps, or "test", one per epoch."""
         return [line for line in runs.read_history(self.folder) if line["split"] == split]
 
     # --- what it was trained on ---------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class Run:
         return latent.encode(self.vae.encoder, self._checked(images))
 
     def decode(self, z: np.ndarray) -> np.ndarray:
-        """The brightness that latents (N, L) are decoded to, in [0, 1]: (N, H, W, C)."""
+        """Decode latents (N, L) to brightness in [0, 1], (N, H, W, C)."""
         import main
 
         z, latents = np.asarray(z, np.float32), self.settings.latent_dim + self.settings.noise_dim
@@ -141,13 +141,13 @@ class Run:
         return main.decode(self.vae, z)
 
     def reconstruct(self, images: Images) -> np.ndarray:
-        """The brightness that the posterior means of images are decoded to, (N, H, W, C)."""
+        """Decode the posterior means of images to brightness, (N, H, W, C)."""
         import main
 
         return main.reconstruct(self.vae, self._checked(images))
 
     def sample(self, count: int, seed: int | None = None) -> np.ndarray:
-        """Images of the model's own, brightness (count, H, W, C), decoded from draws from the prior.
+        """Sample new images, brightness (count, H, W, C), decoded from draws from the prior.
 
         A count of 100 and the run's own seed, which is the default, give the images of samples_*.png.
         """
@@ -170,18 +170,18 @@ class Run:
         return compile_evaluation(self.vae, self.settings, main.loss_terms)
 
     def terms(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
-        """The reconstruction loss (N,) and the KL of each latent (N, L) in nats, by one draw of z for each image.
+        """The reconstruction loss (N,) and the KL of each latent (N, L) in nats, from one draw of z for each image.
 
-        The draws depend on an image's place. All test images, in their order, have those of the report. A learned prior
-        has one KL of all latents, (N, 1); of a plain autoencoder it is 0.
+        The draw depends on the position of an image. All test images, in their order, get the draws of the report. A
+        learned prior has one KL for all latents, (N, 1); for a plain autoencoder the KL is 0.
         """
         return tuple(self._evaluate(self._as_tested(images))[:2])
 
     def elbo(self, images: Images) -> np.ndarray:
-        """The ELBO of each image, (N,) nats, by one draw of z: -(reconstruction loss + KL), as in the report.
+        """The ELBO of each image, (N,) nats, from one draw of z: -(reconstruction loss + KL), as in the report.
 
-        Where the loss is no likelihood that is no ELBO either, and a line says so. Raises ValueError for a plain
-        autoencoder, which has none.
+        If the loss is no likelihood, the result is no ELBO, and a note says so. Raises ValueError for a plain
+        autoencoder, which has no ELBO.
         """
         if self.settings.autoencoder:
             raise ValueError(f"elbo: {report.no_likelihood(self.settings)}")
@@ -191,10 +191,10 @@ class Run:
         return -(reconstruction + kl.sum(axis=1))
 
     def log_likelihood(self, images: Images, samples: int = 128) -> np.ndarray:
-        """log p(x) of each image, (N,) nats, estimated by importance sampling with so many draws of z.
+        """log p(x) of each image, (N,) nats, estimated by importance sampling with `samples` draws of z.
 
-        It is a lower bound, and nearer to log p(x) the more draws there are (Burda et al. 2015, eq. 8). Of a loss with
-        a learned width on grey pixels it is a log-density. Raises ValueError where the loss is neither.
+        It is a lower bound, and more draws bring it nearer to log p(x) (Burda et al. 2015, eq. 8). For a loss with a
+        learned width on grey pixels it is a log-density. Raises ValueError if the loss gives neither.
         """
         import main
         from utils.evaluation import estimate_log_likelihood
@@ -222,14 +222,14 @@ class Run:
         floats, allowed = np.issubdtype(images.dtype, np.floating), "uint8 (0 to 255) and floats in [0, 1] are"
         if not floats:
             raise ValueError(f"images: the type {images.dtype} is not allowed; {allowed}")
-        if images.size and not (images.min() >= -ROUNDING and images.max() <= 1 + ROUNDING):  # of NaN neither is true
+        if images.size and not (images.min() >= -ROUNDING and images.max() <= 1 + ROUNDING):  # both are false for NaN
             raise ValueError(f"images: values from {images.min():g} to {images.max():g} are not allowed; {allowed}")
         return np.float32(images)
 
     def _as_tested(self, images: Images) -> Images:
-        """The images as their likelihood is taken: with BINARIZE = dynamic black and white.
+        """The images in the form whose likelihood is measured: black and white with BINARIZE = dynamic.
 
-        Grey ones are drawn by the fixed key of the test images; then `say` is given a line.
+        Grey ones are drawn with the fixed key of the test images; then `say` gets a line.
         """
         images = self._checked(images)
         is_so = isinstance(images, LazyImages) and images is self.dataset().test_images
@@ -251,7 +251,7 @@ def check_whole(name: str, value: Any, least: int) -> None:
 
 # --- commands on a run ------------------------------------------------------------------------------------------------
 def read_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """What the command line asks for, with RUN, --output-dir and --best added to the parser, as in parse_run."""
+    """Add RUN, --output-dir and --best to the parser, and read the command line as parse_run does."""
     add_run(parser)
     return parse_run(parser, argv)
 
@@ -266,7 +266,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """What the command line asks for: `run` is the folder of RUN, `kind` that of the checkpoint to take, as in Run."""
+    """What the command line asks for: `run` is the folder of RUN, and `kind` the kind of checkpoint, as in Run."""
     asked = parser.parse_args(argv)
     try:
         asked.run = runs.find(asked.run, asked.output_dir or from_params().output_dir, "RUN")
