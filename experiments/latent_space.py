@@ -1,15 +1,15 @@
-"""What does the latent space look like, what is near what in it, and what does the KL make of it?
+"""What does the latent space look like, what lies near what in it, and how does the KL shape it?
 
     python -m experiments.latent_space    # 5 minutes on two cores
 
-Trains VAEs of 2 to 64 latents, and plain autoencoders of the same network with 2 and 20. Shows the space while it is
-trained, as it grows, and in the pictures of PCA, t-SNE and UMAP; walks between two images; takes one gradient step on
-one image and measures how far all others move; and compares the VAE's space with the autoencoder's: how clear are
-samples from it, how normal is it, what does it know of the digits? Writes latent_space.json, latent_space_*.png and
-latent_space_training.gif to images/.
+Trains VAEs of 2 to 64 latents, and plain autoencoders of the same network with 2 and 20. It shows the space during
+training, with more and more latents, and in the pictures of PCA, t-SNE and UMAP. It walks between two images. It takes
+one gradient step on one image and measures how far all others move. Then it compares the space of the VAE with that of
+the autoencoder: how clear are its samples, how normal is it, and what does it know about the digits? Writes
+latent_space.json, latent_space_*.png and latent_space_training.gif to images/.
 
-All images are test images, black and white by a fixed draw. Fewer than 10,000 are taken at even distances, because the
-second half of MNIST's is the harder one. kNN accuracies are 5-fold cross-validated among them, with 10 neighbours.
+All images are test images, black and white by a fixed draw. Subsets of the 10,000 are evenly spaced, because the second
+half of MNIST's test set is harder. kNN accuracies are 5-fold cross-validated on these images, with 10 neighbours.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,33 +43,33 @@ from utils.dataset import Dataset, in_batches
 from utils.pictures import save_figure, save_gif
 from utils.start import tf
 
-LATENTS = BASE["latent_dim"]  # of the spaces that are looked at closely
-COLORS = np.array(mpl.colormaps["tab10"].colors)  # a digit has the same one everywhere
+LATENTS = BASE["latent_dim"]  # of the spaces that are studied closely
+COLORS = np.array(mpl.colormaps["tab10"].colors)  # a digit has the same colour everywhere
 WALKS = {"straight": latent.straight, "spherical": latent.spherical}
 WALK_STEPS = 11  # points of a walk, both ends included; an odd number, so that one is the midpoint
 WALKS_SHOWN = 3
 KINDS = {"vae": "VAE", "ae": "autoencoder"}
 PLACES = {"pixels": "784 pixels", "latents": f"{LATENTS} latents", "pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
-LEARNING_RATE = 1e-4  # of the one step: small enough that half of it moves everything half as far
+LEARNING_RATE = 1e-4  # of the one step; so small that half the rate moves everything half as far
 BINS = 20  # of distances, with equally many pairs in each
 
 
 class Sizes(NamedTuple):
-    """How much of everything."""
+    """How much is trained and measured."""
 
     latents: tuple[int, ...] = (2, 4, 8, 20, 32, 64)  # of the VAEs; 2 and LATENTS are among them
     frames: int = 40  # of the GIF
     shown: int = 2_000  # test images in a scatter plot
-    projected: int = 5_000  # test images in the projections, and wherever a kNN accuracy is measured
+    projected: int = 5_000  # test images in the projections and for kNN accuracies
     projections: tuple[str, ...] = ("pca", "tsne", "umap")
     mixture: int = 1_000  # draws for the KL of the aggregate posterior
     pairs: int = 1_000  # walks
     samples: int = 1_000  # decoded and judged
     probes: int = 100  # images that a gradient step is taken on
-    others: int = 2_000  # images of which it is measured how far they move; the probes are among them
+    others: int = 2_000  # images whose movement is measured; the probes are among them
 
 
-QUICK_SIZES = Sizes(  # without UMAP, which takes 10 seconds to compile itself
+QUICK_SIZES = Sizes(  # without UMAP, because its code takes 10 seconds to compile
     latents=(2, LATENTS), frames=4, shown=300, projected=200, projections=("pca", "tsne"), mixture=50, pairs=20,
     samples=100, probes=6, others=200,
 )  # fmt: skip
@@ -90,7 +90,7 @@ Spaces = dict[tuple[str, int, int], Space]  # by kind, number of latents and see
 
 def run(study: Study) -> None:
     """Train, measure, draw, publish."""
-    tf.get_logger().setLevel("ERROR")  # it warns of functions traced anew, one for each of many networks
+    tf.get_logger().setLevel("ERROR")  # else it warns because each of many networks traces its own functions
     size = QUICK_SIZES if study.quick else Sizes()
     trainings = trainings_of(study, size)
     trained = dict(zip(trainings, train_all(study, list(trainings.values())), strict=True))
@@ -112,7 +112,7 @@ def run(study: Study) -> None:
 
 # --- trainings --------------------------------------------------------------------------------------------------------
 def trainings_of(study: Study, size: Sizes) -> dict[tuple[str, int, int], Training]:
-    """The trainings, by kind, number of latents and seed. One with 2 latents is watched; that changes nothing in it."""
+    """The trainings, by kind, number of latents and seed. One with 2 latents is watched, which does not change it."""
     vaes = {("vae", n, seed): settings_of(study, seed=seed, latent_dim=n) for n in size.latents for seed in study.seeds}
     plain = partial(settings_of, study, autoencoder=True, nll_samples=0)
     codes = {("ae", LATENTS, seed): plain(seed=seed, latent_dim=LATENTS) for seed in study.seeds}
@@ -125,7 +125,7 @@ def trainings_of(study: Study, size: Sizes) -> dict[tuple[str, int, int], Traini
 
 
 def frame_steps(last: int, frames: int) -> tuple[int, ...]:
-    """At which steps to look, from 0 to `last`: more and more rarely, as ever less happens."""
+    """The steps of the frames, from 0 to `last`: more and more rarely, because less and less changes."""
     return tuple(int(step) for step in np.unique(np.rint(last * np.linspace(0, 1, frames) ** 2)))
 
 
@@ -146,11 +146,11 @@ def open_space(kind: str, trained: Trained, images: np.ndarray) -> Space:
 
 # --- the space while it is trained ------------------------------------------------------------------------------------
 def show_training(study: Study, size: Sizes, trained: Trained, dataset: Dataset) -> dict[str, list[float]]:
-    """The GIF of a 2-D latent space; returns the kNN accuracy of its frames."""
+    """Write the GIF of a 2-D latent space; return the kNN accuracy of its frames."""
     labels = dataset.test_labels[evenly(len(dataset.test_labels), size.shown)]
     watched = {step: arrays["z_mean"] for step, arrays in trained.watched().items()}
     accuracies = [latent.knn_accuracy_in(z, labels, study.seed) for z in watched.values()]
-    all_of_it = reach(np.concatenate(list(watched.values())))  # the space grows large before the KL draws it together
+    all_of_it = reach(np.concatenate(list(watched.values())))  # the space grows large before the KL shrinks it
     views = {"from afar": all_of_it, "from near": reach(list(watched.values())[-1])}
     folder = study.trainings / "frames-latent_space"
     folder.mkdir(exist_ok=True)
@@ -172,13 +172,13 @@ def show_training(study: Study, size: Sizes, trained: Trained, dataset: Dataset)
 
 
 def reach(z: np.ndarray) -> float:
-    """Half the width of a picture about the origin that shows nearly all points (N, 2), and the prior."""
+    """Half the width of a picture, centred at the origin, that shows nearly all points (N, 2) and the prior."""
     return 1.1 * max(3.0, float(np.quantile(np.abs(z), 0.998)))
 
 
 # --- as its size grows ------------------------------------------------------------------------------------------------
 def measure_sizes(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset) -> dict[str, Any]:
-    """The VAE's space for each number of latents: what kNN finds in it, and what a plane can show of it."""
+    """Measure the VAE's space for each number of latents: kNN accuracy, and how much of it a plane can show."""
     chosen = evenly(len(dataset.test_images), size.projected)
     labels = dataset.test_labels[chosen]
     pixels = latent.knn_accuracy_in(dataset.test_images[chosen].reshape(len(chosen), -1) / 255, labels, study.seed)
@@ -211,7 +211,7 @@ def measure_sizes(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset) -
 
 
 def draw_sizes(study: Study, pictures: dict[int, np.ndarray], labels: np.ndarray, numbers: dict, pixels: float) -> None:
-    """The first two principal components for each number of latents, and kNN accuracy over that number."""
+    """Draw the first two principal components for each number of latents, and kNN accuracy over that number."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))
     panels = left.subplots(2, -(-len(pictures) // 2), squeeze=False).flat
@@ -243,7 +243,7 @@ def draw_sizes(study: Study, pictures: dict[int, np.ndarray], labels: np.ndarray
 
 # --- projections ------------------------------------------------------------------------------------------------------
 def measure_projections(study: Study, size: Sizes, space: Space, dataset: Dataset) -> dict[str, Any]:
-    """PCA, t-SNE and UMAP of one VAE's latents side by side, with kNN accuracies."""
+    """Draw PCA, t-SNE and UMAP of one VAE's latents side by side, with kNN accuracies."""
     chosen = evenly(len(dataset.test_images), size.projected)
     labels = dataset.test_labels[chosen]
     clouds = {
@@ -266,7 +266,7 @@ def measure_projections(study: Study, size: Sizes, space: Space, dataset: Datase
 
 # --- walks ------------------------------------------------------------------------------------------------------------
 def measure_walks(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset, judge: Any) -> dict[str, Any]:
-    """Walks between test images of different digits, straight and spherical, in the VAE and in the autoencoder."""
+    """Walk between test images of different digits, straight and spherical, in the VAE and in the autoencoder."""
     pairs = draw_pairs(dataset.test_labels, size.pairs, study.seed)
     numbers, curves, pictures = {}, {}, {}
     for kind in KINDS:
@@ -282,8 +282,10 @@ def measure_walks(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset, j
 
 
 def measure_walk(space: Space, walk: Callable, pairs: np.ndarray, judge: Any) -> dict[str, Any]:
-    """Walk between the codes of pairs (P, 2) of images. By step: the share of decoded images that the classifier is
-    sure of, and the mean length of the code over the mean length of all images' codes; and third_digit_share.
+    """Walk between the codes of pairs (P, 2) of images, and judge the decoded images.
+
+    By step: the share of images that the classifier is sure of, and the mean length of the code over the mean length of
+    all images' codes. For all steps together: third_digit_share.
     """
     z = walk_between(walk, *(space.z_mean[ends] for ends in pairs.T))  # (P, steps, L)
     verdicts = probabilities(judge, main.decode(space.vae, z.reshape(-1, z.shape[2])))
@@ -297,7 +299,7 @@ def measure_walk(space: Space, walk: Callable, pairs: np.ndarray, judge: Any) ->
 
 
 def at_middle(curve: dict[str, Any]) -> dict[str, float]:
-    """What measure_walk found at the midpoint and, of the classifier's verdicts, at the ends."""
+    """The results of measure_walk at the midpoint, and the classifier's verdicts at the ends."""
     sure, middle = curve["sure"], WALK_STEPS // 2
     return {
         "sure_ends": (sure[0] + sure[-1]) / 2,
@@ -319,16 +321,14 @@ def walk_between(walk: Callable, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def third_digit_share(verdicts: np.ndarray) -> float:
-    """The share of walks whose midpoint the classifier takes for neither of the digits that it sees at the ends, by its
-    verdicts (N, steps, classes).
-    """
+    """The share of walks whose midpoint shows neither of the digits at the ends, by verdicts (N, steps, classes)."""
     digits = verdicts.argmax(axis=2)
     middle = digits[:, digits.shape[1] // 2]
     return float(((middle != digits[:, 0]) & (middle != digits[:, -1])).mean())
 
 
 def draw_walks(study: Study, pictures: dict, digits: np.ndarray, curves: dict) -> None:
-    """Some pairs in four walks, and how clear the images and how long the codes of all pairs are along the way."""
+    """Draw some pairs in four walks, and for all pairs the clarity of images and the length of codes along the way."""
     figure = Figure(figsize=(10, 6.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
     names = [f"{KINDS[kind]}, {name}" for kind, name in pictures]
@@ -354,16 +354,16 @@ def draw_walks(study: Study, pictures: dict, digits: np.ndarray, curves: dict) -
 
 # --- one image's effect -----------------------------------------------------------------------------------------------
 class Effect(NamedTuple):
-    """What a gradient step on each of P images does to N, in which they are; own effects left out but for `own`."""
+    """How a gradient step on each of P images moves N images that include them; only `own` has the effect on itself."""
 
     moved: np.ndarray  # (P, N - 1), latent units
     own: np.ndarray  # (P,), latent units
     latents: np.ndarray  # (P, N - 1), distance in the latent space before the step
-    pixels: np.ndarray  # (P, N - 1), distance in the pixels, of brightness in [0, 1]
+    pixels: np.ndarray  # (P, N - 1), distance in the pixels, with brightness in [0, 1]
 
 
 def measure_one_image(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset) -> dict[str, Any]:
-    """How far all embeddings move after one gradient step on one image, against their distances from it."""
+    """Measure how far all embeddings move after one gradient step on one image, against their distance from it."""
     chosen = evenly(len(dataset.test_images), size.others)
     images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
     probes = np.random.default_rng(study.seed).permutation(len(images))[: size.probes]
@@ -393,18 +393,18 @@ def measure_one_image(study: Study, size: Sizes, spaces: Spaces, dataset: Datase
 
 
 def movements(vae: main.VAE, images: np.ndarray, probes: np.ndarray, rate: float, seed: int) -> np.ndarray:
-    """How far z_mean of each of uint8 images (N, H, W, C) moves by one gradient step on one of them, for each of the
-    probes, indices (P,): (P, N), in latent units.
+    """How far z_mean moves after one gradient step on one image: (P, N), in latent units.
 
-    Plain gradient descent on -ELBO (KL weight 1) of that image alone, with noise fixed by the seed. The VAE's weights
-    stay as they are: the step is taken on a copy, from the trained weights each time.
+    The images are uint8 (N, H, W, C); the step is taken on each of the probes, indices (P,). It is plain gradient
+    descent on -ELBO (KL weight 1) of that image alone, with noise fixed by the seed. The VAE's weights do not change:
+    each step starts from the trained weights and changes a copy.
     """
     x = brightness(tf.constant(images))
-    weights = vae.encoder.trainable_variables  # the decoder's move as well, but move no z_mean in a single step
+    weights = vae.encoder.trainable_variables  # the decoder's weights do not affect z_mean in a single step
     latents = vae.decoder.input_shape[1]
     noise = np.random.default_rng(seed).standard_normal((len(probes), 1, latents), np.float32)
 
-    @tf.function  # without XLA, which would take longer to compile it than to run it
+    @tf.function  # without XLA, because compiling would take longer than running
     def moved_by(probe, noise, x, rate):
         with tf.GradientTape() as tape:
             image = x[probe][tf.newaxis]
@@ -423,7 +423,7 @@ def movements(vae: main.VAE, images: np.ndarray, probes: np.ndarray, rate: float
 
 
 def effect_of(moved: np.ndarray, probes: np.ndarray, z_mean: np.ndarray, images: np.ndarray) -> Effect:
-    """Movements (P, N) put beside the distances of the N images to the probes, indices (P,)."""
+    """Combine movements (P, N) with the distances of the N images from the probes, indices (P,)."""
     pixels = images.reshape(len(images), -1) / 255
     return Effect(
         moved=without_own(moved, probes),
@@ -434,18 +434,18 @@ def effect_of(moved: np.ndarray, probes: np.ndarray, z_mean: np.ndarray, images:
 
 
 def without_own(values: np.ndarray, probes: np.ndarray) -> np.ndarray:
-    """Values (P, N) of which row p loses column probes[p]: (P, N - 1)."""
+    """Values (P, N) without column probes[p] in row p: (P, N - 1)."""
     others = np.arange(values.shape[1]) != probes[:, np.newaxis]
     return values[others].reshape(len(probes), -1)
 
 
 def rank_correlation(distances: np.ndarray, moved: np.ndarray) -> float:
-    """Spearman's rank correlation of distance and movement (P, N) over N images, averaged over P probes."""
+    """Spearman's rank correlation of distance and movement (P, N), over N images, averaged over P probes."""
     return float(np.mean([spearmanr(*row).statistic for row in zip(distances, moved, strict=True)]))
 
 
 def nearest_share(distances: np.ndarray, same: np.ndarray, neighbours: int = 10) -> float:
-    """The share of `same` (P, N), booleans, among the nearest of each probe by these distances (P, N)."""
+    """The share of `same` (P, N), booleans, among the nearest neighbours of each probe; distances are (P, N)."""
     nearest = np.argsort(distances, axis=1)[:, :neighbours]
     return float(np.take_along_axis(same, nearest, axis=1).mean())
 
@@ -459,7 +459,7 @@ def in_bins(x: np.ndarray, y: np.ndarray, bins: int) -> np.ndarray:
 
 
 def draw_one_image(study: Study, effects: list[Effect], images: np.ndarray, probes: np.ndarray) -> None:
-    """Movement over distance, and the nearest images of two probes by each measure."""
+    """Draw movement over distance, and the nearest images of two probes by each measure."""
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.7, 1))
     panels = upper.subplots(1, 2, sharey=True)
@@ -489,7 +489,7 @@ def draw_one_image(study: Study, effects: list[Effect], images: np.ndarray, prob
 
 # --- VAE against autoencoder ------------------------------------------------------------------------------------------
 def compare_with_autoencoder(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset, judge: Any) -> dict[str, Any]:
-    """The space of the VAE and that of the autoencoder: samples, normality, kNN."""
+    """Compare the space of the VAE with that of the autoencoder: samples, normality, kNN."""
     chosen = evenly(len(dataset.test_images), size.projected)
     labels, numbers, grids = dataset.test_labels[chosen], {}, {}
     for kind in KINDS:
@@ -506,7 +506,7 @@ def compare_with_autoencoder(study: Study, size: Sizes, spaces: Spaces, dataset:
                 **latent.normality(standardised(space.z)),
                 "correlation_kl": correlation_kl(space.z),
             }
-            if kind == "vae":  # what is said of N(0, I), which the autoencoder's codes were never asked to follow
+            if kind == "vae":  # only the VAE's latents were trained to follow N(0, I)
                 row |= {f"prior_{name}": value for name, value in judge_samples(judge, samples).items()}
                 row |= {f"raw_{name}": value for name, value in latent.normality(space.z).items()}
                 row |= {"moments_kl": latent.moments_kl(space.z_mean, space.z_log_std)}
@@ -519,7 +519,7 @@ def compare_with_autoencoder(study: Study, size: Sizes, spaces: Spaces, dataset:
 def reconstruction_at_mean(space: Space, images: np.ndarray) -> float:
     """The cross-entropy of uint8 images (N, H, W, C) decoded from their z_mean, in nats, mean over images.
 
-    The loss of a VAE is that at a draw of z, which is larger; an autoencoder's is this.
+    A VAE's loss uses a draw of z instead of z_mean, and is larger. An autoencoder's loss is exactly this.
     """
 
     def compare_batch(batch, start):
@@ -537,8 +537,8 @@ def standardised(z: np.ndarray) -> np.ndarray:
 
 
 def correlation_kl(z: np.ndarray) -> float:
-    """KL to N(0, I), in nats, of the Gaussian with the correlations of z (N, L): what `standardised` leaves of it."""
-    return latent.moments_kl(standardised(z), np.full(z.shape, -np.inf))  # points, of no width
+    """The KL to N(0, I), in nats, that is left after `standardised`: of the Gaussian with the correlations of z (N, L)."""
+    return latent.moments_kl(standardised(z), np.full(z.shape, -np.inf))  # points, without width
 
 
 def fitted_gaussian(z: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -548,7 +548,7 @@ def fitted_gaussian(z: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def draw_comparison(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset, grids: dict, numbers: dict) -> None:
-    """The spaces of 2 latents as they are, and samples from those of 20."""
+    """Draw the spaces of 2 latents, and samples from those of 20."""
     chosen = evenly(len(dataset.test_images), size.shown)
     labels = dataset.test_labels[chosen]
     figure = Figure(figsize=(9, 6.9), layout="constrained")
@@ -574,19 +574,19 @@ def draw_comparison(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset,
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
 def draw_digits(axes: Axes, points: np.ndarray, labels: np.ndarray, size: float) -> None:
-    """Points (N, 2), coloured by digit, in the order of the images, so that no digit lies on top."""
+    """Draw points (N, 2), coloured by digit, in the order of the images, so that no digit covers the others."""
     axes.scatter(*points.T, c=COLORS[labels], s=size, linewidths=0)
 
 
 def draw_legend(figure: Figure | SubFigure, labels: np.ndarray) -> None:
-    """The colours of the digits, at the right."""
+    """Draw a legend of the digits' colours at the right."""
     style = {"marker": "o", "linestyle": "", "markersize": 5}
     handles = [Line2D([], [], color=COLORS[digit], label=str(digit), **style) for digit in np.unique(labels)]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8, handletextpad=0)
 
 
 def draw_ellipses(axes: Axes, mean: np.ndarray, covariance: np.ndarray) -> None:
-    """The lines 1 and 2 standard deviations from the mean of a Gaussian in the plane."""
+    """Draw the lines 1 and 2 standard deviations from the mean of a Gaussian in the plane."""
     angles = np.linspace(0, 2 * np.pi, 200)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1) @ np.linalg.cholesky(covariance).T  # (200, 2)
     for sigmas in (1, 2):
@@ -594,7 +594,7 @@ def draw_ellipses(axes: Axes, mean: np.ndarray, covariance: np.ndarray) -> None:
 
 
 def label_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Names to the left of the rows of an image grid."""
+    """Write names to the left of the rows of an image grid."""
     bottom, top = axes.get_ylim()
     axes.set_anchor("E")  # away from the names, which constrained layout would cut off
     axes.set_axis_on()
@@ -608,7 +608,7 @@ def label_rows(axes: Axes, names: Sequence[str]) -> None:
 def tables_of(numbers: dict[str, Any]) -> dict[str, str]:
     """The tables for the Analysis.
 
-    Where latents tell as much as so few images can show, the KL by the mixture is an upper bound and marked as that.
+    If the information is as large as this number of images can show, the mixture's KL is marked as an upper bound.
     """
 
     sizes = [

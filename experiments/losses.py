@@ -3,9 +3,9 @@
     python -m experiments.losses    # 17 minutes on two cores
 
 Trains with three losses (cross-entropy CE, squared error MSE, absolute difference AD) as many first VAEs are trained:
-on grey pixels, with the reconstruction averaged over pixels and the KL summed. Then with each supposed cure. All are
-judged by the same: CE, MSE and AD of their reconstructions of the test set, KL, active units, samples. Writes
-losses.json, losses_*.png and pictures such as CE_0.jpg to images/.
+on grey pixels, with the reconstruction averaged over pixels and the KL summed. Then it trains with each supposed cure.
+The same numbers judge all models: CE, MSE and AD of their reconstructions of the test set, KL, active units, samples.
+Writes losses.json, losses_*.png and pictures such as CE_0.jpg to images/.
 """
 
 from experiments.results import over_seeds, percent, publish, shown, summary, table
@@ -33,7 +33,7 @@ ORIGINAL = {  # grey pixels, the mistake of a mean over them, and a constant lea
     "epochs": 9, "nll_samples": 0,
 }  # fmt: skip
 LINEAR, SUM = {"kl_schedule": "linear"}, {"reconstruction_reduction": "sum"}
-MODELS = {  # what captions and the table call them, and what differs from ORIGINAL
+MODELS = {  # the name in captions and the table, and the settings that differ from ORIGINAL
     "CE_0": ("CE, mean, with KL", {"loss": "ce"}),
     "CE_1": ("CE alone: an autoencoder", {"loss": "ce", "autoencoder": True}),
     "MSE_0": ("MSE, mean, with KL", {"loss": "mse"}),
@@ -55,17 +55,21 @@ MODELS = {  # what captions and the table call them, and what differs from ORIGI
     "MSE scale sum": ("MSE, sum, learned scale", {"loss": "mse", "decoder_scale": "learned", **SUM}),
     "AD scale sum": ("AD, sum, learned scale", {"loss": "ad", "decoder_scale": "learned", **SUM}),
 }
-PICTURES = ("CE_0", "CE_1", "MSE_0", "MSE_1", "MSE_2", "AD_0", "AD_1")  # each has a file of its own
-SWEEPS = {"ce": 0.1, "mse": 0.03, "ad": 0.05}  # weights that a slow ramp ends at, well past the collapse
+PICTURES = ("CE_0", "CE_1", "MSE_0", "MSE_1", "MSE_2", "AD_0", "AD_1")  # models with a picture file
+SWEEPS = {"ce": 0.1, "mse": 0.03, "ad": 0.05}  # the last weight of a slow ramp, well past the collapse
 ALONG = (100, 200, 400, 1_000, 4_000)  # steps that the pictures show
-EARLY = tuple(range(0, 1_000, 40))  # where the ramps are watched more closely
-JUDGED = 300  # samples of each model that the classifier looks at
+EARLY = tuple(range(0, 1_000, 40))  # more steps at which the ramps are watched
+JUDGED = 300  # samples of each model that the classifier judges
 
 
 # --- what is watched while they train ---------------------------------------------------------------------------------
 def progress(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Means over the test set of CE, MSE and AD of the reconstructions (of posterior means) and of each latent's KL
-    (L,), the variance of z_mean (L,), ten reconstructions and JUDGED samples as uint8, the width of the pixel noise."""
+    """Watch the losses, the latents and some pictures.
+
+    Means over the test set: CE, MSE and AD of the reconstructions (from posterior means), and the KL of each latent
+    (L,). Also the variance of z_mean (L,), ten reconstructions and JUDGED samples as uint8, and the width of the pixel
+    noise.
+    """
 
     def score(images, _start):
         x = brightness(tf.constant(images))
@@ -87,7 +91,7 @@ def progress(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict[str, n
 
 
 def latents(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Of 2,000 test images: the variance of z_mean and the mean KL of each latent, (L,)."""
+    """Watch the variance of z_mean and the mean KL of each latent, (L,), for 2,000 test images."""
     z_mean, z_log_std = vae.encoder(brightness(tf.constant(dataset.test_images[:2_000])))
     return {
         "variance": np.var(z_mean, axis=0),
@@ -96,7 +100,7 @@ def latents(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict[str, np
 
 
 def one_of_each(dataset: Dataset, count: int = 10) -> np.ndarray:
-    """The first test image of each label, then the first ones that are left, `count` in all: uint8 (count, H, W, C)."""
+    """The first test image of each label, then the first of the others, `count` in all: uint8 (count, H, W, C)."""
     first = [np.flatnonzero(dataset.test_labels == label)[0] for label in np.unique(dataset.test_labels)]
     rest = np.setdiff1d(np.arange(len(dataset.test_images)), first)
     return dataset.test_images[np.concatenate([first, rest])[:count]]
@@ -104,13 +108,15 @@ def one_of_each(dataset: Dataset, count: int = 10) -> np.ndarray:
 
 # --- what is computed -------------------------------------------------------------------------------------------------
 def active(watched: dict[str, np.ndarray]) -> int:
-    """How many latents are active, by what was watched."""
+    """How many latents are active at a watched step."""
     return int((watched["variance"] > ACTIVE_VARIANCE).sum())
 
 
 def last_alive(run: Trained) -> dict[str, float] | None:
-    """The last watched step with an active latent and the KL weight there; None if there is one to the end, or if there
-    is none after step 0, which is untrained."""
+    """The last watched step with an active latent, and the KL weight there.
+
+    None if a latent is active to the end, or if none is active after step 0, which is untrained.
+    """
     steps = [step for step, watched in run.watched().items() if step and active(watched)]
     if not steps or steps[-1] == max(run.watched()):
         return None
@@ -118,12 +124,12 @@ def last_alive(run: Trained) -> dict[str, float] | None:
 
 
 def predicted_weight(images: np.ndarray, loss: str) -> float:
-    """The KL weight (with the mean over pixels) above which no latent pays, for small codes: uint8 images (N, H, W, C).
+    """The KL weight (with the mean over pixels) above which no latent lowers the loss; for uint8 images (N, H, W, C).
 
-    Near the collapse the decoder is linear in z: it draws the mean image plus z times a direction. The squared error
-    then falls by 2 w'Cw per nat of KL, C being the covariance of the pixels: at most by twice its largest eigenvalue
-    (for Gaussian pixels: Lucas et al. 2019, Don't blame the ELBO). For the cross-entropy pixels count in units of
-    their Bernoulli standard deviation sqrt(p (1 - p)), and there is no 2.
+    It holds for small codes. Near the collapse the decoder is linear in z: it draws the mean image plus z times a
+    direction w. The squared error then falls by 2 w'Cw per nat of KL, where C is the covariance of the pixels. This is
+    at most twice the largest eigenvalue of C (for Gaussian pixels: Lucas et al. 2019, Don't blame the ELBO). For the
+    cross-entropy, pixels are measured in units of their Bernoulli standard deviation sqrt(p (1 - p)), without the 2.
     """
     x = images.reshape(len(images), -1) / 255
     covariance, mean = np.cov(x.T), x.mean(axis=0)
@@ -136,7 +142,7 @@ def predicted_weight(images: np.ndarray, loss: str) -> float:
 
 
 def score(runs: list[Trained], judge: keras.Model) -> dict:
-    """The last scores of a model's runs, one a seed, summarised."""
+    """The final scores of a model's runs, one per seed, summarised."""
     finals = [run.watched()[max(run.watched())] for run in runs]
     autoencoder = runs[0].settings.autoencoder
     losses = zip(*(final["losses"] for final in finals), strict=True)
@@ -153,8 +159,9 @@ def score(runs: list[Trained], judge: keras.Model) -> dict:
 def fallback(run: Trained, dataset: Dataset, judge: keras.Model, median: np.ndarray) -> dict:
     """Which digit do the failed reconstructions of a trained model show, and are they nearer to the median image?
 
-    A reconstruction has failed if the classifier sees another digit in it than the label says. `failed` is their share,
-    `digit` the commonest among them and `share_of_failed` how common; the distances are to the data's median image.
+    A reconstruction has failed if the classifier sees a digit that is not its label. `failed` is the share of failed
+    ones, `digit` the digit that most of them show, and `share_of_failed` the share of them that show it. Distances are
+    from the median image of the data.
     """
     reconstructions = main.reconstruct(run.vae, dataset.test_images)
     verdicts = classifier.probabilities(judge, reconstructions).argmax(axis=1)
@@ -171,7 +178,7 @@ def fallback(run: Trained, dataset: Dataset, judge: keras.Model, median: np.ndar
 
 
 def collapsed_images(results: dict[str, list[Trained]], dataset: Dataset) -> dict[str, np.ndarray]:
-    """The one image that each collapsed model draws, and the mean and the median of the training images, in [0, 1]."""
+    """The single image that each collapsed model draws, and the mean and the median training image, in [0, 1]."""
     x = dataset.train_images / 255
     images = {"mean": x.mean(axis=0), "median": np.median(x, axis=0)}
     for name in ("CE_0", "MSE_0", "AD_0"):
@@ -183,7 +190,7 @@ def collapsed_images(results: dict[str, list[Trained]], dataset: Dataset) -> dic
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 def row_title(step: int, watched: dict[str, np.ndarray], run: Trained) -> str:
-    """The numbers of a row, over it."""
+    """The title over a row: its numbers."""
     losses = zip(("CE", "MSE", "AD"), watched["losses"], strict=True)
     text = f"step {step:,}:  " + ", ".join(f"{name} {loss:.1f}" for name, loss in losses)
     if run.settings.autoencoder:
@@ -193,7 +200,7 @@ def row_title(step: int, watched: dict[str, np.ndarray], run: Trained) -> str:
 
 
 def draw_rows(figure: Figure, rows: list[tuple[str, np.ndarray, np.ndarray]], samples: str) -> None:
-    """Rows of (title, ten images, ten samples), under one another."""
+    """Draw rows of (title, ten images, ten samples), one below the other."""
     axes = figure.subplots(len(rows), 2, squeeze=False)
     for (left, right), (title, images, drawn) in zip(axes, rows, strict=True):
         figures.draw_images(left, images, 10, "")
@@ -205,11 +212,11 @@ def draw_rows(figure: Figure, rows: list[tuple[str, np.ndarray, np.ndarray]], sa
 
 
 def draw_along(study: Study, name: str, run: Trained, dataset: Dataset) -> None:
-    """Write <name>.jpg: test images, and below them their reconstructions and samples along the training."""
+    """Write <name>.jpg: test images, and below them their reconstructions and samples during training."""
     watched = run.watched()
     steps = [step for step in watched if step in ALONG]
     if max(watched) > 2 * ALONG[-1]:
-        steps.append(max(watched))  # MSE_2 goes on to its collapse
+        steps.append(max(watched))  # MSE_2 trains longer, until it collapses
     rows = [("ten test images", one_of_each(dataset, 10), np.empty(0))]
     for step in steps:
         kept = watched[step]
@@ -237,7 +244,7 @@ def draw_cures(study: Study, results: dict[str, list[Trained]], dataset: Dataset
 
 
 def draw_weights(study: Study, sweeps: dict[str, list[Trained]], predicted: dict[str, float]) -> None:
-    """Write losses_weight.png: active units and KL while the weight rises slowly, and where collapse is foretold."""
+    """Write losses_weight.png: active units and KL while the weight rises slowly, and the predicted collapse."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     for number, (loss, runs) in enumerate(sweeps.items()):
@@ -261,7 +268,7 @@ def draw_weights(study: Study, sweeps: dict[str, list[Trained]], predicted: dict
 
 
 def draw_fallback(study: Study, images: dict[str, np.ndarray]) -> None:
-    """Write losses_average.png: what the collapsed models draw beside the data's mean and median."""
+    """Write losses_average.png: the images of the collapsed models, beside the data's mean and median."""
     figure = Figure(figsize=(9, 2.2), layout="constrained")
     titles = {"mean": "mean of the data", "median": "median of the data"}
     for axes, (name, image) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
@@ -271,7 +278,7 @@ def draw_fallback(study: Study, images: dict[str, np.ndarray]) -> None:
 
 # --- the experiment ---------------------------------------------------------------------------------------------------
 def train_models(study: Study) -> tuple[dict[str, list[Trained]], dict[str, list[Trained]]]:
-    """All runs by model, and those of the slow ramps by loss, one for each seed.
+    """The runs of each model, and the slow ramps of each loss, one per seed.
 
     A quick study has a model that collapses, one that is cured, and one in between.
     """
@@ -291,12 +298,12 @@ def train_models(study: Study) -> tuple[dict[str, list[Trained]], dict[str, list
         watch_at = tuple(range(0, last, last // 80))
         trainings = repeated(study, **ramp | {"kl_steps": last})
         ramps[loss] = [training._replace(watch=latents, watch_at=watch_at) for training in trainings]
-    trained = train_groups(study, models | ramps)  # at once, so that no core waits
+    trained = train_groups(study, models | ramps)  # in one call, so that no core waits
     return {name: trained[name] for name in models}, {loss: trained[loss] for loss in ramps}
 
 
 def terms(results: dict[str, list[Trained]], pixels: int) -> dict[str, dict[str, dict]]:
-    """Of each fixed-scale VAE: its terms on the test set in nats, and what mean and sum would make of them."""
+    """For each fixed-scale VAE: its terms on the test set in nats, and the objective with mean and with sum."""
     found = {}
     for name in ("CE_0", "CE sum", "MSE_0", "MSE sum", "AD_0", "AD sum"):
         if name in results:
