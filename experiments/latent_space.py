@@ -537,7 +537,7 @@ def standardised(z: np.ndarray) -> np.ndarray:
 
 
 def correlation_kl(z: np.ndarray) -> float:
-    """The KL to N(0, I), in nats, that is left after `standardised`: of the Gaussian with the correlations of z (N, L)."""
+    """The KL to N(0, I), in nats, of the Gaussian with the correlations of z (N, L): what `standardised` leaves."""
     return latent.moments_kl(standardised(z), np.full(z.shape, -np.inf))  # points, without width
 
 

@@ -1,17 +1,17 @@
-"""A VAE knows two digits and is shown a third: how fast do the latents make room for it, and what becomes of the old?
+"""A VAE that knows two digits sees a third: how fast do the latents adapt, and what happens to the old digits?
 
     python -m experiments.new_label    # 5 minutes on two cores
 
-Trains a base on two digits. Two trainings start from its weights: one goes on with all three digits, one with the new
-digit alone. For the first trio a third goes on with the two old digits, which shows how much changes by training on.
-Learning rate and KL weight are constant, so that going on changes neither; Adam's memory starts empty. The same
-held-out test images of the three digits are encoded all along, to measure:
+Trains a base on two digits. Two trainings start from its weights: one continues with all three digits, one with the new
+digit alone. As a control, the first trio has a third training, which continues with the two old digits. Learning rate
+and KL weight are constant, so they stay the same; Adam's state starts empty. At many steps the same held-out test
+images of the three digits are encoded, to measure:
 
-- the ELBO of the new digit and the change in that of the old ones, in nats per image, by one fixed draw of noise;
-- the drift of the old digits' embeddings, after the best rotation or reflection, which the prior N(0, I) does not see;
-- the distance of each two of the three clouds, in standard deviations along the line between their means, that is, how
-  well one can tell them apart. The Frechet distance would add differences in width, and grow with the clouds;
-- time constants: the steps until 1 - 1/e, 63 percent, of a change up to the last step is made.
+- the ELBO of the new digit and the change in that of the old ones, in nats per image, from one fixed draw of noise;
+- the drift of the old digits' embeddings, after the best rotation or reflection, which does not change N(0, I);
+- the distance of each two of the three clouds, in standard deviations along the line between their means. It shows how
+  well they can be told apart. The Frechet distance would add differences in width, and grow with the clouds;
+- time constants: the steps until 1 - 1/e, 63 percent, of the change up to the last step is made.
 
 Writes new_label.json, new_label_curves.png and new_label.gif to images/.
 """
@@ -40,18 +40,18 @@ from utils.dataset import TEST_BINARIZATION_KEY, Dataset, binarize
 from utils.pictures import save_figure, save_gif
 from utils.settings import Settings
 
-TOGETHER, ALONE, OLD = "all three", "the new one alone", "the two old ones"  # what a training goes on with
+TOGETHER, ALONE, OLD = "all three", "the new one alone", "the two old ones"  # the digits a training continues with
 COLORS = {TOGETHER: "C0", ALONE: "C3", OLD: "0.45"}
 COVERED = 1 - 1 / np.e  # the share of a change that is made after one time constant
-HELD_OUT = 300  # test images of each digit that are encoded all along
+HELD_OUT = 300  # test images of each digit that are encoded at every watched step
 
 Trio = tuple[int, int, int]  # two old digits and the new one
-Watched = dict[int, dict[str, np.ndarray]]  # by step, what `embed` returned
-Curves = dict[Trio, dict[str, list[dict[str, np.ndarray]]]]  # by trio and way: what `measure` returned, for each seed
+Watched = dict[int, dict[str, np.ndarray]]  # the result of `embed`, by step
+Curves = dict[Trio, dict[str, list[dict[str, np.ndarray]]]]  # the results of `measure`, by trio and way, for each seed
 
 
 def sizes(study: Study) -> tuple[list[Trio], Trio | None, tuple[int, ...]]:
-    """The trios, the first of which is shown at length; the one that has the control, if any; the steps to look at."""
+    """The trios (the figures show the first in detail), the trio with the control or None, and the watched steps."""
     if study.quick:
         return [(1, 7, 8)], None, (0, 1, 10, 30, 100)
     steps = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 75, 100, 125, 150, 200, 250, 300, 400, 500, 700, 850, 1_000)
@@ -60,13 +60,13 @@ def sizes(study: Study) -> tuple[list[Trio], Trio | None, tuple[int, ...]]:
 
 # --- trainings --------------------------------------------------------------------------------------------------------
 def going_on_with(trio: Trio, control: bool) -> dict[str, tuple[int, ...]]:
-    """The labels of the trainings that go on from a base."""
+    """The labels of the trainings that start from a base."""
     ways = {TOGETHER: trio, ALONE: trio[2:]}
     return ways | {OLD: trio[:2]} if control else ways
 
 
 def train_trios(study: Study) -> dict[Trio, dict[str, list[Trained]]]:
-    """Train what goes on from the bases, by trio and by what it goes on with: one training for each seed."""
+    """Train from the bases; return the trainings by trio and by the digits they continue with, one per seed."""
     trios, controlled, steps = sizes(study)
 
     def settings(seed: int, digits: tuple[int, ...], **overrides: Any) -> Settings:
@@ -74,11 +74,11 @@ def train_trios(study: Study) -> dict[Trio, dict[str, list[Trained]]]:
         of_epochs = partial(settings_of, study, seed=seed, **changed)
         return of_epochs(epochs=-(-steps[-1] // steps_of(of_epochs(epochs=1))))  # the fewest that reach the last step
 
-    kl_steps = steps[-1] // 2  # so that the KL has long had its full weight when the new digit comes
+    kl_steps = steps[-1] // 2  # so that the KL has full weight long before the new digit comes
     bases = {
         (trio, seed): Training(settings(seed, trio[:2], kl_steps=kl_steps)) for trio in trios for seed in study.seeds
     }
-    train_all(study, list(bases.values()))  # all, since the next ones start from their weights
+    train_all(study, list(bases.values()))  # first, because the next trainings start from their weights
     trainings = {
         (trio, way, seed): Training(
             settings(seed, digits, kl_schedule="constant", start_from=bases[trio, seed].name),
@@ -96,9 +96,9 @@ def train_trios(study: Study) -> dict[Trio, dict[str, list[Trained]]]:
 
 
 def embed(vae: main.VAE, settings: Settings, dataset: Dataset, trio: Trio) -> dict[str, np.ndarray]:
-    """Watch held-out images of all three digits, whatever is trained on: their posteriors (N, L) and ELBO (N,), nats.
+    """Watch the posteriors (N, L) and the ELBO (N,), in nats, of held-out images of all three digits.
 
-    The noise behind the ELBO is the same at every step and in every training.
+    The images, and the noise for the ELBO, are the same at every step and in every training.
     """
     test_images, labels = held_out(settings.dataset, settings.data_dir, trio)
     x = brightness(test_images)
@@ -119,9 +119,9 @@ def held_out(dataset: str, data_dir: str, trio: Trio) -> tuple[np.ndarray, np.nd
 
 # --- measures ---------------------------------------------------------------------------------------------------------
 def drift(before: np.ndarray, after: np.ndarray) -> float:
-    """How far points (N, L) have moved: the RMS of their ways, over the RMS of their distances from the origin before.
+    """How far points (N, L) have moved: the RMS movement over the RMS distance from the origin before.
 
-    0 is not at all, 1 as far as if all had fallen into the origin.
+    0 means that nothing moved, 1 as much movement as if all points had fallen into the origin.
     """
     return float(np.sqrt(np.square(after - before).sum() / np.square(before).sum()))
 
@@ -129,9 +129,9 @@ def drift(before: np.ndarray, after: np.ndarray) -> float:
 def separation(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
     """The distance of two clouds of posteriors, each given by z_mean and z_log_std (N, L), in standard deviations.
 
-    A cloud is the mixture of its posteriors. The distance is that of the two means, over the standard deviation along
-    the line between them (the root of the mean of the two variances). Two normal clouds of the same shape that are d
-    apart, cut in the middle, have a share Phi(-d/2) each on the wrong side: 16 percent for 2, 2 percent for 4.
+    A cloud is the mixture of its posteriors. The result is the distance of the two means over the standard deviation
+    along the line between them (the root of the mean of the two variances). Cut two normal clouds of the same shape at
+    a distance d in the middle: each has a share Phi(-d/2) on the wrong side, 16 percent for 2 and 2 percent for 4.
     """
     line = a[0].mean(axis=0, dtype=np.float64) - b[0].mean(axis=0, dtype=np.float64)  # (L,)
     if not line.any():
@@ -142,7 +142,7 @@ def separation(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray
 
 
 def time_constant(steps: np.ndarray, values: np.ndarray) -> float:
-    """Steps until COVERED of the way from the first value to the last is made, straight lines between the values."""
+    """Steps until COVERED of the change from the first value to the last is made, interpolated linearly."""
     covered = (np.asarray(values) - values[0]) / (values[-1] - values[0])
     there = int(np.argmax(covered >= COVERED))
     return float(np.interp(COVERED, covered[there - 1 : there + 1], steps[there - 1 : there + 1]))
@@ -173,7 +173,7 @@ def measure(watched: Watched, trio: Trio) -> dict[str, np.ndarray]:
 
 
 def summarise(steps: np.ndarray, curves: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The numbers of a trio and a way of going on, summarised over seeds, with their mean curves."""
+    """The numbers of a trio and a way of continuing, summarised over seeds, with their mean curves."""
     return {
         "new_elbo_before": summary(c["new_elbo"][0] for c in curves),
         "new_elbo_after": summary(c["new_elbo"][-1] for c in curves),
@@ -231,7 +231,7 @@ def save_curves(study: Study, steps: np.ndarray, curves: Curves) -> None:
 
 
 def draw_time_constants(axes: Axes, steps: np.ndarray, curves: Curves) -> None:
-    """A dot for each training: its time constants, of the new digit's ELBO and of the old digits' drift."""
+    """Draw two marks for each training: the time constants of the new digit's ELBO and of the old digits' drift."""
     for place, ways in enumerate(curves.values()):
         for way in (TOGETHER, ALONE):
             for name, marker, shift in (("new_elbo", "o", -0.12), ("drift", "^", 0.12)):
@@ -248,14 +248,15 @@ def draw_time_constants(axes: Axes, steps: np.ndarray, curves: Curves) -> None:
 
 
 def named(trio: Trio) -> str:
-    """As it is shown: "1, 7 + 8"."""
+    """The name of a trio, such as "1, 7 + 8"."""
     return f"{trio[0]}, {trio[1]} + {trio[2]}"
 
 
 def save_film(study: Study, trio: Trio, together: Watched, alone: Watched) -> None:
-    """Film the latent space of both ways of going on, from the same side: the plane of the first one's end.
+    """Write a film of the latent space for both ways of continuing, in the same plane.
 
-    The plane is that of the two largest principal components of the 3 x HELD_OUT posterior means at its last step.
+    The plane has the two largest principal components of the 3 x HELD_OUT posterior means at the last step of the
+    first way.
     """
     last = max(together)
     plane = PCA(2).fit(together[last]["z_mean"])
@@ -312,7 +313,7 @@ def run(study: Study) -> None:
 
 
 def table_of(numbers: dict[str, Any], overall: dict[str, Any]) -> str:
-    """A row for each trio and way of going on, then one for each way over all trios and seeds."""
+    """A row for each trio and way of continuing, then one for each way over all trios and seeds."""
     headers = (
         "old + new digit", "on with", "new digit's ELBO before", "after", "time constant (steps)",
         "old digits' ELBO, change at worst", "at the end", "their drift", "time constant (steps)",

@@ -1,18 +1,18 @@
-"""A VAE with few trained latents, and beside them noise that the encoder does not see. Does the decoder use the noise?
+"""A VAE has few trained latents, and noise that the encoder does not see. Does the decoder use the noise?
 
     python -m experiments.noise_latents    # 9 minutes on two cores
 
-Trains 1, 2, 4 and 8 latents, each without noise and with 8 numbers of it, which are drawn from N(0, I) at every step
-for every image and given to the decoder together with z. Measures on the test set:
+Trains 1, 2, 4 and 8 latents, each without noise and with 8 numbers of noise. The noise is drawn from N(0, I) at every
+step for every image, and the decoder gets it together with z. Measures on the test set:
 
 - the share of the variance of the decoded brightness that the noise explains, for z ~ q(z|x) of test images x, summed
-  over pixels. By the law of total variance the rest is what z explains;
-- how strongly the decoder's first layer listens to the noise, against z and against its own random start;
+  over pixels. By the law of total variance z explains the rest;
+- how strongly the decoder's first layer weights the noise, compared with z and with its own random start;
 - what using the noise costs: the nats per image that the ELBO would gain if the decoder's logits were averaged over it;
-- ELBO, NLL (by importance sampling over z and noise together) and how many samples a digit classifier is sure of.
+- ELBO, NLL (by importance sampling over z and noise together) and the share of samples a digit classifier is sure of.
 
-Writes noise_latents.json, noise_latents.png and noise_latents_grid.png to images/. What to expect, and why:
-docs/analysis.md, 6.
+Writes noise_latents.json, noise_latents.png and noise_latents_grid.png to images/. Section 6 of docs/analysis.md says
+what to expect, and why.
 """
 
 from typing import Any
@@ -39,19 +39,19 @@ from utils.settings import Settings
 
 NOISE = 8  # numbers of noise beside the trained latents
 IMAGES, DRAWS = 1_000, 16  # test images, and draws of noise for each
-WATCH_AT = (0, 10, 30, 100, 200, 300, 500, 1_000, 2_000, 3_000)  # steps at which the noise is asked about, and the last
+WATCH_AT = (0, 10, 30, 100, 200, 300, 500, 1_000, 2_000, 3_000)  # the steps of ask_about_noise; the last step is added
 GRID = 6, 8  # rows of one z each, and draws of noise in each
-SPREAD_SHOWN = 0.03  # standard deviation of brightness that is white in the grid
-SAMPLES = 1_000  # that the classifier judges
+SPREAD_SHOWN = 0.03  # the standard deviation of brightness that is white in the grid
+SAMPLES = 1_000  # judged by the classifier
 
 
 # --- measures ---------------------------------------------------------------------------------------------------------
 def noise_share(y: np.ndarray) -> float:
     """The share of the variance of y (N, M, D) that noise explains: N draws of z, M draws of noise for each, D pixels.
 
-    Var(y) = E_z Var(y|z) + Var_z E(y|z), summed over pixels; the share is the first term's. Each term is estimated
-    without bias: the mean over M draws still holds 1/M of the noise's variance, which is subtracted. So a true share of
-    almost 1 may come out a little above it.
+    Var(y) = E_z Var(y|z) + Var_z E(y|z), summed over pixels; the share is that of the first term. Both estimates are
+    unbiased: the mean over M draws still contains 1/M of the noise's variance, which is subtracted. So the estimate of
+    a share near 1 may be a little above 1.
     """
     from_noise = y.var(axis=1, ddof=1, dtype=np.float64).mean(axis=0).sum()
     from_z = y.mean(axis=1, dtype=np.float64).var(axis=0, ddof=1).sum() - from_noise / y.shape[1]
@@ -61,7 +61,7 @@ def noise_share(y: np.ndarray) -> float:
 def noise_cost(x: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Nats (N,) that images x (N, D) cost more under logits (N, M, D) than under their mean over M draws of noise.
 
-    Never negative (Jensen's inequality). By M draws it is underestimated, by about 1/M of itself.
+    Never negative (Jensen's inequality). M draws underestimate it, by about 1/M of its value.
     """
     draws, pixels = logits.shape[1:]
     each = main.cross_entropy(np.repeat(x, draws, axis=0), logits.reshape(-1, pixels)).numpy()  # (N * M,)
@@ -69,12 +69,12 @@ def noise_cost(x: np.ndarray, logits: np.ndarray) -> np.ndarray:
 
 
 def rows_norm(kernel: np.ndarray) -> float:
-    """The RMS length of the rows of a kernel (inputs, units): how strongly a layer listens to an input, on average."""
+    """The RMS length of the rows of a kernel (inputs, units): how strongly a layer weights an input, on average."""
     return float(np.sqrt(np.square(kernel).sum(axis=1).mean()))
 
 
 def logits_under_noise(vae: main.VAE, z: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """Logits (N, draws, D) of each z (N, L) with `draws` draws of noise beside it; none of them is used twice."""
+    """Logits (N, draws, D) of each z (N, L) together with `draws` draws of noise; no draw is used twice."""
     latents = vae.decoder.input_shape[1]
     noise = np.random.default_rng(seed).standard_normal((len(z), draws, latents - z.shape[1]), np.float32)
     whole = np.concatenate([np.repeat(z[:, np.newaxis], draws, axis=1), noise], axis=2)  # (N, draws, L + NOISE)
@@ -82,7 +82,7 @@ def logits_under_noise(vae: main.VAE, z: np.ndarray, draws: int, seed: int) -> n
 
 
 def ask_about_noise(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Watch what the decoder makes of the noise: the share of the variance, and the mean cost in nats per image, ()."""
+    """Watch how the decoder uses the noise: its share of the variance, and its mean cost in nats per image, ()."""
     x = brightness(dataset.test_images[:IMAGES])
     rng = np.random.default_rng(settings.seed)
     z_mean, z_log_std = (part[:, : settings.latent_dim] for part in vae.encoder(x))
@@ -93,7 +93,7 @@ def ask_about_noise(vae: main.VAE, settings: Settings, dataset: Dataset) -> dict
 
 
 def measure_noise(trained: Trained) -> dict[str, float]:
-    """What a trained decoder makes of the noise it is given, with how strongly its first layer listens to it."""
+    """How a trained decoder uses the noise, and how strongly its first layer weights it."""
     s, vae = trained.settings, trained.vae
     numbers = ask_about_noise(vae, s, data.prepare(s, lambda line: None))
     untrained = main.build_vae(s, vae.encoder.input_shape[1:])
@@ -106,7 +106,7 @@ def measure_noise(trained: Trained) -> dict[str, float]:
 
 
 def measure(study: Study, trained: Trained, judge: Any) -> dict[str, float]:
-    """All numbers of one training; those about noise only where there is some."""
+    """All numbers of one training; with noise latents also those about noise."""
     report = trained.report
     numbers = {"elbo": report["test_elbo"], "nll": report["test_nll"], "active_units": report["active_units"]}
     numbers |= judge_samples(judge, prior_samples(trained.vae, SAMPLES, study.seed))
@@ -126,9 +126,9 @@ Measured = dict[tuple[int, int], list[dict[str, float]]]  # by trained latents a
 
 
 def save_numbers(study: Study, shares: dict[int, dict[int, np.ndarray]], measured: Measured) -> None:
-    """Draw what the noise explains over steps; and by trained latents ELBO and NLL, and what the noise changes in them.
+    """Draw what the noise explains over steps, and for each number of latents ELBO, NLL and how noise changes them.
 
-    `shares` are those of the variance, (seeds,), by trained latents and step.
+    `shares` are shares of the variance, (seeds,), by trained latents and step.
     """
     figure, latents = Figure(figsize=(10, 3.8), layout="constrained"), list(shares)
     explained, bounds, differences = figure.subplots(1, 3)
@@ -166,10 +166,10 @@ def save_numbers(study: Study, shares: dict[int, dict[int, np.ndarray]], measure
 
 
 def save_grid(study: Study, with_noise: dict[int, Trained], measured: Measured) -> None:
-    """Samples from the prior, by the number of trained latents: in a row the same z, in the columns different noise.
+    """Draw samples from the prior for each number of trained latents: a row has one z, its columns different noise.
 
-    In a last column, how much the row's pixels vary: their standard deviation over DRAWS other draws, magnified so that
-    SPREAD_SHOWN is white.
+    The last column shows how much the pixels of the row vary: their standard deviation over DRAWS other draws, scaled
+    so that SPREAD_SHOWN is white.
     """
     rows, columns = GRID
     lines = (len(with_noise) + 1) // 2

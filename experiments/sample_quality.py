@@ -1,12 +1,12 @@
-"""Which loss and which prior make the best samples, and is it the prior or the decoder that spoils them?
+"""Which loss and which prior make the best samples, and does the prior or the decoder spoil them?
 
     python -m experiments.sample_quality    # 10 minutes on two cores
 
-Trains the VAE of the Analysis with three losses, as a plain autoencoder, and with each learned prior. Judges samples
-from the prior, samples from a mixture of Gaussians fitted to the latents, and reconstructions, by their Frechet
-distance from the test images in the features of a digit classifier that is trained here (docs/analysis.md, 7). The
-autoencoder samples from N(0, I), which it was not trained with. Images are compared as brightness: draws of binary
-pixels are speckled. Writes sample_quality.json and sample_quality.png to images/.
+Trains the VAE of the Analysis with three losses, as a plain autoencoder, and with each learned prior. It judges samples
+from the prior, samples from a mixture of Gaussians fitted to the latents, and reconstructions. The judge is their
+Frechet distance from the test images in the features of a digit classifier that is trained here (docs/analysis.md, 7).
+The autoencoder samples from N(0, I), which it was not trained with. Images are compared as brightness, because draws of
+binary pixels are speckled. Writes sample_quality.json and sample_quality.png to images/.
 """
 
 from typing import Any
@@ -29,8 +29,8 @@ from utils.batches import brightness
 from utils.dataset import Dataset, binarize
 
 DENSITY = {"decoder_scale": "learned", "binarize": "none"}
-LEARNED = {"prior_components": 100, "prior_layers": 6, "prior_units": 128}  # of a learned prior, as far as it has them
-MODELS = {  # the name in table and figure, and what differs from the VAE of the Analysis
+LEARNED = {"prior_components": 100, "prior_layers": 6, "prior_units": 128}  # a learned prior uses those that it needs
+MODELS = {  # the name in table and figure, and the settings that differ from the VAE of the Analysis
     "CE": {},
     "MSE, learned scale": {"loss": "mse", **DENSITY},
     "AD, learned scale": {"loss": "ad", **DENSITY},
@@ -41,26 +41,26 @@ MODELS = {  # the name in table and figure, and what differs from the VAE of the
 }
 QUICK_MODELS = ("CE", "CE autoencoder", "CE, mixture prior")
 SAMPLES = 10_000  # in a set: as many as there are test images
-FITTED, QUICKLY_FITTED = 20_000, 3_000  # training images whose latents the mixture is fitted to
+FITTED, QUICKLY_FITTED = 20_000, 3_000  # the mixture is fitted to the latents of so many training images
 COMPONENTS = 20  # its Gaussians
 SETS = {"prior": "samples from the prior", "mixture": "from a fitted mixture", "reconstructions": "reconstructions"}
 SHOWN = 64  # samples of each model in the figure
-PIXELS, CHOICE, NOISE = 200, 201, 202  # what a draw of NumPy's is for, beside the seed
+PIXELS, CHOICE, NOISE = 200, 201, 202  # the purpose of a NumPy draw, used with the seed as its key
 
 
 def chosen_images(study: Study, grey: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Which training images the mixture is fitted to, and which of them are reconstructed: as many as are tested."""
+    """The training images for the mixture, and those of them to reconstruct: as many as there are test images."""
     order = np.random.default_rng((study.seed, CHOICE)).permutation(len(grey.train_images))
     fitted = order[: QUICKLY_FITTED if study.quick else FITTED]
     return fitted, fitted[: min(SAMPLES, len(grey.test_images))]
 
 
 def sets_of(study: Study, trained: Trained, grey: Dataset) -> dict[str, np.ndarray]:
-    """The three sets of images of a training, brightness (N, H, W, C), N of each; by the keys of SETS."""
+    """The three sets of images of a training, brightness (N, H, W, C) each, by the keys of SETS."""
     s, vae = trained.settings, trained.vae
     fitted, reconstructed = chosen_images(study, grey)
     images = grey.train_images[fitted]
-    if s.binarize == "dynamic":  # as it knows them
+    if s.binarize == "dynamic":  # as in training
         images = binarize(images, (s.seed, PIXELS))
     z_mean, z_log_std = latent.encode(vae.encoder, images)
     z = z_mean
@@ -77,7 +77,7 @@ def sets_of(study: Study, trained: Trained, grey: Dataset) -> dict[str, np.ndarr
 
 
 def measure(sets: dict[str, np.ndarray], judge: Any, real: np.ndarray) -> dict[str, float]:
-    """The distance of each set from images with these features (N, F), and the share of samples that are sure."""
+    """The distance of each set from images with features (N, F), and the share of samples that are clear digits."""
     distances = classifier.frechet_distances(judge, sets, real)
     return distances | {"sure": judge_samples(judge, sets["prior"])["sure"]}
 
@@ -97,7 +97,7 @@ def save_figure(study: Study, drawn: dict[str, np.ndarray], models: dict[str, An
 
 
 def ranked(models: dict[str, Any]) -> list[str]:
-    """The models' names, that with the nearest samples first."""
+    """The names of the models, best samples first."""
     return sorted(models, key=lambda name: models[name]["prior"]["mean"])
 
 
@@ -136,7 +136,7 @@ def run(study: Study) -> None:
 
 
 def table_of(models: dict[str, Any], floor: float) -> str:
-    """A row for each model, best samples first, under that of real images."""
+    """A row for real images, then a row for each model, best samples first."""
     nll = f"NLL of binarised test images, nats, K = {BASE['nll_samples']}"
     headers = ("model", *SETS.values(), "samples sure, %", nll)
     rows = [("training images", "", "", f"{floor:.2f}", "", "")]

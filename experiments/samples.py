@@ -1,4 +1,4 @@
-"""Images of the Analysis: its data set, samples of its VAEs, and the digit classifier that judges them."""
+"""The images of the Analysis: its data set, samples of its VAEs, and the digit classifier that judges them."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from utils.settings import from_params
 
 
 def dataset_of(study: Study, binarize: str = "dynamic") -> Dataset:
-    """MNIST as the Analysis has it: test images black and white by a fixed draw or, with "none", all images grey."""
+    """MNIST for the Analysis: test images black and white by a fixed draw or, with "none", all images grey."""
     return data.prepare(settings_of(study, binarize=binarize), lambda line: None)
 
 
@@ -29,16 +29,16 @@ def prior_samples(vae: Any, count: int, seed: int) -> np.ndarray:
     """Images (count, H, W, C) decoded from draws from the prior, brightness in [0, 1]; the same draws for a seed."""
     if vae.prior.weights:
         latents = main.sample_prior(vae, count, random_key(seed, GRID_LATENTS, 0))
-    else:  # N(0, I), drawn as ever
+    else:  # N(0, I), which has no weights: NumPy draws
         latents = np.random.default_rng(seed).standard_normal((count, vae.decoder.input_shape[1])).astype(np.float32)
     return main.decode(vae, latents)
 
 
 def judge_samples(judge: Any, samples: np.ndarray) -> dict[str, float]:
-    """What the digit classifier says of samples (N, H, W, C): the share it is sure of, and of how many digits.
+    """Judge samples (N, H, W, C) by the digit classifier: the share it is sure of, and how many digits it sees.
 
-    `digits` is the exponential of the entropy of its verdicts: 10 if all digits are equally frequent, 1 if it sees the
-    same in all.
+    `digits` is the exponential of the entropy of its verdicts: 10 if all digits are equally frequent, 1 if all samples
+    look like the same digit.
     """
     verdicts = classifier.probabilities(judge, samples)
     return {"sure": classifier.sure_share(verdicts), "digits": classifier.effective_classes(verdicts)}

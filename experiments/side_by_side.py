@@ -1,7 +1,7 @@
-"""Trainings side by side, in processes of one thread each, for studies and sweeps.
+"""Train side by side, in processes with one thread each, for studies and sweeps.
 
-On two cores that is 1.4 times as fast as one after the other with two threads, for networks as small as those of the
-Analysis. The processes use the CPU only, so that no number depends on how many of them there are.
+On two cores and with the small networks of the Analysis, this is 1.4 times as fast as one training after the other with
+two threads. The processes use only the CPU, so that no number depends on how many of them run.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from utils import console, data
 from utils.console import Say
 from utils.settings import Settings, from_params
 
-LOG = "processes.log"  # TensorFlow's chatter in the processes that train, and why one of them died
-MOST_JOBS = min(8, usable_cores())  # each holds 1.5 GB
-TICK = 1.0  # seconds after which the caller is heard again
-GRACE = 4.0  # seconds in which a process ends that has heard Ctrl-C, with most networks
+LOG = "processes.log"  # stderr of the processes that train: TensorFlow's messages, and why a process died
+MOST_JOBS = min(8, usable_cores())  # each needs 1.5 GB of memory
+TICK = 1.0  # seconds after which the caller gets control again
+GRACE = 4.0  # seconds; with most networks, a process ends within this time after Ctrl-C
 
 Task = tuple[Settings, Callable | None, tuple[int, ...]]  # settings, watch and watch_at of train_one
 
@@ -36,22 +36,23 @@ def train_all(
 ) -> Iterator[tuple[Path | None, BaseException | None]]:
     """Train in each of the folders; yield a folder and None when it is finished, or what went wrong there.
 
-    `jobs` of them train at once; with 0 one after the other in this process. Each second (None, None) is yielded, so
-    that a bar can move. If this is closed, as after Ctrl-C, the trainings that were begun save a checkpoint first.
+    `jobs` of them train at once; with 0, one after the other in this process. Each second it yields (None, None), so
+    that a bar can move. When the iterator is closed, for example after Ctrl-C, running trainings first save a
+    checkpoint.
 
-    Trainings whose processes die, as when memory runs out, are tried once more, one at a time: then it is known which
-    of them it is. `say` is given a line.
+    If a process dies, for example because memory runs out, the running trainings are tried once more, one at a time.
+    This shows which of them is the cause. `say` gets a line.
     """
     if jobs == 0:
         for number, (folder, task) in enumerate(tasks.items(), 1):
             say(f"training   {number} of {len(tasks)}: {folder.name}")
             yield folder, error_of(train_one, folder, *task)
         return
-    os.environ["TQDM_DISABLE"] = "1"  # which the processes inherit, as they do this:
+    os.environ["TQDM_DISABLE"] = "1"  # the processes inherit this line and the next
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     left, suspects = dict(tasks), []
     while left:
-        at_once = suspects[:1] or [*left]  # alone, it is known whose process dies
+        at_once = suspects[:1] or [*left]  # a suspect trains alone, so that it is clear whose process dies
         workers = min(jobs, len(at_once))
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), use_one_thread) as pool:
             with stderr_to(log):
@@ -60,7 +61,7 @@ def train_all(
                 while folders:
                     done = wait(folders, TICK, FIRST_COMPLETED).done
                     if any(isinstance(future.exception(), BrokenProcessPool) for future in done) and not suspects:
-                        suspects = [*islice(folders.values(), workers)]  # those that were under way
+                        suspects = [*islice(folders.values(), workers)]  # the trainings that were running
                         names = " and ".join(folder.name for folder in suspects)
                         say(f"note       a process died ({log} may say why); once more: {names}")
                         break
@@ -77,13 +78,13 @@ def train_all(
 
 
 def submit(pool: ProcessPoolExecutor, folder: Path, task: Task) -> Future:
-    """Have a process of the pool train; the settings go as a dictionary, as their class is made at run time."""
+    """Have a process of the pool train; settings are sent as a dictionary, because their class is made at run time."""
     settings, watch, watch_at = task
     return pool.submit(train_one, folder, settings.model_dump(), watch, watch_at)
 
 
 def stop_processes() -> None:
-    """Have the processes end: after Ctrl-C, which they hear too, they do so by themselves; after a kill they are told.
+    """End the processes. After Ctrl-C, which they receive too, they end by themselves; else they are terminated.
 
     Those that train save a checkpoint first.
     """
@@ -95,7 +96,7 @@ def stop_processes() -> None:
 
 
 def error_of(function: Callable, *arguments: Any) -> Exception | None:
-    """Call a function; return what it raises, unless that ends the program."""
+    """Call a function; return the exception that it raises, except those that end the program."""
     try:
         function(*arguments)
     except Exception as error:
@@ -105,7 +106,7 @@ def error_of(function: Callable, *arguments: Any) -> Exception | None:
 
 @contextlib.contextmanager
 def stderr_to(path: Path) -> Iterator[None]:
-    """Within the block new processes inherit this file as their stderr."""
+    """Let processes that start within the block inherit this file as their stderr."""
     screen = os.dup(2)
     with open(path, "ab") as file:
         os.dup2(file.fileno(), 2)
@@ -125,11 +126,11 @@ def use_one_thread() -> None:
 
 
 def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tuple[int, ...]) -> None:
-    """Train in a folder, or go on there; what is watched is written to its folder watched/."""
+    """Train in a folder, or continue there; watched arrays go to its folder watched/."""
     import main
     from utils.start import tf
 
-    tf.get_logger().setLevel("ERROR")  # it warns of many functions traced, one for each training
+    tf.get_logger().setLevel("ERROR")  # else it warns because each training traces its own functions
     settings = from_params(**dict(settings) | {"run_name": folder.name, "output_dir": str(folder.parent)})
     started = folder if (folder / "params.json").exists() else None
     dataset = data.prepare(settings, print, started) if watch else None
@@ -144,5 +145,5 @@ def train_one(folder: Path, settings: Any, watch: Callable | None, watch_at: tup
     try:
         main.train(settings, started, lambda line: None, keep, watch_at)
     except (KeyboardInterrupt, console.Stopped):
-        (folder / "report.json").unlink(missing_ok=True)  # it may lack the likelihood, and would be taken for finished
+        (folder / "report.json").unlink(missing_ok=True)  # it marks a finished run, but may lack the likelihood
         raise

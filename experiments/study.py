@@ -1,11 +1,11 @@
-"""What the experiments of the Analysis share: a command line, and trainings that are made once.
+"""The common part of the experiments of the Analysis: a command line, and trainings that are made once.
 
-An experiment is a file with a function `run(study)`. It asks `train_all` for the trainings it rests on, computes, and
-calls results.publish with its numbers and tables. A training is known by its settings, by what is watched and by the
-code that makes it. One that is finished is read from predictions/analysis/, whichever experiment asked for it first;
-one that was interrupted goes on from its last checkpoint. Trainings run side by side (experiments/side_by_side.py).
+An experiment is a file with a function `run(study)`. It asks `train_all` for the trainings that it needs, computes, and
+calls results.publish with its numbers and tables. A training is identified by its settings, by what is watched and by
+the code that makes it. A finished training is read from predictions/analysis/, no matter which experiment made it. An
+interrupted one continues from its last checkpoint. Trainings run side by side (experiments/side_by_side.py).
 
-TensorFlow is imported only where it is needed, so that --help and a typo are answered at once.
+TensorFlow is imported only where it is needed, so that --help is fast and a typo is reported at once.
 """
 
 import json
@@ -29,9 +29,9 @@ from utils import console, mnist
 from utils.files import write_json
 from utils.settings import BEFORE, Settings, from_params
 
-SEEDS = 3  # trainings behind a claim that rests on a difference between trainings
+SEEDS = 3  # trainings per setting, if a claim depends on a difference between trainings
 
-# The VAE of the Analysis. It names every constant that has a part in the result: params.py is the user's to edit.
+# The VAE of the Analysis. It names every constant that affects the result, because users may edit params.py.
 BASE = BEFORE | {
     "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0,
     "encoder_layers": (256, 256), "decoder_layers": (256, 256), "activation": "silu", "latent_dim": 20,
@@ -43,30 +43,30 @@ BASE = BEFORE | {
     "batch_size": 128, "epochs": 8, "learning_rate": 1e-3, "gradient_clip": 0.0, "lr_schedule": "cosine",
     "start_from": "", "log_every": 100, "images_every": 1_000, "checkpoint_every": 2_000, "nll_samples": 64,
 }  # fmt: skip
-QUICK = {  # the same in a second or two, for the tests: two digits, a small network, few steps
+QUICK = {  # a version that trains in a second or two, for the tests: two digits, a small network, few steps
     "labels": (1, 7), "encoder_layers": (64,), "decoder_layers": (64,), "batch_size": 100, "epochs": 2,
     "kl_steps": 100, "nll_samples": 4,
 }  # fmt: skip
 
 
 class Study(NamedTuple):
-    """One call of an experiment: what was asked for on the command line, and where things go."""
+    """One call of an experiment: the options of the command line, and the folders."""
 
     name: str  # of the experiment, as in experiments/<name>.py
-    seed: int  # the first one; trainings that are repeated take seed, seed + 1, ...
+    seed: int  # the first one; repeated trainings take seed, seed + 1, ...
     quick: bool
-    jobs: int  # processes that train at once; 0 trains in this one, for tests
-    images: Path  # where figures and numbers are written
-    trainings: Path  # where trainings are kept, and the marks of what is finished
+    jobs: int  # processes that train at once; 0 trains in this process, for tests
+    images: Path  # the folder for figures and numbers
+    trainings: Path  # the folder for trainings, and for the marks of finished studies
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of trainings that are repeated; a quick study repeats nothing."""
+        """The seeds of repeated trainings; a quick study repeats nothing."""
         return [self.seed + number for number in range(1 if self.quick else SEEDS)]
 
 
 class Training(NamedTuple):
-    """What is to be trained. `watch(vae, settings, dataset)` returns arrays by name, kept for each step of watch_at."""
+    """A training to make. `watch(vae, settings, dataset)` returns arrays by name, saved at each step of watch_at."""
 
     settings: Settings
     watch: Callable[..., dict[str, np.ndarray]] | None = None
@@ -74,7 +74,7 @@ class Training(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its folder: the same for the same settings, watch and code."""
+        """The name of its folder; the same settings, watch and code give the same name."""
         from utils.runs import derived_name
 
         texts, used = [settings_that_count(self.settings)], sources(train_one, {})
@@ -90,20 +90,20 @@ class Trained(Run):
 
     @property
     def seconds(self) -> float:
-        """Time spent in training steps, on one core: at the speed of most lines, which have no test between them."""
+        """Time spent in training steps, on one core, by the median speed: most lines have no test between them."""
         lines = self.history("train")
         speed = np.median([line["images_per_second"] for line in lines])
         return float(lines[-1]["step"] * self.settings.batch_size / speed)
 
     def watched(self) -> dict[int, dict[str, np.ndarray]]:
-        """What was watched, by step."""
+        """The watched arrays, by step."""
         paths = sorted((self.folder / "watched").glob("*.npz"), key=lambda path: int(path.stem))
         return {int(path.stem): dict(np.load(path)) for path in paths}
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
 def read_command_line(name: str, doc: str) -> Study:
-    """The study that the command line asks for; `doc` is the experiment's docstring, shown by --help."""
+    """The study that the command line asks for; --help shows `doc`, the experiment's docstring."""
     parser, integer = console.experiment_parser(name, doc), console.whole(0, 2**30 - 1)
     parser.add_argument("--quick", action="store_true", help="a toy version in seconds, to see that everything works")
     parser.add_argument("--seed", type=integer, default=0, metavar="N", help="the first seed [default 0]")
@@ -112,7 +112,7 @@ def read_command_line(name: str, doc: str) -> Study:
     images = "folder for figures and numbers [default images, which the docs show; with --quick predictions/quick]"
     parser.add_argument("--images", type=Path, default=None, metavar="DIR", help=images)
     asked = parser.parse_args()
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the numbers are those of a CPU, whatever else there is
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # always use the CPU, so that the numbers do not depend on a GPU
     return make_study(name, asked.seed, asked.quick, asked.jobs, asked.images)
 
 
@@ -123,7 +123,7 @@ def make_study(name: str, seed: int = 0, quick: bool = False, jobs: int = 0, ima
 
 
 def run_study(study: Study, experiment: Callable[[Study], None]) -> int:
-    """Run an experiment, and leave the mark that it is finished; return the exit code."""
+    """Run an experiment, and mark it as finished; return the exit code."""
 
     def work():
         started, code = time.perf_counter(), code_of(f"experiments.{study.name}")
@@ -143,12 +143,12 @@ def run_study(study: Study, experiment: Callable[[Study], None]) -> int:
 
 
 def mark(study: Study) -> Path:
-    """The file that says that this study is finished."""
+    """The file that marks this study as finished."""
     return study.trainings / f"{study.name}-seed{study.seed}.json"
 
 
 def is_finished(study: Study) -> bool:
-    """Whether this code has finished this study, and its numbers are where it put them."""
+    """Whether this code has finished this study, and its numbers are still there unchanged."""
     if not mark(study).exists() or not (study.images / f"{study.name}.json").exists():
         return False
     marked = json.loads(mark(study).read_text(encoding="utf-8"))
@@ -162,7 +162,7 @@ def numbers_of(study: Study) -> str:
 
 # --- trainings --------------------------------------------------------------------------------------------------------
 def settings_of(study: Study, **overrides: Any) -> Settings:
-    """The settings of the Analysis with some of them replaced; those of a quick study are small.
+    """The settings of the Analysis with some of them replaced; a quick study has a small network and few steps.
 
     Raises utils.settings.SettingsError.
     """
@@ -173,19 +173,19 @@ def settings_of(study: Study, **overrides: Any) -> Settings:
 
 
 def repeated(study: Study, **overrides: Any) -> list[Training]:
-    """One training for each seed, with the settings of the Analysis of which some are replaced."""
+    """One training for each seed, with the settings of the Analysis, some of them replaced."""
     return [Training(settings_of(study, seed=seed, **overrides)) for seed in study.seeds]
 
 
 def steps_of(settings: Settings) -> int:
-    """How many steps a training has."""
+    """The number of steps of a training."""
     labels = mnist.load(settings.dataset, settings.data_dir).train_labels
     images = np.isin(labels, settings.labels).sum() if settings.labels else len(labels)
     return settings.epochs * int(images // settings.batch_size)
 
 
 def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
-    """Make the trainings that are not finished, and return all, in the order asked for. Raises what main.train does."""
+    """Make the unfinished trainings, and return all in the given order. Raises the exceptions of main.train."""
     study.trainings.mkdir(parents=True, exist_ok=True)
     results = [Trained(study.trainings / training.name) for training in trainings]
     missing = {
@@ -196,7 +196,7 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
     if not missing:
         return results
     for source in {(training.settings.dataset, training.settings.data_dir) for training in missing.values()}:
-        mnist.load(*source)  # if it has to be fetched, it is now, once
+        mnist.load(*source)  # a download, if needed, happens here, once
     about = {"desc": study.name, "unit": "training", "ncols": 79, "ascii": " #"}
     training = side_by_side.train_all(missing, study.jobs, study.trainings / side_by_side.LOG)
     with tqdm(total=len(missing), disable=False, **about) as bar, closing(training):
@@ -208,6 +208,6 @@ def train_all(study: Study, trainings: Sequence[Training]) -> list[Trained]:
 
 
 def train_groups(study: Study, wanted: dict[Any, list[Training]]) -> dict[Any, list[Trained]]:
-    """The same for groups of trainings, such as those of one model with several seeds, by their keys."""
+    """Do the same for groups of trainings by key, such as the trainings of one model with several seeds."""
     trained = iter(train_all(study, [training for group in wanted.values() for training in group]))
     return {key: [next(trained) for _ in group] for key, group in wanted.items()}

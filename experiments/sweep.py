@@ -1,15 +1,15 @@
-"""Train with every combination of some values, and compare what came of it.
+"""Train with every combination of some values, and compare the results.
 
     python -m experiments.sweep --kl-weight-end 0.5 1 2 --seed 0 1 2 --epochs 5
     python -m experiments.sweep --encoder-layers 256,256 512 --autoencoder true false
 
-Every constant of params.py is an option (python main.py --help explains them), and takes one value or several. A list
-is one word: 256,256. A run is named after what is swept, as in mnist-ce-z20-kl_weight_end0.5-seed1, and is a run like
-any other. Several train at once on the CPU, each with one thread; --jobs 0 trains one after the other, with all threads
-or the GPU.
+Every constant of params.py is an option (python main.py --help explains them), and takes one or more values. A list is
+one word: 256,256. The name of a run contains the swept values, as in mnist-ce-z20-kl_weight_end0.5-seed1; otherwise it
+is a normal run. Several runs train at once on the CPU, each with one thread; --jobs 0 trains one after the other, with
+all threads or the GPU.
 
-After Ctrl-C the same command goes on: finished runs are kept, and those that were interrupted continue. A run that
-fails costs a line, and the others go on. At the end come the table, comparison.png and comparison.csv of
+After Ctrl-C the same command continues: it keeps finished runs, and resumes interrupted ones. If a run fails, a line
+reports it, and the others continue. At the end come the table, comparison.png and comparison.csv of
 experiments.compare. To choose among the values, hold images out: --held-out 10000.
 """
 
@@ -31,7 +31,7 @@ from utils.console import Problem, experiment_parser
 from utils.settings import Settings, read_command_line, read_constants
 
 MOST_RUNS = 1_000
-TRUTH = {"true": True, "false": False}  # the values that a flag may be swept over
+TRUTH = {"true": True, "false": False}  # the values that a sweep takes for a flag
 
 
 class Asked(NamedTuple):
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
 
 # --- the command line -------------------------------------------------------------------------------------------------
 def read_sweep(argv: Sequence[str] | None = None) -> Asked:
-    """What the command line asks for. A mistake, in whatever combination, prints one line and exits with code 2."""
+    """What the command line asks for. A mistake in any combination prints one line and exits with code 2."""
     parser = experiment_parser("sweep", __doc__)
     parser.usage = "python -m experiments.sweep [--help] [--jobs N] [--sort COLUMN] --CONSTANT VALUE [VALUE ...] ..."
     jobs = f"trainings side by side, one thread each; 0: one by one in this process [default {MOST_JOBS}]"
@@ -68,9 +68,9 @@ def varied(settings: Sequence[Settings]) -> list[str]:
 
 
 def grouped(words: Sequence[str]) -> dict[str, list[str]]:
-    """The values that follow each option, by the option.
+    """The values that follow each option, by option.
 
-    Raises RunError for a word that follows none, an option that is there twice, and if there is none.
+    Raises RunError for a word that follows no option, for an option that is there twice, and if there are no words.
     """
     if not words:
         raise runs.RunError("nothing to sweep; name a constant and its values, as in --seed 0 1 2")
@@ -89,12 +89,12 @@ def grouped(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def combinations(values: dict[str, list[str]]) -> list[Settings]:
-    """The settings of each combination of values, the last option varied first, each once.
+    """The settings of each combination of values, without repeats; the last option varies fastest.
 
-    Raises RunError, and exits with code 2 where main.py would.
+    Raises RunError, and exits with code 2 if main.py would.
     """
     if "--resume" in values:
-        raise runs.RunError("--resume: a sweep goes on by the same command")
+        raise runs.RunError("--resume: not an option of a sweep; the same command continues it")
     ways = [[as_typed(option, value) for value in some or [""]] for option, some in values.items()]
     if (total := math.prod(map(len, ways))) > MOST_RUNS:
         raise runs.RunError(f"{total:,} combinations; at most {MOST_RUNS:,} are allowed")
@@ -103,7 +103,7 @@ def combinations(values: dict[str, list[str]]) -> list[Settings]:
 
 
 def as_typed(option: str, value: str) -> list[str]:
-    """An option and a value of it as main.py takes them: a flag has none."""
+    """An option and its value as main.py takes them; a flag has no value."""
     constant = read_constants().get(option.removeprefix("--").replace("-", "_"))
     if constant and constant.annotation is bool and value.lower() in TRUTH:
         return [option if TRUTH[value.lower()] else f"--no-{option.removeprefix('--')}"]
@@ -111,11 +111,11 @@ def as_typed(option: str, value: str) -> list[str]:
 
 
 def check(settings: Sequence[Settings]) -> None:
-    """Raise the Problem that a run would come to before it trains, as far as it can be seen at once."""
+    """Raise the Problem that a run would have before it trains, as far as a quick check can find it."""
     for name in varied(settings):
         if name in runs.NOT_IN_NAMES:
             raise runs.RunError(f"--{name.replace('_', '-')}: several values are not allowed; they change no result")
-    runs.check_place(settings[0].model_copy(update={"run_name": ""}))  # which is the start of the names only
+    runs.check_place(settings[0].model_copy(update={"run_name": ""}))  # here RUN_NAME is only the start of each name
     for s in {s.model_copy(update={"seed": 0}): s for s in settings}.values():
         if s.start_from:
             runs.to_start_from(s, lambda note: None)
@@ -124,10 +124,10 @@ def check(settings: Sequence[Settings]) -> None:
 
 # --- folders ----------------------------------------------------------------------------------------------------------
 def folders_of(settings: Sequence[Settings], swept: Sequence[str]) -> dict[Path, Settings]:
-    """The folder of each run, which is there already if the run was begun before."""
+    """The folder of each run; it already exists if the run was begun before."""
     pairs = [(s, s.run_name or runs.derived_name(s)) for s in settings]
     plain = {name for _, name in pairs}
-    # What the derived name tells already, as it does of the latents, is not said again.
+    # Settings that the derived name already contains, such as the number of latents, are not added again.
     said = [name for name in swept if len({(base, getattr(s, name)) for s, base in pairs}) > len(plain)]
     found: dict[Path, Settings] = {}
     for s, base in pairs:
@@ -138,18 +138,18 @@ def folders_of(settings: Sequence[Settings], swept: Sequence[str]) -> dict[Path,
 
 
 def is_for(s: Settings, folder: Path) -> bool:
-    """Whether a folder is free, or that of a run with these settings."""
+    """Whether a folder is free, or holds a run with these settings."""
     return not folder.exists() or (compare.has_run(folder) and not runs.differences(s, folder))
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 def train(folders: dict[Path, Settings], jobs: int, log: Path) -> dict[Path, BaseException]:
-    """Train the runs that are not finished, under one bar; return what went wrong in those that failed."""
+    """Train the unfinished runs, with one progress bar; return the errors of those that failed."""
     missing = {folder: s for folder, s in folders.items() if not (folder / "report.json").exists()}
     if ended := len(folders) - len(missing):
         print(f"note       {ended} of {len(folders)} runs were finished before")
     for s in {(s.dataset, s.data_dir): s for s in missing.values()}.values():
-        data.prepare(s, print)  # if it has to be fetched, it is now, once
+        data.prepare(s, print)  # a download, if needed, happens here, once
     failed, tasks = {}, {folder: (s, None, ()) for folder, s in missing.items()}
     done = {folder: epochs_of(folder) for folder in missing}
     total, hidden = sum(s.epochs for s in missing.values()), not (missing and jobs)  # with 0 jobs a run has its own bar
@@ -170,13 +170,13 @@ def train(folders: dict[Path, Settings], jobs: int, log: Path) -> dict[Path, Bas
 
 
 def epochs_of(folder: Path) -> float:
-    """How many epochs of a run are in its history."""
+    """How many epochs the history of a run has."""
     lines = runs.read_history(folder)
     return lines[-1]["epoch"] if lines else 0
 
 
 def why(error: BaseException, log: Path) -> str:
-    """What went wrong in a training, in a line."""
+    """Why a training failed, in one line."""
     if isinstance(error, BrokenProcessPool):
         return f"its process died twice, as when memory runs out; {log} may say why"
     return str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
@@ -184,7 +184,7 @@ def why(error: BaseException, log: Path) -> str:
 
 # --- main -------------------------------------------------------------------------------------------------------------
 def sweep(asked: Asked) -> None:
-    """Train what is not finished, and compare all. Raises Problem if a run has failed, and OSError."""
+    """Train the unfinished runs, and compare all. Raises OSError, and Problem if a run has failed."""
     folders = folders_of(asked.settings, asked.swept)
     parent = runs.folder_of_runs(asked.settings[0].output_dir)
     parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Whole images for an exported encoder: what training does to an image of any size, as TensorFlow functions.
+"""Prepare images of any size for an exported encoder, as training does, with TensorFlow functions.
 
-Training reads its images by Pillow. TensorFlow's resizing differs from that by at most 1 of 255 in a pixel.
+Training reads its images with Pillow. TensorFlow's resizing differs from Pillow's by at most 1 of 255 in a pixel.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ from utils.images import Prepared
 from utils.settings import Settings
 from utils.start import tf
 
-LUMA = (19_595, 38_470, 7_471)  # of red, green and blue, in 65,536ths: Pillow's grey (ITU-R 601-2)
+LUMA = (19_595, 38_470, 7_471)  # weights of red, green and blue, in 65,536ths: Pillow's grey (ITU-R 601-2)
 
 
 def prepared(s: Settings, shape: tuple[int, ...]) -> Prepared:
-    """How a run's images were brought to their shape; of a set that had it already, how others are."""
+    """How a run's images got their shape; if the data set already had it, how to fit other images to it."""
     if s.dataset in ("folder", "celeba") or s.dataset.startswith("tfds:"):
         published = CELEBA_CROP * (s.dataset == "celeba" and s.image_fit == "crop")
         return Prepared(shape, s.image_crop or published, s.image_fit)
@@ -24,7 +24,7 @@ def prepared(s: Settings, shape: tuple[int, ...]) -> Prepared:
 def prepare(image: tf.Tensor, how: Prepared) -> tf.Tensor:
     """A uint8 image (H, W, C) of any size, grey or RGB, with or without alpha -> brightness in [0, 1] of how.shape.
 
-    As utils/images.decode does it; what is transparent turns white.
+    It does the same as utils/images.decode; transparent pixels turn white.
     """
     size, shape = tf.shape(image), how.shape
     height, width, channels = (size[axis] for axis in range(3))
@@ -40,12 +40,12 @@ def prepare(image: tf.Tensor, how: Prepared) -> tf.Tensor:
         height = width = tf.minimum(side, how.crop) if how.crop else side
         colours = middle(colours, height, width)
     inside = shape[:2]
-    if how.fit == "keep":  # as much of it as has the shape
+    if how.fit == "keep":  # crop to the aspect ratio of the shape
         ratio = shape[1] / shape[0]
         colours = middle(
             colours, tf.minimum(height, rounded(width, 1 / ratio)), tf.minimum(width, rounded(height, ratio))
         )
-    elif how.fit == "pad":  # all of it
+    elif how.fit == "pad":  # keep the whole image
         ratio = tf.cast(height / width, tf.float64)
         inside = [tf.minimum(shape[0], rounded(shape[1], ratio)), tf.minimum(shape[1], rounded(shape[0], 1 / ratio))]
     resized = tf.image.resize(tf.cast(colours, tf.float32), inside, antialias=True)
@@ -58,13 +58,13 @@ def prepare(image: tf.Tensor, how: Prepared) -> tf.Tensor:
 
 
 def middle(image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """The middle of an image (H, W, C), of this size."""
+    """The middle part, of this size, of an image (H, W, C)."""
     top, left = (tf.shape(image)[0] - height) // 2, (tf.shape(image)[1] - width) // 2
     return image[top : top + height, left : left + width]
 
 
 def rounded(side: Any, ratio: Any, least: int = 1) -> tf.Tensor:
-    """A side in this ratio to another one, at least `least`; halves as Pillow rounds them."""
+    """The length `side` * `ratio`, rounded, and at least `least`; halves are rounded as in Pillow."""
     return tf.maximum(tf.cast(tf.round(tf.cast(side, tf.float64) * ratio), tf.int32), least)
 
 
@@ -78,7 +78,7 @@ def read(content: tf.Tensor) -> tf.Tensor:
 
 
 def in_words(s: Settings, how: Prepared) -> dict[str, Any]:
-    """How an image is prepared, for programs that do it themselves."""
+    """How an image is prepared, in words, for programs that do it themselves."""
     shape = how.shape
     square = (
         f"its middle square of {how.crop} pixels, or the largest" if how.crop else "the largest square in its middle"

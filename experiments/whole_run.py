@@ -1,19 +1,19 @@
-"""What a user waits for: `python main.py` from its start to its end, beside the same VAE in Keras.
+"""The time that a user waits: `python main.py` from start to end, and the same VAE in Keras.
 
     python -m experiments.benchmark --whole-run                             three rounds of runs of 15 epochs
-    python -m experiments.benchmark --whole-run --only ours --against OLD   beside main.py of another checkout only
+    python -m experiments.benchmark --whole-run --only ours --against OLD   compare only with main.py of checkout OLD
 
-Each contender runs as a process of its own, once a round. It writes samples_000.png before training and one such file
-after each epoch has been trained on and tested; the dates of these files are its times:
+Each contender runs once per round, in its own process. It writes samples_000.png before training, and another such file
+after it has trained and tested each epoch. The dates of these files give the times:
 
     start-up     from the start of the process to samples_000.png
-    first epoch  from there to samples_001.png; this one also compiles
-    epoch        the mean of all later ones, because main.py saves a checkpoint only every other epoch or so
+    first epoch  from there to samples_001.png; includes compiling
+    epoch        the mean of all later epochs, because main.py saves a checkpoint only every other epoch or so
     end          from the last of these files to the end of the process
 
-Up to the end both do the same work (`trained`); after it only main.py does more. In each round the loop of main.py also
-takes a turn alone, which shows how short an epoch could be: a process `python -m experiments.whole_run EPOCHS`. Results
-go to predictions/whole_run.json.
+Up to the last file both do the same work (`trained`). After it only main.py does more. In each round the loop of
+main.py also runs alone, as the process `python -m experiments.whole_run EPOCHS`. It shows how short an epoch could be.
+Results go to predictions/whole_run.json.
 """
 
 import csv
@@ -34,9 +34,9 @@ from utils import mnist
 from utils.console import Problem
 from utils.settings import ROOT, from_params
 
-LOOP_EPOCHS = 5  # of a turn of the loop alone, after one in which it compiles
-ELBO_TOLERANCE = 5.0  # nats; seeds alone make up to three after 2 epochs, and a few tenths of one after 15
-SETTINGS = {  # the default run: all that has a part in it, since params.py is the user's; keras_vae.py does the same
+LOOP_EPOCHS = 5  # of the loop alone, after one epoch in which it compiles
+ELBO_TOLERANCE = 5.0  # nats; seeds alone differ by up to 3 after 2 epochs, and by a few tenths after 15
+SETTINGS = {  # all constants of the default run, because users may edit params.py; keras_vae.py has the same
     "dataset": "mnist", "binarize": "dynamic", "labels": (), "held_out": 0,
     "architecture": "mlp", "encoder_layers": (512, 512), "decoder_layers": (512, 512), "activation": "silu",
     "latent_dim": 20, "noise_dim": 0, "autoencoder": False, "prior": "standard",
@@ -63,16 +63,16 @@ def options(settings):
 
 # --- a process --------------------------------------------------------------------------------------------------------
 class Ended(NamedTuple):
-    """A process that came to a good end."""
+    """A process that has ended without error."""
 
-    started: float  # when, in seconds by the clock that dates files
+    started: float  # time in seconds, by the clock that dates files
     ended: float
-    megabytes: float | None  # of memory, at most; None where the system does not tell
+    megabytes: float | None  # peak memory; None if the system does not report it
     output: str
 
 
 def run_process(title, command, home):
-    """Run a command in the folder `home` to its end. A failure ends the benchmark and shows the last that it said."""
+    """Run a command in the folder `home` to its end. A failure ends the benchmark and shows its last lines."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.time()
         process = subprocess.Popen(command, cwd=home, env=environment(), stdout=output, stderr=errors)
@@ -92,18 +92,18 @@ def run_process(title, command, home):
 
 
 def wait(process):
-    """Wait for the end of a process; return the most memory that it had, in MB, or None."""
+    """Wait for the end of a process; return its peak memory in MB, or None."""
     if not hasattr(os, "wait4"):
         process.wait()
         return None
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
+    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)  # bytes on macOS, kilobytes elsewhere
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
 def main_run(title, home, epochs, quick):
-    """A turn of the main.py in the folder `home`."""
+    """Run and time the main.py of the folder `home`."""
     changed = {"epochs": epochs, "data_dir": data_dir()} | ({"nll_samples": 2} if quick else {})
     with tempfile.TemporaryDirectory() as scratch:
         places = {"output_dir": scratch, "run_name": "run"}
@@ -116,7 +116,7 @@ def main_run(title, home, epochs, quick):
 
 
 def keras_run(title, epochs):
-    """A turn of keras_vae.py."""
+    """Run and time keras_vae.py."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "experiments.keras_vae", "--epochs", str(epochs), "--output-dir", scratch]
         ended, folder = run_process(title, command, ROOT), Path(scratch)
@@ -126,13 +126,13 @@ def keras_run(title, epochs):
 
 
 def loop_run(title, epochs):
-    """A turn of the loop of main.py alone."""
+    """Time the loop of main.py alone."""
     command = [sys.executable, "-m", "experiments.whole_run", str(epochs)]
     return json.loads(run_process(title, command, ROOT).output)
 
 
 def measure_loop(epochs):
-    """The images per second of the loop alone: the same network and images, drawing them included."""
+    """The images per second of the loop alone, with the same network and images, and drawing the pixels too."""
     settings = from_params(**SETTINGS | {"lr_schedule": "constant"})
     images = mnist.load("mnist", data_dir()).train_images
     images = images[: len(images) // settings.batch_size * settings.batch_size]
@@ -149,7 +149,7 @@ def data_dir():
 
 
 def times(title, folder, epochs, ended):
-    """The seconds of a run that wrote its grids into `folder`, and its memory."""
+    """The seconds and the memory of a run that wrote its grids into `folder`."""
     grids = [folder / f"samples_{epoch:03}.png" for epoch in range(epochs + 1)]
     if missing := [grid.name for grid in grids if not grid.exists()]:
         raise Problem(f"{title} did not write {missing[0]}, by whose date it is timed")
@@ -164,7 +164,7 @@ def times(title, folder, epochs, ended):
 
 
 def take_rounds(args, titles):
-    """Have all take their turns; return the rounds, what each measured by its name in `titles`."""
+    """Run all contenders in turn; return a list of rounds, each with the results by the names in `titles`."""
     take = {
         "loop": lambda title: loop_run(title, 1 if args.quick else LOOP_EPOCHS),
         "ours": lambda title: main_run(title, ROOT, args.epochs, args.quick),
@@ -182,8 +182,8 @@ def take_rounds(args, titles):
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
-COMPARED = {  # seconds of a run whose ratios are shown
-    "per epoch": lambda run: float(np.mean(run["epochs"][1:])),  # but the first, which compiles
+COMPARED = {  # the seconds of a run for which ratios are shown
+    "per epoch": lambda run: float(np.mean(run["epochs"][1:])),  # without the first, which compiles
     "trained": lambda run: run["total"] - run["end"],
     "total": lambda run: run["total"],
 }
@@ -224,18 +224,18 @@ def table(rounds, titles):
 
 
 def ratios(rounds, name, other, key):
-    """What a run took over what another one took in the same round, of each round."""
+    """The time of a run over the time of another run in the same round, for each round."""
     return [COMPARED[key](r[name]) / COMPARED[key](r[other]) for r in rounds]
 
 
 def measure(args):
-    """Measure in turns, and print the table; return what is to be kept, all rounds and who took part in them."""
+    """Measure in turns, and print the table; return the results to save: the titles and all rounds."""
     wanted = args.only or ["ours", "keras"]
     titles = {"loop": "the loop alone", "ours": "main.py", "keras": "Keras fit"}
     titles = {name: title for name, title in titles.items() if name in wanted or (name == "loop" and "ours" in wanted)}
     if args.against:
         titles["against"] = args.against.name
-    mnist.load("mnist", data_dir())  # so that it is fetched once, and before all else
+    mnist.load("mnist", data_dir())  # a download, if needed, happens before the measurement
     rounds = take_rounds(args, titles)
     print(*table(rounds, titles), sep="\n")
     return {"titles": titles, "rounds": rounds}

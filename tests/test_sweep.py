@@ -71,7 +71,7 @@ def test_every_combination_is_there_once_with_lists_and_flags_as_one_word(tmp_pa
         ("--loss ce mse --decoder-scale learned", "--decoder-scale: 'learned' is not allowed with loss 'ce'"),
         ("--autoencoder maybe true", "--autoencoder takes no value; it is a flag"),
         ("0 1 --seed 1", "'0' follows no option; a sweep is as in --seed 0 1 2"),
-        ("--resume x", "--resume: a sweep goes on by the same command"),
+        ("--resume x", "--resume: not an option of a sweep; the same command continues it"),
         ("--sort elb --seed 1", "--sort: 'elb' is not allowed; elbo, nll,"),
         ("--jobs -1 --seed 1", "argument --jobs: '-1' is not allowed; an integer from 0 to 1,000 is"),
         ("--seed 0 --seed 1", "--seed is there twice; all its values follow it at once"),
