@@ -70,7 +70,7 @@ def check_replaceable(place: Path, names: Sequence[str]) -> None:
             raise runs.RunError(f"IMAGE {shown(name)}: no such file or folder")
         path = Path(name).resolve()
         if place in (path, *path.parents) or path in place.parents:
-            raise runs.RunError(f"--to {shown(place)}: IMAGE {shown(name)} is there, or around it; name another folder")
+            raise runs.RunError(f"--to {shown(place)}: overlaps IMAGE {shown(name)}; name another folder")
     if why := why_no_folder(place, to_write=True) or why_no_folder(place.parent, to_write=True):
         raise runs.RunError(f"--to {shown(place)}: {why}")
     own = rf"applied\.png|scores\.csv|reconstructions(/{NUMBERED})?"
@@ -78,7 +78,7 @@ def check_replaceable(place: Path, names: Sequence[str]) -> None:
     others = [path for path in there if not re.fullmatch(own, path.as_posix())]
     if others or (there and not (place / "scores.csv").is_file()):
         strange = shown(others[0] if others else there[0])
-        raise runs.RunError(f"{shown(place)} would be replaced, but {strange} in it is not of this command")
+        raise runs.RunError(f"{shown(place)} would be replaced, but this command did not write {strange} in it")
 
 
 if __name__ == "__main__":

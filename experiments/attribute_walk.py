@@ -267,8 +267,8 @@ def table(numbers: dict[str, Any]) -> str:
         more = f"{found['ceiling']:>9.1%} {found['brightness_change']:>10.3f}"
         lines.append(f"  {found['attribute']:<20} {found['auc']:>8.3f} {judge}{shares}{more}")
         if found["classifier_accuracy"] < found["larger_class"] + BETTER_THAN_GUESS:
-            lines.append(f"  ! of {found['attribute']} the classifier guesses: what it judged says nothing")
-    lines.append("  t = 0 is the reconstruction: the floor of images without it, with it the ceiling; change: at t = 1")
+            lines.append(f"  ! the classifier only guesses {found['attribute']}: ignore its judgements")
+    lines.append("  t = 0: reconstructions; without it they are the floor, with it the ceiling; change: at t = 1")
     return "\n".join(lines)
 
 
@@ -303,7 +303,7 @@ def choose(
             why = too_few(train.has[:, number], "training") or too_few(test.has[:, number], "test")
             raise SettingsError(f"attribute: {names[number]!r} is not allowed; {why}")
     if not told:
-        raise SettingsError(f"attribute: of {', '.join(names)}, none is had by {FEWEST} images and not by {FEWEST}")
+        raise SettingsError(f"attribute: none of {', '.join(names)} has {FEWEST} images with it and {FEWEST} without")
     return list(asked) or sorted(told, key=lambda number: -told[number].auc)[:CHOSEN]
 
 

@@ -165,7 +165,7 @@ def check_replaceable(place: Path, name: str, run: str | None) -> None:
     if run not in (None, found["run"]):
         raise runs.RunError(f"{name} is an export of {found['run']}; name another folder, or delete it")
     if strays := sorted({path.name for path in place.iterdir()} - {*FILES, *TFLITE}):
-        raise runs.RunError(f"{name} would be replaced, but {strays[0]} in it is none of its files; move that")
+        raise runs.RunError(f"{name} would be replaced, but export did not write {strays[0]} in it; move that file")
 
 
 def save_networks(folder: Path, vae: Any, functions: dict[str, Callable], signatures: dict[str, Callable]) -> None:

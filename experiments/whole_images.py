@@ -88,11 +88,11 @@ def in_words(s: Settings, how: Prepared) -> dict[str, Any]:
     feed = "grey as it is; with BINARIZE = none the encoder was trained on that"
     if s.binarize == "dynamic":
         feed = "grey as it is, though the encoder was trained on pixels drawn 0 or 1 with their brightness as "
-        feed += "probability: its answer is next to the mean over such draws, nearer than that to one draw, or rounded"
+        feed += "probability: its answer is near the mean over such draws; for one draw or rounded pixels it is farther"
     return {
         "transparent": "on white",
         "channels": "grey: (19595 R + 38470 G + 7471 B + 32768) // 65536" if shape[-1] == 1 else "RGB",
-        "turned": "as EXIF says in training; encode_image and encode_files do not, so turn such a photo before",
+        "turned": "as EXIF says in training; encode_image and encode_files ignore EXIF, so turn such a photo first",
         "crop": cut,
         "resize": f"to (height, width) = ({shape[0]}, {shape[1]}), bilinear with antialias (Pillow's BILINEAR; "
         "tf.image.resize(antialias=True) differs by at most 1 of 255), rounded to whole numbers",

@@ -198,13 +198,13 @@ def test_an_older_result_is_replaced_and_nothing_else(make_run, mine, capsys):
         (folder / "applied" / name).write_text("all of it")
         before = contents(folder)
         assert run_on(folder, mine) == 2
-        assert f"{name} in it is not of this command" in capsys.readouterr().err
+        assert f"this command did not write {name} in it" in capsys.readouterr().err
         assert contents(folder) == before
         (folder / "applied" / name).unlink()
     (folder / "applied" / "scores.csv").unlink()
     for place, told in (
-        (folder / "applied", "would be replaced"), (mine / "b.png", "is there, or around it"),
-        (mine, "is there, or around it"), (mine / "new", "is there, or around it"),
+        (folder / "applied", "would be replaced"), (mine / "b.png", "overlaps IMAGE"),
+        (mine, "overlaps IMAGE"), (mine / "new", "overlaps IMAGE"),
         (folder / "params.json" / "x", "is not a folder"),
     ):  # fmt: skip
         assert run_on(folder, mine, "--to", place) == 2

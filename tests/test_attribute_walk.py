@@ -327,7 +327,7 @@ def test_where_test_images_are_too_few_nothing_is_left(make_run, capsys):
     assert "'Half' is not allowed; " in (told := capsys.readouterr().err)
     assert "of 12 test images" in told
     assert ask(folder) == 2
-    told = "attribute: of Coin, Bright_Corner, Rare, Half, Toss, none is had by 10 images and not by 10"
+    told = "attribute: none of Coin, Bright_Corner, Rare, Half, Toss has 10 images with it and 10 without"
     assert capsys.readouterr().err == f"attribute_walk: error: {told}\n"
 
 

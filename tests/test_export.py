@@ -354,7 +354,7 @@ def test_nothing_but_an_export_of_the_same_run_is_replaced(tmp_path, capsys):
     for run, to, told in (
         (folder, file, is_none),
         (folder, other, is_none),
-        (folder, with_notes, "would be replaced, but notes.txt in it is none of its files; move that"),
+        (folder, with_notes, "would be replaced, but export did not write notes.txt in it; move that file"),
         (other, folder / "export", "is an export of tiny; name another folder, or delete it"),
     ):
         assert ask(run, "--to", to) == 2
