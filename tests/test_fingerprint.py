@@ -236,5 +236,5 @@ def test_the_rows_of_the_table_have_the_names_from_before_constants_were_added(m
     """As commit 803fe99 named them, whatever constants of a user's own there are."""
     for name in read_constants().keys() - OURS:
         monkeypatch.setitem(BEFORE, name, read_constants()[name].value)
-    names = [stage.run_name for stage in likelihood.stages_of("mlp", likelihood.read_command_line(["mlp"]))]
-    assert names == ["mnist-ce-z40-realnvp-2e4b5211", "mnist-ce-z40-realnvp-dreg8-cdd04546"]
+    names = [stage.run_name for stage in likelihood.stages_of("iwae", likelihood.read_command_line(["iwae"]))]
+    assert names == ["mnist-ce-z50-28d148e2", "mnist-ce-z50-dreg5-dc5055c2", "mnist-ce-z50-dreg50-f6152959"]

@@ -807,7 +807,7 @@ def test_a_likelihood_that_is_interrupted_is_had_from_another_folder_later(tmp_p
         assert without_bar(script.err) == []
         assert {name for name in contents(folder) if name in LEFT} == LEFT
         assert json.loads((folder / "report.json").read_text())["test_nll"] is None
-        (*words,) = shlex.split(script.out.splitlines()[-1].partition(" comes with: ")[2])
+        (*words,) = shlex.split(script.out.splitlines()[-1].partition("; estimate it with: ")[2])
         assert words == ["python", str(REPOSITORY / "main.py"), "--resume", str(folder)]
         (elsewhere := tmp_path / "elsewhere").mkdir()
         script = Script(elsewhere, *words[2:])
