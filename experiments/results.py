@@ -64,8 +64,12 @@ def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> No
 
 
 def put_tables(page: Path, tables: dict[str, str]) -> None:
-    """Put these tables in their places on a page. Raises ValueError as with_tables does."""
-    write_whole(page, with_tables(page.read_text(encoding="utf-8"), tables).encode())
+    """Put these tables in their places on a page. Raises ValueError as with_tables does, with the page's name."""
+    try:
+        text = with_tables(page.read_text(encoding="utf-8"), tables)
+    except ValueError as error:
+        raise ValueError(f"{page.name}: {error}") from None
+    write_whole(page, text.encode())
 
 
 def with_tables(text: str, tables: dict[str, str]) -> str:
@@ -73,9 +77,9 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
 
     Raises ValueError if a place is missing.
     """
-    for key, table in tables.items():
+    for key, markdown in tables.items():
         place = re.compile(rf"(<!-- table: {re.escape(key)} -->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
-        text, replaced = place.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+        text, replaced = place.subn(lambda match, new=markdown: f"{match[1]}{new}\n{match[2]}", text)
         if replaced != 1:
             raise ValueError(f"{replaced} places for the table {key!r}, not one")
     return text

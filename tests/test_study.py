@@ -143,6 +143,13 @@ def test_tables_replace_what_stands_in_their_places_only():
         results.with_tables(readme, {"c": ""})
 
 
+def test_a_page_without_a_place_for_a_table_is_named_and_left_as_it_is(tmp_path):
+    (page := tmp_path / "page.md").write_text("no places")
+    with pytest.raises(ValueError, match=r"page\.md: 0 places for the table 'c'"):
+        results.put_tables(page, {"c": "| 1 |"})
+    assert page.read_text() == "no places"
+
+
 @pytest.mark.parametrize("name", everything.EXPERIMENTS)
 def test_the_analysis_shows_the_tables_of_the_committed_numbers(name):
     numbers = json.loads((studies.ROOT / "images" / f"{name}.json").read_text())
