@@ -7,16 +7,16 @@
     python -m experiments.benchmark --profile            where the time of a step of this project's loop goes
     python -m experiments.benchmark --whole-run          `python main.py` from start to end (experiments/whole_run.py)
 
-All contenders do the same work on the CPU, with fresh shuffling and binarisation in each epoch; docs/speed.md says
-which. The column `objective`, the mean of the last epoch in nats, shows that they learn the same. Each has a process of
-its own, because the thread pools of two libraries in one process disturb each other. They take turns of one epoch while
-the others sleep, and a ratio is formed within a round, so that a machine that is slow for a while slows both sides of
-it. `gemm` is the machine's limit: the speed at which it multiplies large matrices, divided by the FLOPs of an image. A
-peer that is not installed is named and skipped.
+All contenders do the same work on the CPU (docs/speed.md describes it), and shuffle and binarise again in each epoch.
+The column `objective` is the mean of the last epoch in nats. It shows that they learn the same. Each has its own
+process, because the thread pools of two libraries in one process disturb each other. They take turns of one epoch while
+the others sleep. Ratios are formed within a round, so a machine that is slow for a while slows both sides. `gemm` is
+the machine's limit: the speed at which it multiplies large matrices, divided by the FLOPs of an image. A peer that is
+not installed is named and skipped.
 
-The time to quality ends when the test ELBO first reaches a mark. Nothing was chosen by the test images: the network was
-chosen by 5,000 training images held out (--held-out). All rounds are written to predictions/, in a file named after
-what was measured.
+The time to quality ends when the test ELBO first reaches a mark. The test images chose nothing: 5,000 training images,
+held out, chose the network (--held-out). All rounds are written to predictions/, in a file named after what was
+measured.
 """
 
 import argparse
@@ -52,12 +52,12 @@ OUTPUT = ROOT / "predictions"
 PIXELS, HIDDEN, LATENTS = 784, (500, 500), 20
 ENCODER_SIZES = (PIXELS, *HIDDEN, 2 * LATENTS)  # z_mean and z_log_std are the two halves of one output
 DECODER_SIZES = (LATENTS, *HIDDEN, PIXELS)
-CHANNELS, UNITS = (32, 64), 256  # of the convolutions, each of which halves the image; of the dense layers
+CHANNELS, UNITS = (32, 64), 256  # of the convolutions (each halves the image), and of the dense layers
 LEARNING_RATE = 1e-3
-OBJECTIVE_TOLERANCE = 5.0  # nats; seeds alone make a fraction of one, another objective makes tens
+OBJECTIVE_TOLERANCE = 5.0  # nats; another seed changes less than one, another objective tens
 MARKS = (-100.0, -95.0)  # test ELBOs in nats, in the order in which they are reached
 SPEED_ACTIVATION = "relu"
-QUALITY_ACTIVATION = "silu"  # came to -95 on images held out in 35 epochs; "relu", at -97.3 after 29, hardly would
+QUALITY_ACTIVATION = "silu"  # reaches -95 on held-out images in 35 epochs; "relu" is at -97.3 after 29
 HELD_OUT = 5_000  # training images
 ROUNDS, MOST_EPOCHS, RUNS = 20, 60, 3  # unless --rounds says otherwise
 RUN_EPOCHS = 15  # of a whole run, as params.py has them, unless --epochs says otherwise
@@ -77,7 +77,7 @@ def random_images():
 def mnist_images(held_out):
     """MNIST's training images, uint8 (60000, 784), and its test images, binarised once, uint8 (10000, 784).
 
-    With `held_out` the test images are left alone: the last training images, left out in training, take their place.
+    With `held_out`, the last training images are left out of training and take the place of the test images.
     Raises DataError.
     """
     dataset = mnist.load("mnist", from_params().data_dir)
@@ -88,14 +88,14 @@ def mnist_images(held_out):
 
 
 # --- the contenders ---------------------------------------------------------------------------------------------------
-# Each takes the images, uint8 (N, 784) with N a multiple of the batch size, the name of the activation and that of the
-# architecture. It returns two functions. train(epochs) trains on from where it was and, when all is computed, returns
-# the mean objective of its last epoch in nats. weights() returns those of the encoder and of the decoder as NumPy
-# arrays, a kernel (inputs, outputs) and a bias (outputs,) for each layer of an MLP, from the input on.
+# Each takes the images, uint8 (N, 784) with N a multiple of the batch size, and the names of activation and
+# architecture. It returns two functions. train(epochs) continues training and, when all is computed, returns the mean
+# objective of its last epoch in nats. weights() returns the weights of the encoder and of the decoder as NumPy arrays.
+# For an MLP, these are a kernel (inputs, outputs) and a bias (outputs,) for each layer, the input layer first.
 
 
 def our_settings(batch_size, activation, architecture="mlp"):
-    """The settings with which main.py does the contenders' work."""
+    """The settings that make main.py do the same work as the contenders."""
     hidden = {"mlp": HIDDEN, "conv": (UNITS,)}[architecture]
     return from_params(**BASE | {
         "architecture": architecture, "encoder_layers": hidden, "decoder_layers": hidden, "channels": CHANNELS,
@@ -182,7 +182,7 @@ def keras_fit(images, batch_size, activation, architecture):
 
 
 def torch_networks(activation, architecture):
-    """The same as keras_networks, with the start that Keras gives its layers."""
+    """The same as keras_networks, with the initial weights that Keras gives its layers."""
     import torch
     from torch import nn
 
@@ -213,7 +213,7 @@ def torch_networks(activation, architecture):
             nn.Conv2d(CHANNELS[0], 1, 3, padding=1),
             nn.Flatten(),
         )
-        for network in (encoder, decoder):  # trains a fifth faster than with the default, channels in front
+        for network in (encoder, decoder):  # a fifth faster than with the default, channels first
             network.to(memory_format=torch.channels_last)
     for layer in [*encoder, *decoder]:
         if hasattr(layer, "weight"):
@@ -223,7 +223,7 @@ def torch_networks(activation, architecture):
 
 
 def torch_eager(images, batch_size, activation, architecture):
-    """PyTorch: eager, its default Adam, the data a tensor that is indexed by a random permutation."""
+    """PyTorch: eager, with its default Adam; the data is a tensor that a random permutation indexes."""
     import torch
     from torch.nn import functional
 
@@ -256,7 +256,7 @@ def torch_eager(images, batch_size, activation, architecture):
 
 
 def jax_scan(images, batch_size, activation, architecture):
-    """JAX: `lax.scan` over the steps of an epoch, jitted, with Adam written out. Of the MLP only."""
+    """JAX: a jitted `lax.scan` over the steps of an epoch, with Adam written out. For the MLP only."""
     import jax
     import jax.numpy as jnp
 
@@ -272,7 +272,7 @@ def jax_scan(images, batch_size, activation, architecture):
     def negative_elbo(params, x, noise):
         z_mean, z_log_std = jnp.split(apply(params[0], x), 2, axis=1)
         logits = apply(params[1], z_mean + jnp.exp(z_log_std) * noise)
-        # The form of Keras and PyTorch that cannot overflow; jax.nn.softplus computes more.
+        # Keras and PyTorch use this form too. It cannot overflow, and takes less than jax.nn.softplus.
         loss = jnp.maximum(logits, 0.0) - logits * x + jnp.log1p(jnp.exp(-jnp.abs(logits)))
         kl = 0.5 * jnp.sum(z_mean**2 + jnp.exp(2.0 * z_log_std) - 1.0 - 2.0 * z_log_std, axis=1)
         return jnp.mean(jnp.sum(loss, axis=1) + kl)
@@ -297,7 +297,7 @@ def jax_scan(images, batch_size, activation, architecture):
 
     params = [mlp(ENCODER_SIZES, jax.random.key(0)), mlp(DECODER_SIZES, jax.random.key(1))]
     state = (params, jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params), 0)
-    # JAX's default, and the fastest of its three on a CPU: with rbg and unsafe_rbg a step took 3 to 17 percent longer.
+    # JAX's default is its fastest on a CPU: with rbg and unsafe_rbg, a step took 3 to 17 percent longer.
     key = jax.random.key(2, impl="threefry2x32")
     data, rng, steps_per_epoch = jnp.asarray(images), np.random.default_rng(0), len(images) // batch_size
 
@@ -311,7 +311,7 @@ def jax_scan(images, batch_size, activation, architecture):
     return train, lambda: [[np.asarray(w) for layer in network for w in layer] for network in state[0]]
 
 
-# In the order in which they take turns: the function, the package it needs and its name in the table.
+# In the order of their turns: the function, the package that it needs, and its name in the table.
 CONTENDERS = {
     "ours": (ours, "tensorflow", "ours"),
     "keras": (keras_fit, "keras", "Keras fit"),
@@ -322,15 +322,15 @@ CONVOLUTIONAL = ("ours", "keras", "torch")  # those that can do --architecture c
 
 
 # --- parts of our step, each alone ------------------------------------------------------------------------------------
-# Each takes the images and the batch size, as the contenders do, and returns a function that does its part of the steps
-# of an epoch, compiled by XLA as a loop, as they are in main.py. Every round of a loop depends on the last one or on
-# its number, since XLA would else compute it once.
+# Each takes the images and the batch size, as the contenders do. It returns a function that does its part of all steps
+# of an epoch, in a loop that XLA compiles, as in main.py. Each round of the loop depends on the round before or on its
+# own number. Otherwise XLA would compute it only once.
 
 
 def step_products(x, kernels):
     """The products of a step: of x (B, 784) with the `kernels` one after another, and the gradients of all kernels.
 
-    No activation, bias, sampler or loss: where they would be, values are passed on, the means alone of the posterior.
+    There is no activation, bias, sampler or loss: values are passed on as they are, of the posterior only the means.
     """
     from utils.start import tf
 
@@ -366,7 +366,7 @@ def matrix_products(images, batch_size):
 
 
 def adam(images, batch_size):
-    """The optimizer's update of all weights, under constant gradients."""
+    """The optimizer's update of all weights, with constant gradients."""
     import main as project
     from utils.start import tf
 
@@ -405,7 +405,7 @@ def pixel_loss(images, batch_size):
 
 
 def epoch_drawing(images, batch_size):
-    """Shuffling, gathering and binarising an epoch, which the host does before it, and putting it on the device."""
+    """What the host does before an epoch: shuffle, gather, binarise, and copy to the device."""
     from utils.batches import draw_epoch
 
     settings, epochs = our_settings(batch_size, SPEED_ACTIVATION), itertools.count()
@@ -424,7 +424,7 @@ PARTS = {  # by their names in the table
 def mean_elbo(encoder, decoder, images, noise, activation):
     """The mean ELBO in nats of binary images (N, 784), 0 or 255, under noise (N, L), of a contender's weights().
 
-    It is reckoned by NumPy, apart from the code of any contender, so that all are judged by the same.
+    It is computed with NumPy, independently of the contenders' code, so that all are judged in the same way.
     """
     activate = {"relu": lambda a: np.maximum(a, 0), "silu": lambda a: a * (1 + np.tanh(a / 2)) / 2}[activation]
 
@@ -453,8 +453,8 @@ def gemm_flops_per_second(size=2048, repeats=20):
 def flops_per_image():
     """Multiplications and additions of the matrix products that training on one image takes.
 
-    Forward, the gradient with respect to the weights and that with respect to the inputs cost the same, only that
-    nobody needs the gradient with respect to the pixels.
+    The forward pass, the gradient of the weights and the gradient of the inputs cost the same, except that nobody needs
+    the gradient of the pixels.
     """
     forward = sum(2 * a * b for sizes in (ENCODER_SIZES, DECODER_SIZES) for a, b in pairwise(sizes))
     return 3 * forward - 2 * ENCODER_SIZES[0] * ENCODER_SIZES[1]
@@ -462,7 +462,7 @@ def flops_per_image():
 
 # --- one contender, in its own process --------------------------------------------------------------------------------
 def serve(args):
-    """Measure one contender, or the limit, once for each line of standard input; answer each with a line of JSON."""
+    """For each line of standard input, measure one contender (or the limit) once, and answer with a line of JSON."""
     if args.worker == "gemm":
         for _ in sys.stdin:
             print(json.dumps({"gflops_per_second": gemm_flops_per_second() / 1e9}), flush=True)
@@ -489,20 +489,21 @@ def serve(args):
         if args.time_to_quality:
             noise = np.random.default_rng(NOISE_KEY).standard_normal((len(test_images), LATENTS), np.float32)
             answer["test_elbo"] = mean_elbo(*weights(), test_images, noise, activation)
+            answer["judging"] = time.perf_counter() - start - seconds
         print(json.dumps(answer), flush=True)
 
 
 @contextmanager
 def worker(name, args):
-    """A process that serves one contender, as a function that has it take a turn and returns what it measured.
+    """Start a process that serves one contender. Yields what its first turn measured, and a function for further turns.
 
-    With it comes what its first turn measured, which is behind it, and in which it compiled and warmed up caches and
-    pools. A failure ends the run and shows why.
+    In its first turn a contender also compiles, and warms up caches and thread pools. `start_up` are the seconds before
+    that turn, from the start of the process on. A failure ends the run and shows why.
     """
     command = [sys.executable, "-m", "experiments.benchmark", "--worker", name, "--architecture", args.architecture]
     command += ["--steps", str(args.steps), "--batch-size", str(args.batch_size)]
     command += ["--time-to-quality"] * args.time_to_quality + ["--held-out"] * args.held_out
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes, started = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}, time.perf_counter()
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=errors, **pipes) as process,
@@ -518,14 +519,16 @@ def worker(name, args):
             return json.loads(answer)
 
         try:
-            yield take_turn(), take_turn
+            first = take_turn()
+            first["start_up"] = time.perf_counter() - started - first.get("seconds", 0) - first.get("judging", 0)
+            yield first, take_turn
         finally:
             process.kill()
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
 def machine():
-    """The processor's name, as far as the system tells it, and the versions of what is compared."""
+    """The processor's name, if the system knows it, and the versions of what is compared."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -535,7 +538,7 @@ def machine():
 
 
 def table(rounds):
-    """The lines of the result: one a contender, then the limit."""
+    """The lines of the result: one for each contender, then the limit."""
     lines = [f"{'':14}{'images/s (quartiles)':27}{'ours / it (quartiles)':22}{'objective':>9}"]
     names = [name for name in CONTENDERS if name in rounds[0]]
     objectives = {name: rounds[-1][name]["objective"] for name in names}
@@ -559,40 +562,41 @@ def table(rounds):
 
 
 def time_to(mark, turns):
-    """How long a contender took to bring the test ELBO to `mark` nats, from its turns of one epoch, or None.
+    """How long a contender took until its test ELBO reached `mark` nats, or None if it did not. A turn is one epoch.
 
-    `seconds` are those of its turns until then, but with the first, in which it also compiled, counted as long as the
-    median of the others; `with_first` are all seconds as measured.
+    In `seconds`, the first turn, which also compiles, counts as long as the median of the others. `with_start` is the
+    time of all these turns as they were, and of the start-up before them.
     """
     epochs = next((epoch for epoch, turn in enumerate(turns, 1) if turn["test_elbo"] >= mark), None)
     if epochs is None:
         return None
     first, *others = [turn["seconds"] for turn in turns]
-    with_first = first + sum(others[: epochs - 1])
-    return {"epochs": epochs, "seconds": with_first - first + float(np.median(others)), "with_first": with_first}
+    later = sum(others[: epochs - 1])
+    with_start = turns[0]["start_up"] + first + later
+    return {"epochs": epochs, "seconds": float(np.median(others)) + later, "with_start": with_start}
 
 
 def quality(rounds):
-    """By mark and contender, what time_to returns."""
+    """What time_to returns, by mark and contender."""
     return {mark: {name: time_to(mark, [r[name] for r in rounds]) for name in rounds[0]} for mark in MARKS}
 
 
 def quality_table(rounds):
-    """The lines of the result: first how fast and how far all came, then how long they took to each mark."""
-    lines = [f"{'':14}{'seconds per epoch (quartiles)':31}{'first epoch':>11}{'last test ELBO':>16}"]
+    """The lines of the result: how fast and how good each was, then how long each took to each mark."""
+    lines = [f"{'':14}{'seconds per epoch (quartiles)':31}{'start-up':>10}{'first epoch':>13}{'last test ELBO':>16}"]
     for name in rounds[0]:
         first, *others = [r[name]["seconds"] for r in rounds]
-        elbo = rounds[-1][name]["test_elbo"]
-        lines.append(f"{CONTENDERS[name][2]:14}{spread(others, 2):31}{first:11.2f}{elbo:16.2f}")
+        start_up, elbo = rounds[0][name]["start_up"], rounds[-1][name]["test_elbo"]
+        lines.append(f"{CONTENDERS[name][2]:14}{spread(others, 2):31}{start_up:10.2f}{first:13.2f}{elbo:16.2f}")
     for mark, times in quality(rounds).items():
         lines.append(f"Training until the test ELBO is at least {mark:g} nats, in seconds:")
-        lines.append(f"{'':14}{'epochs':>6}{'seconds':>10}{'it / ours':>11}{'with compilation':>18}{'it / ours':>11}")
+        lines.append(f"{'':14}{'epochs':>6}{'seconds':>10}{'it / ours':>11}{'from the start':>18}{'it / ours':>11}")
         for name, taken in times.items():
             if taken is None:
                 lines.append(f"{CONTENDERS[name][2]:14}not within {len(rounds)} epochs")
                 continue
             line = f"{CONTENDERS[name][2]:14}{taken['epochs']:6}"
-            for key, width in (("seconds", 10), ("with_first", 18)):
+            for key, width in (("seconds", 10), ("with_start", 18)):
                 ratio = f"{taken[key] / times['ours'][key]:.2f}" if name != "ours" and times.get("ours") else ""
                 line += f"{taken[key]:{width}.1f}{ratio:>11}"
             lines.append(line.rstrip())
@@ -600,7 +604,7 @@ def quality_table(rounds):
 
 
 def profile_table(rounds, batch_size):
-    """The lines of the result: what the parts of our step take of it, and how near to the limit the products come."""
+    """The lines of the result: the share of each part in our step, and how near the products come to the limit."""
     ours, speed = (np.array([r["ours"][key] for r in rounds]) for key in ("seconds", "images_per_second"))
     milliseconds = 1000 * batch_size / speed
     lines = [f"{'':17}{'ms per step (quartiles)':27}{'percent of it (quartiles)':25}"]
@@ -610,7 +614,7 @@ def profile_table(rounds, batch_size):
         share = np.array([r[name]["seconds"] for r in rounds]) / ours
         rest -= 100 * share
         lines.append(f"{name:17}{spread(share * milliseconds, 2):27}{spread(100 * share)}")
-    lines.append(f"{'all else':44}{spread(rest)}")
+    lines.append(f"{'everything else':44}{spread(rest)}")
     limit = np.array([1e9 * r["gemm"]["gflops_per_second"] / flops_per_image() for r in rounds])
     products = speed * ours / np.array([r["matrix products"]["seconds"] for r in rounds])
     lines.append(f"Of the GEMM limit our step reaches {spread(100 * speed / limit)} percent,")
@@ -666,7 +670,7 @@ def parse(argv):
 
 
 def check_whole_run(parser, args):
-    """Refuse what makes no sense with --whole-run, and fill in what was not asked for."""
+    """Refuse options that make no sense with --whole-run, and fill in the defaults."""
     for name in ("architecture", "time_to_quality", "profile", "steps", "batch_size"):
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')}: does not go with --whole-run")
@@ -685,9 +689,9 @@ def check_whole_run(parser, args):
 
 
 def take_rounds(turns, args):
-    """Have all in `turns` take their turns; return the rounds.
+    """Let all in `turns` take their turns, and return the rounds.
 
-    For speeds, a round in which they compile and warm up comes before those that count. For the time to quality all
+    For speeds, the first round, in which they compile and warm up, does not count. For the time to quality all rounds
     count, and they end as soon as all contenders have reached the last mark.
     """
 
@@ -711,7 +715,7 @@ def take_rounds(turns, args):
 
 
 def write_results(name, args, results):
-    """Write what was measured, and how, to a file in predictions/, unless it was only tried out."""
+    """Write what was measured, and how, to a file in predictions/; a quick trial is not kept."""
     if not args.quick:
         OUTPUT.mkdir(exist_ok=True)
         arguments = {option: str(value) if isinstance(value, Path) else value for option, value in vars(args).items()}
@@ -740,7 +744,7 @@ def main(argv=None):
     for name in missing:
         print(f"{CONTENDERS[name][2]}: not installed, skipped; see requirements-benchmark.txt")
     if args.time_to_quality:
-        mnist_images(args.held_out)  # so that it is fetched once, and before all else
+        mnist_images(args.held_out)  # a download, if needed, happens here, once
     rounds = take_rounds(turns, args)
     name, results = {"mlp": "benchmark", "conv": "benchmark_conv"}[args.architecture], {}
     if args.time_to_quality:
