@@ -3,9 +3,9 @@
     python -m experiments.likelihood vae            # one row
     python -m experiments.likelihood                # all rows, which takes hours, then the table
 
-A row is one training, or several of which each starts from the weights of the one before. Then it is evaluated as by
-experiments.evaluate. Networks, rates and clipping were chosen on 5,000 images held out of the training set (--held-out
-trains a row without them and evaluates on them); rows of the table are trained on all 60,000. Trainings are kept in
+A row is one training, or several, each of which starts from the weights of the one before. Then experiments.evaluate
+evaluates it. Networks, rates and clipping were chosen on 5,000 training images that were held out. (--held-out trains a
+row without these, and evaluates on them.) The rows of the table are trained on all 60,000. Trainings are kept in
 predictions/likelihood/, the numbers and their figure in images/. After Ctrl-C the same command goes on.
 """
 
@@ -29,7 +29,7 @@ from utils.settings import ROOT, Settings, from_params
 HELD_OUT = 5_000
 PAGE = ROOT / "docs" / "likelihoods.md"
 
-# What all rows have in common, beside what the Analysis fixes, which names every constant that has a part in a result.
+# What all rows have in common. It starts from the settings of the Analysis, which fix every constant that matters.
 COMMON = BASE | {
     "kl_steps": 10_000, "bound_chunk": 500, "batch_size": 100, "gradient_clip": 20.0, "seed": 0,
     "log_every": 1_000, "images_every": 50, "checkpoint_every": 20_000, "nll_samples": 0,
@@ -42,14 +42,14 @@ FLOW = {
     "prior": "realnvp", "batch_size": 250, "kl_steps": 2_000, "learning_rate": 3e-3, "gradient_clip": 5.0,
 }  # fmt: skip
 WIDE = {"encoder_layers": (800, 800), "decoder_layers": (800, 800), "learning_rate": 2e-3}
-TIGHTEN = {"bound": "dreg", "kl_schedule": "constant", "learning_rate": 5e-4}  # a tighter bound, to end with
-PLACES = {"data_dir", "output_dir", "run_name", "start_from"}  # settings that say where, not what
+TIGHTEN = {"bound": "dreg", "kl_schedule": "constant", "learning_rate": 5e-4}  # a tighter bound at the end
+PLACES = {"data_dir", "output_dir", "run_name", "start_from"}  # say where a result is, and do not affect it
 BOUND_NAMES = {"iwae": "IWAE", "dreg": "DReG"}
 QUICK = {"labels": (1, 7), "encoder_layers": (32,), "decoder_layers": (32,), "kl_steps": 50}
 
 
 class Row(NamedTuple):
-    """A row of the table: what it is, its trainings one after the other, and what to compare it with."""
+    """A row of the table: its title, its trainings in their order, and a published number to compare it with."""
 
     title: str
     stages: tuple[dict[str, Any], ...]
@@ -62,7 +62,7 @@ ROWS = {
         (BURDA | {"epochs": 2_000, "gradient_clip": 0.0},),  # clipping would take a seventh of the time
         published="86.76 (Burda et al. 2015), 86.35 (nbip/IWAE)",
     ),
-    "iwae": Row(  # draws are added as it goes on: each costs time, and the early epochs can do without
+    "iwae": Row(  # each draw costs time, and the early epochs can do without many
         "IWAE of Burda et al.: the same network, K = 50",
         (
             BURDA | {"epochs": 1_500},
@@ -99,7 +99,7 @@ ROWS = {
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line asks for: rows, samples (for each test image), held_out, quick, images (a folder)."""
+    """The arguments: rows, samples (per test image), held_out, quick, and images (a folder)."""
     rows = "\n".join(f"  {name:<8} {row.title}" for name, row in ROWS.items())
     parser = experiment_parser("likelihood", f"{__doc__}\nrows:\n{rows}")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which to make: {', '.join(ROWS)} [default all]")
@@ -117,7 +117,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     console.begin()
     ASKED = read_command_line()
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the table's hardware is the CPU, whatever else there is
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the rows are made on the CPU, even if there is a GPU
 
 from matplotlib.figure import Figure
 
@@ -130,9 +130,9 @@ from utils import pictures, runs
 
 # --- a row ------------------------------------------------------------------------------------------------------------
 def stages_of(name: str, asked: argparse.Namespace) -> list[Settings]:
-    """The settings of a row's trainings, in their order; each but the first starts from the one before.
+    """The settings of a row's trainings, in their order. Each but the first starts from the one before.
 
-    A training is named after its settings and those before it, so that rows that begin alike share their beginning.
+    A training is named after its settings and those of the trainings before it. So rows that begin alike share these.
     """
     parent, found, history = ROOT / "predictions" / ("quick-likelihood" if asked.quick else "likelihood"), [], []
     for stage in ROWS[name].stages:
@@ -150,11 +150,10 @@ def stages_of(name: str, asked: argparse.Namespace) -> list[Settings]:
 
 
 def train(settings: Settings) -> tuple[Path, dict[str, float]]:
-    """Make a training, or what is missing of it; return its folder and the minutes it took, until its last picture.
+    """Make a training, or the rest of it; return its folder and the minutes that it took.
 
-    They are those of the clock and, since the machine may have had other work to do, of the processor: what all cores
-    together spent on it. They are written with every checkpoint, so that of a training that is killed no more is lost
-    than has to be trained again.
+    The minutes are those of the clock and, because the machine may have had other work to do, of the processor: what
+    all cores together spent on it. They are written with every checkpoint, so that they are right after a crash, too.
     """
     folder = Path(settings.output_dir) / settings.run_name
     path = folder / "minutes.json"
@@ -203,9 +202,9 @@ def make_row(name: str, asked: argparse.Namespace) -> dict[str, Any]:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 def publish(numbers: dict[str, Any], asked: argparse.Namespace) -> None:
-    """Write the numbers of all rows that were ever made to likelihood.json and draw their bounds beside it, as .png.
+    """Write the numbers of all rows made so far to likelihood.json, and draw their bounds to the .png beside it.
 
-    Prints their table too, and puts it in docs/likelihoods.md.
+    Also prints their table, and puts it in docs/likelihoods.md.
     """
     path = asked.images / ("likelihood-held-out.json" if asked.held_out else "likelihood.json")
     before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
@@ -220,7 +219,7 @@ def publish(numbers: dict[str, Any], asked: argparse.Namespace) -> None:
 
 
 def save_figure(path: Path, rows: dict[str, Any]) -> None:
-    """Draw the bound on the log-likelihood of each row of MNIST as a function of the number of draws."""
+    """Draw the bound on the log-likelihood against the number of draws, for each row of MNIST."""
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
     rows = {name: row for name, row in rows.items() if row["trainings"][0]["settings"]["dataset"] == "mnist"} or rows
@@ -265,7 +264,7 @@ def table_of(rows: dict[str, Any]) -> str:
 
 
 def main(asked: argparse.Namespace) -> int:
-    """Make the rows that are asked for; return the exit code."""
+    """Make the rows that were asked for; return the exit code."""
 
     def work():
         numbers = {}

@@ -1,4 +1,4 @@
-"""Numbers of an experiment as its tables show them, and where they go: a JSON file, the console, a page of docs/."""
+"""Format the numbers of an experiment, and write them to a JSON file, the console and a page of docs/."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,19 +15,19 @@ ANALYSIS = ROOT / "docs" / "analysis.md"  # the page with their tables
 
 
 def summary(values: Iterable[float]) -> dict[str, Any]:
-    """Mean and, of several values, their standard deviation (of one: None), with the values themselves."""
+    """The mean of values, their standard deviation (None for a single value), and the values themselves."""
     values = [float(value) for value in values]
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "sd": spread, "values": values}
 
 
 def over_seeds(values: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """The same numbers of several seeds, each summarised."""
+    """A summary of each number over several seeds."""
     return {name: summary(value[name] for value in values) for name in values[0]}
 
 
 def in_percent(summarised: dict[str, Any]) -> dict[str, Any]:
-    """A summary of shares as one of percents."""
+    """A summary of shares, converted to percent."""
     return summary(100 * value for value in summarised["values"])
 
 
@@ -40,7 +40,7 @@ def shown(summarised: dict[str, Any], digits: int = 1) -> str:
 
 
 def percent(summarised: dict[str, Any], digits: int = 1) -> str:
-    """A summary of shares, shown as percents."""
+    """A summary of shares, shown in percent."""
     return shown(in_percent(summarised), digits)
 
 
@@ -53,7 +53,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> None:
     """Write numbers and tables to <name>.json beside the figures, print the tables, and put them into the Analysis.
 
-    The page is changed only if its own figures are, those in images/.
+    The page changes only if the study writes to images/, where the figures of the page are.
     """
     about = {"command": f"python -m experiments.{study.name}", "seeds": study.seeds, "quick": study.quick}
     write_json(study.images / f"{study.name}.json", about | numbers | {"tables": tables})
@@ -64,7 +64,7 @@ def publish(study: Study, numbers: dict[str, Any], tables: dict[str, str]) -> No
 
 
 def put_tables(page: Path, tables: dict[str, str]) -> None:
-    """Put these tables in their places on a page. Raises ValueError as with_tables does, with the page's name."""
+    """Put these tables in their places on a page. Raises ValueError, as with_tables does, and names the page."""
     try:
         text = with_tables(page.read_text(encoding="utf-8"), tables)
     except ValueError as error:

@@ -1,14 +1,14 @@
-"""Shared by benchmark.py and whole_run.py: the loop that they time, cores, a process's variables, quartiles."""
+"""What benchmark.py and whole_run.py share: the loop that they time, cores, environment variables, quartiles."""
 
 import os
 
 import numpy as np
 
-IMAGES = 60_000  # that an epoch trains on
+IMAGES = 60_000  # of an epoch
 
 
 def our_loop(images, settings):
-    """The loop of main.py as it is: an epoch is trained on in one call, while the next one, if any, is drawn."""
+    """The loop of main.py as it is: one call trains an epoch while the next one is drawn."""
     import main as project
     from utils.batches import of_run
     from utils.start import tf
@@ -36,8 +36,8 @@ def usable_cores():
 
 
 def environment():
-    """The variables of a contender's process."""
-    # These choose kernels and how XLA compiles: whoever has set them for another purpose would tilt the comparison.
+    """The environment variables of a contender's process."""
+    # These choose kernels and how XLA compiles. If they are set for another purpose, the comparison is not fair.
     tilting = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "XLA_FLAGS")
     kept = {name: value for name, value in os.environ.items() if name not in tilting}
     return kept | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
