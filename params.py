@@ -1,4 +1,4 @@
-"""Every constant you may turn, in blocks. Edit a value and run `python main.py`.
+"""Every constant you may change, in blocks. Edit a value and run `python main.py`.
 
 To change a constant for one run only, name it on the command line: `python main.py --latent-dim 2`. The annotation
 after a name says which values are allowed. Any other value is refused, in one line, before the run starts. A constant
@@ -32,18 +32,18 @@ DATA_DIR: _Place = "~/.cache/vae"  # folder that keeps downloads; for celeba and
 # a file (.npz, .npy, .csv, IDX; plain or .gz) or a folder of such files
 IMAGE_SIZE: Annotated[int, Ge(4), Le(1_024)] = 64  # side of the images after resizing, in pixels (celeba, folder,
 # tfds:); MNIST has 28, and arrays keep their size
-IMAGE_CROP: Annotated[int, Ge(0), Le(65_536)] = 0  # side of the centre square that is cropped before that, in
+IMAGE_CROP: Annotated[int, Ge(0), Le(65_536)] = 0  # side of the centre square that is cut out before resizing, in
 # pixels; 0: 148 for celeba, else the largest square
-IMAGE_FIT: Literal["crop", "pad", "keep"] = "crop"  # makes other shapes square: "crop" takes the centre, "pad" puts all
-# of the picture on black; "keep" (folder only): all get the most common shape, with IMAGE_SIZE as the longer side
+IMAGE_FIT: Literal["crop", "pad", "keep"] = "crop"  # other shapes: "crop" takes the centre square, "pad" puts the whole
+# picture on a black square, "keep" (folder only) gives all their median shape, with IMAGE_SIZE as the longer side
 SKIP_BAD_IMAGES: bool = False  # an image that cannot be read: True uses the next one instead and counts it, False ends
 # the run
 BINARIZE: Literal["dynamic", "none"] = "dynamic"  # "dynamic" draws each pixel black or white in each epoch, with
-# its brightness as the probability of white; likelihoods need this
+# its brightness as the probability of white; with "ce", a likelihood needs this
 LABELS: Annotated[tuple[_Label, ...], "as in (1, 7)"] = ()  # train only on these labels, by number or name: (1, 7) or
 # ("cat", "dog"); none means all
-HELD_OUT: Annotated[int, Ge(0), Le(10**9)] = 0  # test on this many of the training images, the last ones, instead of
-# on the test images; for choosing settings
+HELD_OUT: Annotated[int, Ge(0), Le(10**9)] = 0  # the last so many training images are left out of training, and tested
+# on instead of the test images; for choosing settings
 
 # --- model ------------------------------------------------------------------------------------------------------------
 ARCHITECTURE: Literal["mlp", "conv", "resnet"] = "mlp"  # dense layers, convolutions, or convolutions with residual
@@ -57,7 +57,7 @@ ACTIVATION: Literal["relu", "gelu", "silu", "elu", "tanh"] = "silu"  # after eac
 LATENT_DIM: Annotated[int, Ge(1), Le(4_096)] = 20  # latents per image; with 2, manifold.png draws them as a map
 NOISE_DIM: Annotated[int, Ge(0), Le(4_096)] = 0  # extra inputs of the decoder that are pure noise, to see whether it
 # uses them (docs/analysis.md, 6)
-AUTOENCODER: bool = False  # True: a plain autoencoder, without noise, KL, and a prior to sample from
+AUTOENCODER: bool = False  # True: a plain autoencoder, with no noise, no KL and no prior to sample from
 
 # --- prior ------------------------------------------------------------------------------------------------------------
 PRIOR: Literal["standard", "vampprior", "mixture", "realnvp"] = "standard"  # N(0, I), or a learned one: a mixture of
@@ -81,15 +81,15 @@ KL_WEIGHT_START: Annotated[float, Ge(0), Le(10**6)] = 0.0  # at step 0; if low, 
 KL_WEIGHT_END: Annotated[float, Ge(0), Le(10**6)] = 1.0  # from step KL_STEPS on; 1 is the ELBO, others are beta-VAE
 KL_STEPS: Annotated[int, Ge(0), Lt(2**31)] = 0  # steps from start to end; 0: a third of the run, at most 2,000
 KL_CYCLES: Annotated[int, Ge(1), Lt(2**31)] = 4  # ramps within KL_STEPS ("cyclical"); each rises in its first half
-FREE_BITS: Annotated[float, Ge(0), Le(10**6)] = 0.0  # nats of KL that each latent has free, so that none gives up
+FREE_BITS: Annotated[float, Ge(0), Le(10**6)] = 0.0  # nats of KL that each latent has free, to keep it active
 
 # --- bound ------------------------------------------------------------------------------------------------------------
 BOUND: Literal["elbo", "iwae", "dreg"] = "elbo"  # what is maximised: the ELBO, or the tighter importance-weighted
-# bound, with its plain gradient or with a less noisy one
+# bound, "iwae" with its plain gradient, "dreg" with a less noisy one
 BOUND_SAMPLES: Annotated[int, Ge(1), Le(65_536)] = 1  # draws of z per image and step; more make a tighter bound or,
 # with the ELBO, less noise
-BOUND_CHUNK: Annotated[int, Ge(1), Le(65_536)] = 1_024  # most draws that are computed at once; a batch with more is
-# split into equal parts, to save memory
+BOUND_CHUNK: Annotated[int, Ge(1), Le(65_536)] = 1_024  # largest number of draws computed at once; a batch with more
+# is split into equal parts, to save memory
 
 # --- optimiser --------------------------------------------------------------------------------------------------------
 BATCH_SIZE: Annotated[int, Ge(1), Le(10**6)] = 128  # images per step, on all devices together
@@ -104,7 +104,7 @@ SEED: Annotated[int, Ge(0), Lt(2**31)] = 0  # of all random draws; change it to 
 RUN_NAME: _Name = ""  # folder of the run; "": a name made from its settings, such as mnist-ce-z20
 START_FROM: _Path = ""  # a run, by name or folder, whose weights to start from; "": random weights
 OUTPUT_DIR: _Path = "predictions"  # folder that holds the runs
-LOG_EVERY: Annotated[int, Ge(1), Le(10**9)] = 100  # steps that a line of history.jsonl is the mean of
+LOG_EVERY: Annotated[int, Ge(1), Le(10**9)] = 100  # each line of history.jsonl is the mean of so many steps
 IMAGES_EVERY: Annotated[int, Ge(1), Le(10**6)] = 1  # epochs between two grids of samples and reconstructions
 CHECKPOINT_EVERY: Annotated[int, Ge(1), Le(10**9)] = 1_000  # steps between two checkpoints
 NLL_SAMPLES: Annotated[int, Ge(0), Le(10**6)] = 128  # importance samples per test image for the log-likelihood; 0: none
