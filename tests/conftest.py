@@ -1,4 +1,4 @@
-"""Slow tests, which are left out unless --slow is given, and what the tests of the experiments share."""
+"""Slow tests are left out unless --slow is given; fixtures that the tests of the experiments share."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
 
 
-@pytest.hookimpl(trylast=True)  # of what -k and -m leave
+@pytest.hookimpl(trylast=True)  # last, after -k and -m
 def pytest_collection_modifyitems(config, items):
     """Leave out the slow tests, named or not, and remember how many they are."""
     if config.getoption("--slow"):
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config, items):
     config.stash[LEFT_OUT] = len(slow)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the reporter, whose last line is written when a session ends
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the reporter, which writes its last line when a session ends
 def pytest_sessionfinish(session):
     """Say in the last line how many slow tests were left out."""
     result = yield
@@ -43,13 +43,13 @@ def pytest_sessionfinish(session):
 # --- experiments ------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
 def quick_trainings(tmp_path_factory):
-    """The trainings of all experiments' quick modes: what two of them need is made once."""
+    """The folder of all quick trainings: one that two experiments need is made once."""
     return tmp_path_factory.mktemp("trainings")
 
 
 @pytest.fixture(scope="session")
 def train_judge():
-    """classifier.train_classifier, which trains once on the same images: those that judge quick studies are one."""
+    """classifier.train_classifier, which trains once on the same images: all quick studies share a judge."""
     train, trained = classifier.train_classifier, {}
 
     def train_once(images, labels, seed):
@@ -71,7 +71,7 @@ def run_quick(tmp_path_factory, quick_trainings, train_judge):
         with pytest.MonkeyPatch.context() as patch:
             set_xla(patch)  # compiling takes longer than trainings this small
             patch.setattr(classifier, "train_classifier", train_judge)
-            patch.setattr(curves, "save_curves", lambda path, *_, **__: path.touch())  # nobody looks at all of them
+            patch.setattr(curves, "save_curves", lambda path, *_, **__: path.touch())  # nobody looks at them
             experiment.run(make_study(name, quick=True, images=folder)._replace(trainings=quick_trainings))
         return folder, json.loads((folder / f"{name}.json").read_text(), parse_constant=pytest.fail)  # NaN, infinity
 

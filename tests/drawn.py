@@ -1,11 +1,11 @@
-"""Image files that can be told apart by their shade of grey."""
+"""Image files that differ in their shade of grey."""
 
 import numpy as np
 from PIL import Image
 
 
 def shade(number):
-    """A level of grey that tells the images of a test apart, also after JPEG's losses."""
+    """A level of grey for each image of a test, distinct even after JPEG's losses."""
     return 5 * number
 
 
@@ -15,5 +15,5 @@ def draw(path, number, mode="RGB", size=(20, 24), **options):
 
 
 def numbers_of(images):
-    """Which images these are, by their shades."""
+    """The numbers of these images, from their shades."""
     return np.rint(images[:].mean(axis=(1, 2, 3)) / 5).astype(int).tolist()

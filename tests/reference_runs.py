@@ -25,7 +25,7 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve()
 NUMBERS = HERE.with_suffix(".json")
 TERMS = ("objective", "reconstruction", "kl")
-IN_REPORT = (  # what is kept of a report
+IN_REPORT = (  # the numbers of a report that are kept
     "test_elbo", "test_reconstruction", "test_kl", "test_nll", "test_log_density", "standard_error_images",
     "standard_error_sampling", "active_units",
 )  # fmt: skip
@@ -67,7 +67,7 @@ RUNS = {
     },
     "mixture, DReG": SHORT | {
         "prior": "mixture", "prior-components": "10", "bound": "dreg", "bound-samples": "4", "bound-chunk": "1000",
-        "kl-weight-end": "0.5",  # a chunk that divides the test images: f235d13 drew others for the rest of them
+        "kl-weight-end": "0.5",  # the chunk divides the test images: for a remainder f235d13 made other draws
     },
     "realnvp": SHORT | {
         "prior": "realnvp", "prior-layers": "3", "prior-units": "16", "gradient-clip": "20", "learning-rate": "0.003",
@@ -104,7 +104,7 @@ main.train(read_command_line(sys.argv[2:]).settings, watch=die, watch_at=(int(sy
 
 
 def command_line(constants, images, runs):
-    """The words that name all constants; `images` is where those of a folder are, `runs` is where runs go."""
+    """The words that set all constants; `images` is the folder of images, `runs` is where runs go."""
     found = ["--output-dir", str(runs), "--run-name", "", "--start-from", ""]
     for name, value in constants.items():
         found += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", *value.split()]
@@ -126,7 +126,7 @@ def draw_folder(folder):
 
 
 def make_run(name, images):
-    """Make a run; return its numbers, which are the same in whatever order runs are made."""
+    """Make a run; return its numbers, which do not depend on the order in which runs are made."""
     import main
     from utils.settings import read_command_line
 
@@ -146,7 +146,7 @@ def make_run(name, images):
         (folder,) = Path(runs).iterdir()
         lines = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
         report = json.loads((folder / "report.json").read_text())
-    if report["test_elbo"] is None:  # at f235d13 all -(loss + KL) had that name
+    if report["test_elbo"] is None:  # f235d13 called every -(loss + KL) an ELBO
         report["test_elbo"] = report.get("-(loss + KL)")
     history = {
         split: [[line["step"], *(short(line[term]) for term in TERMS)] for line in lines if line["split"] == split]
@@ -156,7 +156,7 @@ def make_run(name, images):
 
 
 def short(number):
-    """Nine digits, which tell every float32 from all others."""
+    """Nine digits, enough to distinguish any two float32 numbers."""
     return None if number is None else float(f"{number:.9g}")
 
 
@@ -169,7 +169,7 @@ def make_runs(names):
 
 
 def machine():
-    """What the last bits of a number depend on."""
+    """The processor and versions behind a number's last bits."""
     cpu = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpu)}
     wide = sorted(flag for flag in about.get("flags", "").split() if flag.startswith(("avx", "amx", "fma")))
@@ -178,8 +178,8 @@ def machine():
 
 
 def deviation(found, expected, steps=math.inf):
-    """By how much two runs differ at most, in any term of the history up to so many steps: relative, of terms below 1
-    absolute. Infinite if their lines are not of the same steps, or there are none."""
+    """The largest difference of two runs in any term of the history up to so many steps: relative, or absolute for
+    terms below 1. Infinite if their lines are not of the same steps, or if there are none."""
     sizes = []
     for split in ("train", "test"):
         lines, others = ([line for line in run[split] if line[0] <= steps] for run in (found, expected))
@@ -190,7 +190,7 @@ def deviation(found, expected, steps=math.inf):
 
 
 def size_of(number, expected):
-    """The relative difference of two numbers, of those below 1 the absolute one. Two None are the same."""
+    """The relative difference of two numbers, or the absolute one if they are below 1. Two None are the same."""
     if number is None or expected is None:
         return 0.0 if number is expected else math.inf
     size = abs(number - expected) / max(1, abs(expected))
@@ -198,7 +198,7 @@ def size_of(number, expected):
 
 
 def main():
-    """Make the runs; write their numbers, or show how far they are from those written."""
+    """Make the runs; write their numbers, or show how far they are from the written ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = "the folder whose main.py is run [default: this project's]"
     parser.add_argument("--code", type=Path, default=HERE.parents[1], metavar="DIR", help=folder)

@@ -1,4 +1,4 @@
-"""What several test files need: processes of a user's own, a full disk, what a folder holds, images to read."""
+"""Helpers of several test files: environment, XLA, addresses, folders, pictures, images and histories."""
 
 import errno
 import os
@@ -20,17 +20,17 @@ from utils.dataset import BadImage, LazyImages
 REPOSITORY = Path(__file__).resolve().parents[1]
 ARRAY = np.random.default_rng(1).integers(256, size=(40, 4, 5, 3), dtype=np.uint8)
 PLACES = {"data_dir", "output_dir", "run_name", "start_from"}
-OURS = {name.replace("-", "_") for name in DEFAULT} | PLACES  # constants; what else is in params.py is the user's own
+OURS = {name.replace("-", "_") for name in DEFAULT} | PLACES  # constants; any other in params.py is the user's own
 
 
 def users_environment():
-    """The environment of this process without what importing main has set: a user's shell has none of it."""
+    """This process's environment without the variables that importing main sets: a user's shell has none of them."""
     own = ("TF_", "XLA_", "KERAS_", "TQDM_")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)}
 
 
 def set_xla(patch, compiled=False):
-    """Have every room compile by XLA or not, whatever the networks are."""
+    """Make every module compile by XLA or not, whatever the networks are."""
     rooms = [name for name in sys.modules if name == "main" or name.startswith(("utils.", "experiments."))]
     for name in rooms:
         if "xla_pays" in vars(sys.modules[name]):
@@ -38,14 +38,14 @@ def set_xla(patch, compiled=False):
 
 
 def free_addresses(count):
-    """Addresses on this machine at which nobody listens."""
+    """Addresses on this machine that no process listens on."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
 def contents(folder):
-    """Every file below the folder, hidden ones too, and what it holds."""
+    """The content of every file below the folder, including hidden ones, by path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -60,7 +60,7 @@ def opened(path):
 
 
 def lazy(numbers=range(40), bad=(), skip=False, seen=None):
-    """LazyImages over ARRAY, of which the `bad` numbers cannot be read; those that were asked for are put in `seen`."""
+    """LazyImages over ARRAY: the `bad` numbers cannot be read; the numbers that were asked for are put in `seen`."""
 
     def read(number):
         time.sleep(0.02 if number % 10 == 3 else 0)  # so that threads overtake each other
@@ -82,8 +82,8 @@ def written(folder, steps, split="train"):
 
 
 def scalars(folder):
-    """What TensorBoard's own reader finds: {(train or test / tag, step): a value or, of a picture, (3,) texts}; that
-    none is there twice is checked on the way."""
+    """What TensorBoard's own reader finds: {(train or test / tag, step): a value, or (3,) texts for a picture}. It also
+    checks that nothing is there twice."""
     found, place = {}, folder / "tensorboard"
     for path in sorted(place.rglob("*tfevents*")):
         for event in EventFileLoader(str(path)).Load():

@@ -1,4 +1,4 @@
-"""experiments/apply.py: scores, order and reconstructions of one's own images, held to Pillow and NumPy."""
+"""experiments/apply.py: scores, order and reconstructions of a user's images, compared with Pillow and NumPy."""
 
 import csv
 
@@ -38,7 +38,7 @@ def make_run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mine(tmp_path):
-    """A folder with three images in two sizes and modes, below it a text and an image that is broken."""
+    """A folder with three images in two sizes and modes, one of them in a subfolder, a text and a broken image."""
     place, rng = tmp_path / "mine", np.random.default_rng(1)
     (place / "more").mkdir(parents=True)
     Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(place / "colours.png")
@@ -164,7 +164,7 @@ def test_of_many_images_the_first_and_the_last_are_drawn_and_some_written(make_r
     assert [panel.get_title() for panel in panels] == titles
     for panel, at in zip(panels, shown, strict=True):
         (image,) = panel.get_images()
-        pixels = image.get_array()[2:10, 2:10].reshape(1, 64) / 255  # of the upper image, inside its frame
+        pixels = image.get_array()[2:10, 2:10].reshape(1, 64) / 255  # the upper image, inside its frame
         np.testing.assert_array_equal(pixels, prepared(lines[at]["file"]))
     written = sorted(path.name for path in (folder / "applied" / "reconstructions").iterdir())
     assert written == [f"{n:04}_{line['file'].rpartition('/')[2]}" for n, line in enumerate(lines[:10], 1)]

@@ -33,7 +33,7 @@ def refused(path):
 
 
 def everything(dataset):
-    """Images and labels of both parts in the order of the images' bytes, which no shuffling changes."""
+    """Images and labels of both parts, sorted by the images' bytes, so that shuffling has no effect."""
     images = np.concatenate((dataset.train_images, dataset.test_images))
     order = np.lexsort(images.reshape(len(images), -1).T)
     return images[order], np.concatenate((dataset.train_labels, dataset.test_labels))[order]
@@ -100,7 +100,7 @@ def test_the_tenth_keeps_copies_together_and_follows_from_the_images_and_not_the
 
 
 def as_written(kind, images):
-    """Files of images (N, H, W) by their names, and how many there are to test on."""
+    """Files of images (N, H, W) by name, and the number of test images."""
     if kind == "npy":
         return {"train.npy": images[:15], "test.npy": images[15:]}, 5
     if kind == "idx":
@@ -148,7 +148,7 @@ def test_a_csv_has_labels_and_a_header_or_not(delimiter, header, tmp_path):
     ]
     if header.startswith("id"):
         rows = [[number, *row] for number, row in enumerate(rows)]
-    if header == "0":  # of a table without names
+    if header == "0":  # a table without column names
         rows.insert(0, range(37))
     if "pixel0" in header:
         rows.insert(0, header.split(",") + [f"pixel{n}" for n in range(1, 36)])
@@ -194,7 +194,7 @@ SMOOTH = np.add.outer(np.arange(20), np.add.outer(np.add.outer(np.arange(6), np.
 def test_images_may_have_any_layout(given, expected, tmp_path):
     given[0, 0] |= 0  # the arrays are not changed by another test
     np.save(tmp_path / "a.npy", given)
-    if expected is None:  # transparent: white, and both are then the same
+    if expected is None:  # transparent pixels become white, so both images are the same
         assert "no two differ" in refused(tmp_path)
     else:
         assert_holds(loaded(tmp_path), expected)

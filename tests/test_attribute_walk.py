@@ -1,4 +1,4 @@
-"""experiments/attribute_walk.py on linear networks and planted attributes, where NumPy knows every number."""
+"""experiments/attribute_walk.py on linear networks and planted attributes, where NumPy can compute every number."""
 
 import json
 import re
@@ -27,7 +27,7 @@ STEPS = np.array([0, 0.5, 1, 1.5, 2])
 
 
 class Stored:
-    """Images on a disk, as it were: their number, shape, slices and arrays of row numbers are all there is of them."""
+    """A stand-in for images on a disk: it only has their number, shape, slices and arrays of row numbers."""
 
     def __init__(self, images, most=None):
         self.images, self.shape, self.most = images, images.shape, most or len(images)
@@ -63,7 +63,7 @@ class Attributed(NamedTuple):
 
 
 def with_bright_corners(count, shape, seed):
-    """Images of which some have a bright corner, and attributes (count, 5) that have to do with it more or less."""
+    """Images, some with a bright corner, and attributes (count, 5) that depend on the corner more or less."""
     rng = np.random.default_rng(seed)
     bright, coin, toss = rng.random((3, count)) < [[0.6], [0.5], [0.5]]
     images = rng.integers(0, 256, (count, *shape))
@@ -90,7 +90,7 @@ def make_run(tmp_path, monkeypatch):
         settings = from_params(**LINEAR | {"latent_dim": pixels, "output_dir": str(tmp_path)} | overrides)
         vae = main.build_vae(settings, shape)
         vae.encoder.get_layer("posterior").set_weights([np.eye(pixels, 2 * pixels), np.zeros(2 * pixels)])
-        of_noise = np.full((1, pixels), 100)  # the noise latent would spoil everything if it was not 0
+        of_noise = np.full((1, pixels), 100)  # a noise latent that is not 0 spoils every pixel
         kernel = np.vstack([8 * np.eye(pixels), of_noise])
         vae.decoder.get_layer("pixels").set_weights([kernel, np.full(pixels, -4)])
 
@@ -110,7 +110,7 @@ def make_run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def seen_by_judges(monkeypatch):
-    """Let a judge that is not trained take for "has it" what has a corner brighter than 0.5; list what it is given."""
+    """Replace the judge: an image whose corner is brighter than 0.5 "has it". List the judge's inputs."""
     seen = []
 
     def judge(images, labels, seed, epochs, rate):
@@ -142,7 +142,7 @@ def difference(z, has):
 
 
 def chance_to_be_further(score, has):
-    """What an AUC is: the share of pairs in which the one that has it scores higher, a tie being half a win."""
+    """The definition of an AUC: the share of pairs in which the one that has it scores higher; a tie counts half."""
     ahead = np.subtract.outer(score[has], score[~has])
     return ((ahead > 0) + (ahead == 0) / 2).mean()
 
@@ -243,7 +243,7 @@ def test_of_many_images_some_at_even_distances_are_read_a_few_at_a_time(make_run
     assert ask(folder, "Coin") == 0
     numbers = read(folder)
     (found,) = numbers["walks"]
-    rows = np.array([place * 2_599 // 1_299 for place in range(1_300)])  # the first to the last
+    rows = np.array([place * 2_599 // 1_299 for place in range(1_300)])  # evenly from the first to the last
     z, has = dataset.train_images.images[rows].reshape(1_300, -1) / 255, dataset.train_attributes[rows, 0]
     np.testing.assert_allclose(found["vector"], difference(z, has), atol=1e-6)
     assert numbers["training_images"] == 1_300
@@ -270,7 +270,7 @@ def test_a_walk_goes_along_the_vector_in_both_directions():
 
 
 def test_labels_are_attributes_where_there_are_no_others(make_run):
-    """Fake digits, bars in three columns: z tells them, and a trained classifier says that one becomes another."""
+    """The digits are bars in three columns: z separates them, and a trained classifier sees one become another."""
     rng = np.random.default_rng(0)
 
     def digits(count):

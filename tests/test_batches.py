@@ -74,7 +74,7 @@ def test_what_reading_raises_comes_out_as_it_is_after_the_batches_before_it(capf
     with pytest.raises(BadImage, match=r"^17\.jpg: not an image$") as caught:
         received.extend(stream(images, np.arange(40).reshape(10, 4), None, 0, 1))
     assert len(received) == 4
-    assert caught.value.__suppress_context__  # TensorFlow's own words stay away
+    assert caught.value.__suppress_context__  # TensorFlow's own message is hidden
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -112,7 +112,7 @@ def test_items_come_in_order_each_made_while_the_one_before_is_in_use():
     received = []
     for number in one_ahead(items()):
         received.append(number)
-        assert number == 3 or made[number + 1].wait(10)  # before anybody asked for it
+        assert number == 3 or made[number + 1].wait(10)  # made before anyone asks for it
     assert received == [0, 1, 2, 3]
 
 
@@ -151,7 +151,7 @@ def test_a_binarised_epoch_draws_every_image_anew_from_its_grey_values():
     drawn = draw_epoch(grey, chosen, 1).numpy().reshape(200, -1)
     plain = draw_epoch(grey, chosen.model_copy(update={"binarize": "none"}), 1).numpy().reshape(200, -1)
     assert set(np.unique(drawn)) == {0, 255}
-    assert np.corrcoef(drawn.ravel(), plain.ravel())[0, 1] > 0.5  # with other images: about 0
+    assert np.corrcoef(drawn.ravel(), plain.ravel())[0, 1] > 0.5  # between different images: about 0
 
     alike = np.full_like(grey, 128)  # so that two images are the same only if their draws are
     asked = [(chosen, 1), (chosen, 1), (chosen, 2), (other_seed, 1)]
@@ -177,7 +177,7 @@ def test_a_run_gets_its_epochs_in_order_and_the_next_is_drawn_while_one_is_in_us
 
     monkeypatch.setattr(batches, "draw_epoch", draw)
     chosen, images = from_params(**TINY | {"epochs": 3}), random_images(7)  # three steps an epoch
-    with contextlib.closing(of_run(images, chosen, step=4)) as pieces:  # which is in the second epoch
+    with contextlib.closing(of_run(images, chosen, step=4)) as pieces:  # step 4 is in the second epoch
         first, end, epoch = next(pieces)
         assert drawn[3].wait(10)
         assert (first, end) == (3, 6)
@@ -209,7 +209,7 @@ def test_workers_get_their_shares_of_the_batches_that_one_alone_gets(images, bin
     chosen = from_params(**TINY | {"batch_size": 8, "binarize": binarize, "bound_samples": 2, "bound_chunk": 8})
     crews = [Workers(None, ("a:1", "b:1"), index) for index in (0, 1)]
     places = [places_of_worker(chosen, crew) for crew in crews]
-    assert [list(of_worker) for of_worker in places] == [[0, 1, 4, 5], [2, 3, 6, 7]]  # of two parts of the batch
+    assert [list(of_worker) for of_worker in places] == [[0, 1, 4, 5], [2, 3, 6, 7]]  # shares of two parts of the batch
     assert list(places_of_worker(chosen, ALONE)) == list(range(8))
     alone = [piece.numpy() for _, _, piece in of_run(images, chosen, 0)]
     for crew, of_worker in zip(crews, places, strict=True):
@@ -230,7 +230,7 @@ SMALL = {
 
 
 def trained(folder, **changes):
-    """What a run on the images below a folder says, and the lines of its history but for timings."""
+    """What a run on the images below a folder prints, and the lines of its history without timings."""
     said, place = [], Path(changes["output_dir"], "r")
     settings = from_params(**SMALL | {"data_dir": str(folder)} | changes)
     try:
@@ -244,9 +244,9 @@ def trained(folder, **changes):
 def test_a_bad_image_ends_a_run_which_goes_on_with_the_next_one_as_if_it_had_always_been_skipped(tmp_path, monkeypatch):
     faces = tmp_path / "faces"
     draw_faces.draw(faces, 100)
-    monkeypatch.setattr(batches, "CHUNK_BYTES", 0)  # so that the pieces are many
+    monkeypatch.setattr(batches, "CHUNK_BYTES", 0)  # so that there are many pieces
     order = epoch_order(80, (from_params().seed, SHUFFLE, 1))
-    bad = faces / "img_align_celeba" / f"{order[3 * 16 + 5] + 1:06}.jpg"  # of the fourth step
+    bad = faces / "img_align_celeba" / f"{order[3 * 16 + 5] + 1:06}.jpg"  # an image of the fourth step
     whole = bad.read_bytes()
     never = trained(faces, output_dir=str(tmp_path / "never"))[1]
     bad.write_bytes(whole[: len(whole) // 2])

@@ -1,4 +1,4 @@
-"""The benchmark: what it measures is checked, its speed is not."""
+"""The benchmark: these tests check what it measures, but not its speed."""
 
 import argparse
 import importlib.util
@@ -17,8 +17,8 @@ from utils.start import tf
 
 
 def test_flops_are_those_of_the_networks():
-    """A product of B rows with a kernel is a multiplication and an addition per entry and row; training makes three of
-    them, but for the first kernel, as nobody needs the gradient with respect to the pixels."""
+    """The product of B rows and a kernel takes a multiplication and an addition per entry and row. Training makes three
+    such products, but two for the first kernel, because nobody needs the gradient with respect to the pixels."""
     layers = benchmark.HIDDEN
     settings = from_params(encoder_layers=layers, decoder_layers=layers, latent_dim=benchmark.LATENTS)
     kernels = [math.prod(w.shape) for w in main.build_vae(settings, (28, 28, 1)).weights if len(w.shape) == 2]
@@ -26,7 +26,7 @@ def test_flops_are_those_of_the_networks():
 
 
 def test_the_ratio_is_the_median_of_the_rounds_ratios():
-    """Not the ratio of the medians, which would be 150 / 100 here: a slow moment slows both sides of a round."""
+    """Not the ratio of the medians, here 150 / 100, because a slow moment slows both sides of a round."""
     speeds = [(100, 50), (300, 100), (150, 150), (900, 100), (40, 20)]
     rounds = [
         {
@@ -47,8 +47,8 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios():
 
 @pytest.mark.slow
 def test_contenders_run_and_learn_the_same(tmp_path, monkeypatch, capsys):
-    """Those that requirements.txt installs; another is named. By the 60th step the objective has more than halved, so
-    that contenders which do different work lie further apart than is let pass."""
+    """The contenders that requirements.txt installs; a missing one is reported. By the 60th step the objective has more
+    than halved, so contenders that do different work differ by more than the tolerance."""
     monkeypatch.setattr(benchmark, "OUTPUT", tmp_path)
     monkeypatch.setattr(benchmark, "CONTENDERS", benchmark.CONTENDERS | {"torch": (None, "no_such_package", "PyTorch")})
     benchmark.main(["--rounds", "2", "--steps", "20", "--only", "gemm", "ours", "keras", "torch"])
@@ -62,8 +62,8 @@ def test_contenders_run_and_learn_the_same(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_contenders_with_convolutions_learn_the_same(tmp_path, monkeypatch, capsys):
-    """In small batches, as PyTorch is slow beside other load. Over the steps 40 to 60 the means of six runs lay within
-    2.2 nats; over 20 to 40, when much is still being learned, they lay up to 7 apart."""
+    """In small batches, because PyTorch is slow on a busy machine. Over the steps 40 to 60 the means of six runs were
+    within 2.2 nats; over 20 to 40, when learning is still fast, they were up to 7 apart."""
     monkeypatch.setattr(benchmark, "OUTPUT", tmp_path)
     names = [name for name in benchmark.CONVOLUTIONAL if importlib.util.find_spec(benchmark.CONTENDERS[name][1])]
     benchmark.main(["--architecture", "conv", "--rounds", "2", "--steps", "20", "--batch-size", "32"])
@@ -91,12 +91,12 @@ def test_what_convolutions_are_not_measured_by_is_refused(options, line, capsys)
 @pytest.mark.parametrize("architecture", ["mlp", "conv"])
 @pytest.mark.parametrize("contender", ["keras", "torch"])
 def test_the_networks_of_all_contenders_are_the_same(contender, architecture):
-    """Given the weights of ours they answer as ours, and they have no others."""
+    """With our weights they give our outputs, and they have no other weights."""
     pytest.importorskip(benchmark.CONTENDERS[contender][1])
     vae = main.build_vae(benchmark.our_settings(1, "silu", architecture), (28, 28, 1))
     rng = np.random.default_rng(0)
     for weight in vae.weights:
-        weight.assign(weight + rng.normal(size=weight.shape, scale=0.01))  # no bias stays 0
+        weight.assign(weight + rng.normal(size=weight.shape, scale=0.01))  # so that no bias is 0
     x, z = rng.random((3, 784), np.float32), rng.normal(size=(3, 20)).astype("f")
     expected = tf.concat(vae.encoder(x.reshape(3, 28, 28, 1)), axis=1), tf.reshape(vae.decoder(z), (3, 784))
     answers = {"keras": keras_answers, "torch": torch_answers}[contender](architecture, vae, x, z)
@@ -112,10 +112,10 @@ def keras_answers(architecture, vae, x, z):
 
 
 def torch_answers(architecture, vae, x, z):
-    """PyTorch has the channels in front, in its maps and in their flattened features, and a kernel's inputs last."""
+    """PyTorch puts channels first, in its maps and in their flattened features, and a kernel's inputs last."""
     import torch
 
-    def flattened(kernel):  # of a dense layer whose inputs are maps
+    def flattened(kernel):  # the kernel of a dense layer whose inputs are maps
         return kernel.reshape(7, 7, -1, kernel.shape[1]).transpose(2, 0, 1, 3).reshape(kernel.shape)
 
     networks = benchmark.torch_networks("silu", architecture)
@@ -144,7 +144,7 @@ def test_a_failing_contender_tells_why():
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_the_judge_computes_the_elbo(activation):
-    """As main.py does, whose losses are tested against closed forms; some logits are beyond the reach of exp()."""
+    """The same ELBO as main.py, whose losses are tested against closed forms; for some logits exp() would overflow."""
     layers, latents = (7, 5), 3
     changed = {"encoder_layers": layers, "decoder_layers": layers, "latent_dim": latents, "activation": activation}
     chosen = from_params(**whole_run.SETTINGS | changed)
@@ -199,22 +199,22 @@ def test_seconds_are_those_until_a_mark_is_first_reached(monkeypatch):
 
 @pytest.mark.slow
 def test_all_contenders_at_hand_reach_a_mark(tmp_path, monkeypatch, capsys):
-    """Forty steps bring all to some -210 nats, by the judge, whose images they have not seen; to say of
-    each pixel how often it is white costs 206, with nothing in the latents. Weights handed over wrongly are far off."""
+    """After forty steps the judge gives all about -210 nats, on images that they have not seen. Predicting each pixel
+    by how often it is white costs 206, without any latents. Weights that are passed on wrongly are far off."""
     monkeypatch.setattr(benchmark, "OUTPUT", tmp_path)
     monkeypatch.setattr(benchmark, "MARKS", (-1000.0, -240.0))
     benchmark.main(["--time-to-quality", "--rounds", "5", "--steps", "20", "--held-out"])
     assert "not within" not in capsys.readouterr().out
     written = json.loads((tmp_path / "time_to_quality.json").read_text())
     assert {"ours", "keras"} <= set(written["rounds"][0])
-    assert len(written["rounds"]) == 2  # they end as soon as all have reached the last mark
+    assert len(written["rounds"]) == 2  # rounds end as soon as all have reached the last mark
     last = [results["test_elbo"] for results in written["rounds"][-1].values()]
     assert max(last) - min(last) < 15
     assert [taken["epochs"] for taken in written["times"]["-1000.0"].values()] == [1] * len(last)
 
 
 def test_the_profiles_products_are_those_of_a_step(monkeypatch):
-    """As many FLOPs as the limit counts, and, with no activations, the gradients that TensorFlow finds."""
+    """They have as many FLOPs as the limit counts and, without activations, give TensorFlow's gradients."""
     flops, multiply = [], tf.matmul
 
     def counted(a, b, **transposed):

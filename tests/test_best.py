@@ -32,7 +32,7 @@ def history_of(*objectives):
 @pytest.mark.parametrize(
     ("objectives", "changes", "step"),
     [
-        ([5, 6, 9, 8, 8.5], {}, 40),  # the tests of steps 10 and 20 were at lower weights
+        ([5, 6, 9, 8, 8.5], {}, 40),  # the tests of steps 10 and 20 had a lower KL weight
         ([5, 6, 9, 8, 8], {}, 40),  # the first of equal ones
         ([5, 6, 9], {"kl_steps": 19}, 20),  # step 20, the last of that epoch, had the final weight
         ([5, 6], {}, None),
@@ -95,7 +95,7 @@ def test_the_weights_of_the_best_test_are_kept_whatever_stops_the_run(fit, tmp_p
     tests = objectives(tmp_path)
     later = {step: value for step, value in tests.items() if step > 4}
     step = min(later, key=later.get)
-    assert 6 <= step < 18  # in between, or this test would not say much
+    assert 6 <= step < 18  # neither first nor last, or this test would show little
     assert runs.saved_steps(tmp_path, "best")[-1] == step
     assert same(kept_weights(tmp_path), seen[step])
     checkpoints.keep_newest(tmp_path)
@@ -115,7 +115,7 @@ def test_the_weights_of_the_best_test_are_kept_whatever_stops_the_run(fit, tmp_p
                 patch.setattr(checkpoints, where, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 fit(where)
-        checkpoints.save_best(random_vae(from_params(**TINY)), tmp_path, 17)  # as if there had been another one
+        checkpoints.save_best(random_vae(from_params(**TINY)), tmp_path, 17)  # as if there had been another best test
         fit()
         assert objectives(tmp_path) == tests
         assert runs.saved_steps(tmp_path, "best")[-1] == step, where
@@ -131,7 +131,7 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_has_the_best_of_that_time
             checkpoints.save(checkpoints.checkpoint(vae), tmp_path, step)
     assert runs.saved_steps(tmp_path) == [12, 16, 20]
     assert runs.saved_steps(tmp_path, "best") == [12, 18]
-    checkpoints.drop_best_after(tmp_path, 16)  # that of 20 was damaged
+    checkpoints.drop_best_after(tmp_path, 16)  # the checkpoint of step 20 was damaged
     assert runs.saved_steps(tmp_path, "best") == [12]
 
 

@@ -28,7 +28,7 @@ def vae_of(**overrides):
     """A VAE of one latent in which no weight is zero, its settings, and an image that is 0 or 1."""
     chosen = from_params(**ONE_LATENT | overrides)
     vae = random_vae(chosen, seed=5)
-    vae.encoder.get_layer("posterior").bias.assign([0.2, 0.8])  # wide, so that no draw weighs too much
+    vae.encoder.get_layer("posterior").bias.assign([0.2, 0.8])  # wide, so that no draw has too large a weight
     return vae, chosen, binary_images(1).astype(np.float32) / 255
 
 
@@ -40,13 +40,13 @@ def log_joint(vae, x, z):
 
 
 def exact_log_likelihood(vae, x):
-    """By the trapezoidal rule."""
+    """log p(x) by the trapezoidal rule."""
     z = np.linspace(-12, 12, 4_001)[:, np.newaxis]
     return logsumexp(log_joint(vae, x, z)) + math.log(24 / 4_000)
 
 
 def quadrature(points, draws):
-    """Noise (draws, N, 1) and weights (N,) with which a sum is the expectation over that many draws from N(0, 1)."""
+    """Noise (draws, N, 1) and weights (N,) whose weighted sum is the expectation over that many draws from N(0, 1)."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(points)
     grid = np.stack(np.meshgrid(*[nodes] * draws, indexing="ij")).reshape(draws, -1, 1)
     products = np.stack(np.meshgrid(*[weights / weights.sum()] * draws, indexing="ij")).reshape(draws, -1).prod(axis=0)
@@ -80,7 +80,7 @@ def test_the_importance_bound_is_numpys(samples, weight, bound):
     expected = logsumexp(-reconstruction - weight * kl, axis=0) - math.log(samples)
     found = importance_bound(vae, float32(x), float32(noise), weight, bound)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    if samples == 1 and weight == 1:  # the ELBO, its KL taken from the draw
+    if samples == 1 and weight == 1:  # the ELBO, with the KL of the draw
         np.testing.assert_allclose(found, -(reconstruction + kl)[0], rtol=1e-5, atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_the_expected_bound_grows_from_the_elbo_towards_the_likelihood(prior):
 def test_the_kl_of_draws_is_in_expectation_the_closed_form_and_its_mean_over_draws_is_reported():
     vae, _, x = vae_of(noise_dim=2)
     noise, weights = quadrature(20, 1)
-    noise = tf.pad(noise, [[0, 0], [0, 0], [0, 2]])  # the noise latents have no part in it
+    noise = tf.pad(noise, [[0, 0], [0, 0], [0, 2]])  # the KL leaves out the noise latents
     z_mean, z_log_std = vae.encoder(tf.repeat(x, 20, 0))
     z = main.sample_latent(z_mean, z_log_std, noise)
     kl = tf.tensordot(weights, kl_of_draws(vae.prior, z, z_mean, z_log_std)[0], 1)
@@ -168,7 +168,7 @@ def test_the_encoders_gradient_is_less_noisy_doubly_reparameterised():
     noise = float32(np.random.default_rng(0).normal(size=(64, 200, 1)))
     spreads = []
     for bound in ("iwae", "dreg"):
-        bias = tf.Variable(tf.repeat(vae.encoder(x)[0], 200, 0))  # a mean for each image: a gradient for each
+        bias = tf.Variable(tf.repeat(vae.encoder(x)[0], 200, 0))  # one mean per image, so one gradient per image
         networks = main.VAE(lambda x, bias=bias: [bias, tf.repeat(vae.encoder(x[:1])[1], 200, 0)], *vae[1:])
         with tf.GradientTape() as tape:
             total = tf.reduce_sum(bound_of(networks, x, noise, bound=bound))
@@ -244,14 +244,14 @@ def test_the_test_objective_is_that_of_training_at_the_given_weight(bound, monke
         kl = norm.logpdf(z, z_mean, np.exp(z_log_std)).sum(axis=1) - vae.prior.log_density(z).numpy()
         np.testing.assert_allclose(found, [cost.mean() + 0.5 * kl.mean(), cost.mean(), kl.mean()], rtol=1e-5)
         return
-    noise = [  # of batches of two images, six draws; the last one, of one image, is filled up
+    noise = [  # batches of two images, six draws; the last batch, of one image, is padded
         bounds.draw_noise(chosen, 2, chance.random_key(chosen.seed, chance.TEST_NOISE, start)) for start in (0, 2, 4)
     ]
     expected = importance_bound(vae, brightness(images), tf.concat(noise, axis=1)[:, :5], 0.5)
     assert found[0] == pytest.approx(-np.mean(expected), rel=1e-5)
 
 
-# --- priors in the rest -----------------------------------------------------------------------------------------------
+# --- priors elsewhere -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("prior", ["mixture", "vampprior"])
 def test_the_log_likelihood_with_a_trained_prior_is_the_integral(prior):
     vae, chosen, x = vae_of(prior=prior, nll_samples=4_000)

@@ -1,4 +1,4 @@
-"""utils/celeba.py: CelebA as its authors, Kaggle and others lay it out, or one line that says what is wrong."""
+"""utils/celeba.py: CelebA as its authors, Kaggle and others store it, or one line that says what is wrong."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ def write_lists(folder):
 
 @pytest.fixture
 def faces(tmp_path, monkeypatch):
-    """A set in CelebA's layout, 30 images of 20 x 24; its lists pass for the published ones."""
+    """A set in CelebA's layout, 30 images of 20 x 24; its lists count as the published ones."""
     for number in range(1, 31):
         draw(tmp_path / "img_align_celeba" / f"{number:06}.jpg", number)
     write_lists(tmp_path)
@@ -177,7 +177,7 @@ def test_missing_images_are_told_though_validation_may_lack(faces):
     for number in in_part(1):
         (faces / "img_align_celeba" / f"{number:06}.jpg").unlink()
     load_celeba(faces)
-    for number in (9, 5):  # of train and of test
+    for number in (9, 5):  # one of train and one of test
         (faces / "img_align_celeba" / f"{number:06}.jpg").unlink()
     which = f"2 of the images that {PARTITION} lists are missing; the first is 000005.jpg"
     with pytest.raises(DataError, match=f"^{faces}/img_align_celeba: {which}$"):
@@ -204,7 +204,7 @@ def test_an_image_of_another_size_is_another_image(faces):
 
 
 def zipped(faces, monkeypatch):
-    """Put the images into the zip, and only there; its MD5 passes for the published one."""
+    """Move the images into the zip; its MD5 counts as the published one."""
     archive = faces / "img_align_celeba.zip"
     with zipfile.ZipFile(archive, "w") as members:
         members.writestr("img_align_celeba/", "")
@@ -221,7 +221,7 @@ def zipped(faces, monkeypatch):
 def test_the_zip_is_unpacked_once_and_nothing_outside_its_folder(faces, monkeypatch):
     archive = zipped(faces, monkeypatch)
     assert numbers_of(load_celeba(faces).test_images) == in_part(2)
-    assert len(list((faces / "img_align_celeba").iterdir())) == 31  # with the one that was to lie outside
+    assert len(list((faces / "img_align_celeba").iterdir())) == 31  # including the one whose path was outside
     assert not [above for above in (faces, *faces.parents) if (above / "outside.jpg").exists()]
     archive.write_bytes(b"no longer looked at")
     assert numbers_of(load_celeba(faces).train_images) == in_part(0)

@@ -20,7 +20,7 @@ def state(value=0.0):
 
 
 def saved(folder, *steps):
-    """Checkpoints in which every weight is the step."""
+    """Save checkpoints in which every weight is the step."""
     checkpoint, weights = state()
     for step in steps:
         weights.assign(tf.fill([50, 20], float(step)))
@@ -225,7 +225,7 @@ def test_a_checkpoint_of_another_run_and_one_of_another_model_are_told_apart(tmp
     saved(folders[0], 5)
     checkpoint, weights = state()
     weights.assign(tf.fill([50, 20], 7.0))
-    checkpoint.write(str(folders[0] / "checkpoints" / "step-5"))  # without a word about whose it is
+    checkpoint.write(str(folders[0] / "checkpoints" / "step-5"))  # without the id of its run
     checkpoint.write(str(folders[0] / "checkpoints" / "step-6"))
     assert "is damaged or of another run" in checkpoints.read(state()[0], folders[0], "step-5")
     assert "its run is unknown" in checkpoints.read(state()[0], folders[0], "step-6")

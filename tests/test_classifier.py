@@ -1,4 +1,4 @@
-"""experiments.classifier.py on pictures that anyone can tell apart, and its scores against closed forms."""
+"""experiments/classifier.py on pictures that are easy to tell apart, and its scores against closed forms."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""experiments/compare.py, comparable.py and comparison.py: one row, what compares, in which order, what is shown."""
+"""experiments/compare.py, comparable.py and comparison.py: rows, comparable runs, their order, what is shown."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ SPEEDS = (50, 25, 100)  # images a second
 
 @pytest.fixture
 def make_run(tmp_path):
-    """A finished run as files: its folder. Its test images are known by `tested`; other arguments are settings."""
+    """Write a finished run's files; return its folder. `tested` are its test images; other arguments are settings."""
 
     def make(name, judged=None, tested=(1, 2, 3), finished=True, evaluated=None, step=40, **settings):
         given = TINY | {"dataset": "mnist", "binarize": "dynamic", "batch_size": 10}
@@ -123,7 +123,7 @@ def test_what_is_not_finished_or_damaged_costs_a_line(make_run):
     assert [line.split(":")[0] for line in said] == [f"note       {path.name} is left out" for path in folders[1:]]
 
 
-# --- what compares ----------------------------------------------------------------------------------------------------
+# --- which runs are compared ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("other", "why"),
     [
@@ -225,7 +225,7 @@ def test_many_differences_are_told_from_what_most_rows_have(make_run):
 def test_the_corner_is_the_first_five_rows_and_columns_in_whatever_size(make_run):
     path = make_run("a") / "samples_002.png"
     for scale in (2, 5):
-        if scale == 5:  # as of large images, drawn smaller or larger
+        if scale == 5:  # like large images, drawn smaller or larger
             with Image.open(path) as picture:
                 larger = picture.resize((picture.width * 5 // 2, picture.height * 5 // 2), resample=0)
             larger.save(path)

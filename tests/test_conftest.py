@@ -34,7 +34,7 @@ def test_another(number):
     ],
 )
 def test_the_last_line_says_how_many_slow_tests_were_not_run(words, passed, told, pytester, monkeypatch):
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a second each
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # plugins take a second each
     pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text())
     pytester.makepyprojecttoml('[tool.pytest.ini_options]\naddopts = "-q"\nmarkers = ["slow"]')
     pytester.makepyfile(test_toy=TESTS)

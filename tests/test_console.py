@@ -20,14 +20,14 @@ COLUMNS = 79
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds, which stand still for tqdm but for what is added to them."""
+    """A clock for tqdm, in seconds: it moves only when something is added."""
     now = [1_000.0]
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     return now
 
 
 def screen(written):
-    """The lines of a terminal that was sent this."""
+    """The lines that a terminal shows after this output."""
     lines, row, column = [""], 0, 0
     for part in re.findall(r"\x1b\[A|[\r\n]|[^\r\n\x1b]+", written):
         if part == "\x1b[A":
@@ -102,7 +102,7 @@ def test_two_bars_do_not_garble_each_other(clock, capsys):
     shows("epoch  2/2", "later")
 
 
-ROOM = "Out of memory allocating 8589934592 bytes."  # as XLA says it, on a GPU and on a CPU
+ROOM = "Out of memory allocating 8589934592 bytes."  # XLA's message on a GPU and on a CPU
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_home_that_cannot_be_written_is_no_noise():
 
 
 def test_handlers_of_signals_have_a_stack_of_their_own():
-    """Else they may overwrite what a compiled matrix product keeps on the stack, and the process dies of it."""
+    """Otherwise they may overwrite what a compiled matrix product keeps on the stack, and the process crashes."""
     code = """
 import ctypes
 from utils import console

@@ -1,4 +1,4 @@
-"""utils/curves.py: every number drawn, in a panel that is called what it is."""
+"""utils/curves.py: every number is drawn, in a panel with the right name."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def history(steps, **changed):
 
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
-    """A function: the figure of save_curves, as its title and its panels by the first word of theirs."""
+    """A function: the figure of save_curves, as its title and its panels by the first word of their titles."""
 
     def draw_it(lines, changed, report):
         figures = []
@@ -63,7 +63,7 @@ def test_the_curves_draw_every_number_of_the_history_and_the_elbo_first(draw):
     assert title.startswith("mnist-ce-z20: test ELBO -96.25 nats, log-likelihood -92.75")
     assert "seed" in title
     low, high = panels["objective"].get_ylim()
-    assert low < 100 + 900 / 40  # all of what came later is in sight,
+    assert low < 100 + 900 / 40  # the later part is visible,
     assert 100 + 900 / 2 < high < 1000  # but not the steep fall of the first twentieth
 
 
@@ -78,7 +78,7 @@ def test_the_kl_of_each_latent_is_a_bar_from_the_largest_down(draw):
     [
         ({}, 20, "KL weight 0 → 1"),
         ({"kl_schedule": "cyclical", "kl_cycles": 5, "kl_weight_end": 4.0}, 20, "KL weight 0 → 4, 5 times"),
-        ({"kl_steps": 50}, 40, "KL weight 0 → 1 at step 50"),  # longer than the run
+        ({"kl_steps": 50}, 40, "KL weight 0 → 1 at step 50"),  # the ramp is longer than the run
         ({"kl_schedule": "constant"}, None, None),
     ],
 )
@@ -92,7 +92,7 @@ def test_the_ramp_of_the_kl_weight_is_shaded_and_named(changed, end, words, draw
 
 
 def test_what_a_run_does_not_have_is_left_out_of_its_curves(draw):
-    """An autoencoder, of which lines have None for the KL, the weight, the ELBO and the active units."""
+    """An autoencoder: its lines have None for the KL, the weight, the ELBO and the active units."""
     lines = history(range(1, 41), kl=None, kl_weight=None, elbo=None)
     for line in lines:
         line["active_units"] = None
@@ -107,7 +107,7 @@ def test_what_a_run_does_not_have_is_left_out_of_its_curves(draw):
 
 @pytest.mark.parametrize("older", [False, True])
 def test_a_loss_that_is_no_likelihood_has_no_curve_called_elbo(older, draw):
-    """Older histories call it elbo, and know no active units."""
+    """Older histories call it elbo and have no active units."""
     lines = history(range(1, 41))
     for line in lines:
         line.pop("active_units", None)

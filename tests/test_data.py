@@ -1,4 +1,4 @@
-"""utils/data.py: labels are chosen and images held out as the settings say. test_folders.py has those of folders."""
+"""utils/data.py: labels are chosen and images held out as the settings say. test_folders.py does this for folders."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_images_with_some_labels_keep_their_order_and_their_labels():
 
 def test_held_out_images_are_the_last_of_those_with_the_labels_and_no_test_image_is_seen(monkeypatch):
     labels = np.tile(np.array([1, 7, 8], np.uint8), 40)
-    images = np.arange(1, 121, dtype=np.uint8)[:, *[None] * 3]  # each another shade
+    images = np.arange(1, 121, dtype=np.uint8)[:, *[None] * 3]  # each has its own shade
     whole = Dataset("Toy", images, labels, 200 + images[:40], labels[:40], "memory")
     monkeypatch.setattr(data.mnist, "load", lambda name, data_dir, say: whole)
     chosen = {"binarize": "none", "labels": (1, 7), "held_out": 10, "batch_size": 5}
@@ -70,7 +70,7 @@ def test_labels_are_chosen_by_name_or_number_and_counted_by_name(monkeypatch):
         [1],
     )
     assert said == []
-    numbered = toy([0, 1], [0, 1], ("1", "3"))  # the user reads the names, so they go first
+    numbered = toy([0, 1], [0, 1], ("1", "3"))  # the user sees names, so names come before numbers
     assert prepared(monkeypatch, numbered, said, labels=(1,)).train_labels.tolist() == [0]
     assert said == ["note       labels: 1 is the label of this name, which is number 0"]
 

@@ -1,4 +1,4 @@
-"""utils/dataset.py: images that are read on demand are those of an array; draws stay what they are; batches join."""
+"""utils/dataset.py: images read on demand are those of an array; draws stay the same; batches are joined."""
 
 import hashlib
 import re
@@ -41,10 +41,10 @@ def test_the_next_image_of_the_list_takes_the_place_of_a_bad_one():
     images = lazy(numbers=[9, 3, 8, 2, 7], bad=(8, 2, 9), skip=True)
     expected = ARRAY[[3, 3, 7, 7, 7]]
     np.testing.assert_array_equal(images[:], expected)
-    for position in range(5):  # alone as in company
+    for position in range(5):  # one alone gives the same
         np.testing.assert_array_equal(images[position : position + 1], expected[position : position + 1])
     around = images.rows(np.array([1, 4, 3]))
-    np.testing.assert_array_equal(around[:], ARRAY[[3, 7, 3]])  # after the last comes the first
+    np.testing.assert_array_equal(around[:], ARRAY[[3, 7, 3]])  # the first follows the last
     assert images.skipped == {f"{number}.jpg: not an image" for number in (2, 8, 9)}
     assert around.skipped is images.skipped
 
@@ -67,10 +67,10 @@ def test_binarized_images_are_a_draw_of_the_grey_values_that_follows_from_its_ke
     middle = (grey > 118) & (grey < 138)
     assert 0.4 < (drawn == other)[middle].mean() < 0.6
 
-    count = np.bincount(grey.ravel(), minlength=256)  # of pixels of each grey value, and of the white among them
+    count = np.bincount(grey.ravel(), minlength=256)  # the pixels of each grey value, and the white ones among them
     white = np.bincount(grey.ravel(), weights=drawn.ravel() / 255, minlength=256)
     probability = np.arange(256) / 255
-    assert (white[0], white[255]) == (0, count[255])  # black and white are certain
+    assert (white[0], white[255]) == (0, count[255])  # black stays black and white stays white
     scores = ((white - count * probability) / np.sqrt(count * probability * (1 - probability) + 1e-9))[1:255]
     assert abs(scores).max() < 5
     assert 0.85 < np.sqrt((scores**2).mean()) < 1.15  # of 254 standard normal numbers
@@ -79,7 +79,7 @@ def test_binarized_images_are_a_draw_of_the_grey_values_that_follows_from_its_ke
 def test_the_draw_of_the_test_images_stays_what_it_is():
     grey = np.arange(1_000 * 28 * 28).astype(np.uint8).reshape(1_000, 28, 28, 1)  # 0 to 255, over and over
     drawn = binarize(grey, TEST_BINARIZATION_KEY)
-    # Every published test figure is of images drawn like this: where the hash changes, none can be compared any more.
+    # All published test figures use images drawn like this. If the hash changes, they cannot be compared any more.
     expected = "e39d3a6051daa8d286a308687d23d64365271e8b56eb11dce114e760d2591c98"
     assert hashlib.sha256(drawn.tobytes()).hexdigest() == expected
 

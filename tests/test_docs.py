@@ -1,4 +1,4 @@
-"""README.md and docs/: links, pictures, commands and names that they mention are there."""
+"""README.md and docs/: the links, pictures, commands and names in them exist."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from experiments.all import EXPERIMENTS
 from tests.shared import REPOSITORY, users_environment
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-OTHER_NAMES = {"DECODERS", "TF_CONFIG"}  # of main.py and of TensorFlow, no constants
+OTHER_NAMES = {"DECODERS", "TF_CONFIG"}  # names of main.py and TensorFlow, not constants
 
 
 def named(page):
@@ -77,7 +77,7 @@ def test_every_command_has_help(words):
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_option_that_is_given_exists(page):
-    """Of python main.py, whose options are the constants and a few of its own."""
+    """The options of python main.py: the constants and a few of its own."""
     commands = re.findall(r"python main\.py((?:[^`\n\\]|\\\n)*)", page.read_text())
     options = {option for command in commands for option in re.findall(r"--([a-z-]+)", command)}
     unknown = {option for option in options if not hasattr(params, option.replace("-", "_").upper())}
@@ -85,15 +85,15 @@ def test_every_option_that_is_given_exists(page):
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
-NOT_IN_THE_JSON = {  # numbers of the Analysis that come from somewhere else, or from others by arithmetic
-    "losses": {"7,400", "0.0148", "2.56", "0.067", "0.105"},  # steps and KL stand in the figures MSE_2 and AD_1
+NOT_IN_THE_JSON = {  # numbers of the Analysis from other sources, or computed from other numbers
+    "losses": {"7,400", "0.0148", "2.56", "0.067", "0.105"},  # steps and KL are in the figures MSE_2 and AD_1
     "kl_weight": {"3,744", "250"},  # the steps of a training, and of a ramp
     "architecture": {"4.5"},  # a difference
 }
 
 
 def numbers_in(value):
-    """All numbers in a JSON value, those in texts too."""
+    """All numbers in a JSON value, including those in texts."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

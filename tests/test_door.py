@@ -25,7 +25,7 @@ def home(tmp_path, monkeypatch):
     folder = runs.create(from_params(run_name="done", **DONE), "CPU", SHAPE)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "step-7.index").touch()
-    (folder / ".lock").touch()  # which each training leaves
+    (folder / ".lock").touch()  # every training leaves one
     for number in range(20):
         place = tmp_path / "images" / "ab"[number % 2]
         place.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,10 @@ def test_what_cannot_be_done_is_refused_in_a_line_and_nothing_is_changed(words, 
         ["--start-from", "predictions/done", "--latent-dim", "3"],
         [*NO_CACHE, "--batch-size", "60000"],
         [*NO_CACHE, "--dataset", "fashion_mnist", "--labels", "Bag", "0"],
-        [*NO_CACHE, "--held-out", "5950"],  # which images they are is not known yet
+        [*NO_CACHE, "--held-out", "5950"],  # it is not known yet which images are held out
         [*PICTURES, "--batch-size", "14"],
         [*FACES, "--batch-size", "7"],
-        ["--dataset", "tfds:cifar10", "--batch-size", "1000000"],  # it takes TensorFlow to know
+        ["--dataset", "tfds:cifar10", "--batch-size", "1000000"],  # only TensorFlow can check it
     ],
 )
 def test_what_can_be_done_passes_without_a_word_and_without_a_trace(words, home, capsys):
@@ -122,7 +122,7 @@ def test_one_of_several_workers_is_let_in_because_the_chief_alone_has_the_runs(h
 
 
 def test_a_folder_that_one_may_not_write_in_is_refused_for_runs_only(home, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda place, mode: False)  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda place, mode: False)  # because root may write anywhere
     with pytest.raises(runs.RunError, match=r"^output_dir: 'sub/runs' is not allowed; \.: Permission denied$"):
         runs.check_place(from_params(output_dir="sub/runs"))
     data.check_place(from_params(data_dir="sub"))

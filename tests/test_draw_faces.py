@@ -61,14 +61,14 @@ def true_names(face) -> set[str]:
 
 
 def read_list(folder: Path) -> dict[str, np.ndarray]:
-    """Every attribute's values by image, as a reader of the published list finds them."""
+    """Each attribute's values by image, read like the published list."""
     _, names, *lines = (folder / "list_attr_celeba.txt").read_text().splitlines()
     return dict(zip(names.split(), np.array([line.split()[1:] for line in lines], int).T, strict=True))
 
 
 def test_the_lists_are_in_the_published_format_to_the_byte(drawn):
     lines = (drawn / "list_attr_celeba.txt").read_bytes().split(b"\n")
-    first = (  # of the first image, as one sees it: e.g. 13th, bushy eyebrows, and 36th, a hat
+    first = (  # the first image as it looks, e.g. 13th, bushy eyebrows, and 36th, a hat
         b"000001.jpg -1 -1 -1 -1 -1 -1 -1 -1 -1 -1 -1 -1  1 -1 -1 -1 -1  1 -1 -1 "
         b"-1  1 -1  1  1 -1 -1 -1 -1 -1 -1  1 -1 -1  1  1 -1 -1 -1 -1"
     )
@@ -76,7 +76,7 @@ def test_the_lists_are_in_the_published_format_to_the_byte(drawn):
     assert [len(line) for line in lines[2:]] == [130] * 400 + [0]
     partition = (drawn / "list_eval_partition.txt").read_bytes()
     expected = "".join(f"{n:06}.jpg {0 if n <= 322 else 1 if n <= 361 else 2}\n" for n in range(1, 401))
-    assert partition == expected.encode()  # 400 x 19,867 / 202,599 is 39.2, and 39.4 for the test
+    assert partition == expected.encode()  # 400 x 19,867 / 202,599 is 39.2; for the test it is 39.4
 
 
 def test_the_images_are_those_that_the_lists_name_in_the_size_and_format_of_celeba(drawn):
@@ -101,7 +101,7 @@ def test_an_image_is_the_same_bits_in_every_set_of_a_seed_however_many_draw_it(d
 
 
 def test_smiling_is_true_where_the_corners_of_the_mouth_are_up(drawn):
-    """The mouth is looked for by its colour, which lipstick makes easy, and knows nothing of how it was drawn."""
+    """The mouth is found by its colour, which lipstick makes easy, without knowing how it was drawn."""
     values = read_list(drawn)
     numbers = np.flatnonzero(values["Wearing_Lipstick"] == 1) + 1
     up = []
@@ -117,7 +117,7 @@ def test_smiling_is_true_where_the_corners_of_the_mouth_are_up(drawn):
 
 @pytest.mark.parametrize(("factor", "first", "second", "with_first", "with_second", "box"), SHOWN)
 def test_an_attribute_is_seen_where_it_belongs_and_nowhere_else(factor, first, second, with_first, with_second, box):
-    """Of faces that are otherwise the same, within the crop and at the size that models are trained on."""
+    """For faces that are otherwise the same, within the crop and at the size that models are trained on."""
     for number in range(1, 31):
         face = factors(5, number)._replace(bald=False, bangs=False, hat=False, male=factor == "beard", hair="Black")
         if factor == "male":
@@ -150,7 +150,7 @@ def test_attributes_are_common_enough_exclude_each_other_as_they_should_and_are_
         assert not 0.1 < face.smile < 0.45
     free = ["Smiling", "Male", "Eyeglasses", "Wearing_Hat", "Mouth_Slightly_Open", "Wearing_Lipstick", "Pale_Skin"]
     correlations = np.corrcoef(values[:, [NAMES.split().index(name) for name in free]].T) - np.eye(len(free))
-    assert np.abs(correlations).max() < 0.06  # of independent ones, the standard deviation is 1 / sqrt(4,000) = 0.016
+    assert np.abs(correlations).max() < 0.06  # for independent ones, the standard deviation is 1 / sqrt(4,000) = 0.016
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_ctrl_c_ends_all_processes_with_one_line_and_tensorflow_is_not_loaded(tm
         until = time.monotonic() + 120
         while not any(tmp_path.glob("img_align_celeba/0*")) and time.monotonic() < until:
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of them
-        out, err = process.communicate(timeout=120)  # which waits until the last one has closed its end
+        os.killpg(process.pid, signal.SIGINT)  # to all processes, as a terminal does
+        out, err = process.communicate(timeout=120)  # waits until the last one has closed its end
     finally:
         process.kill()
     assert process.returncode == 130

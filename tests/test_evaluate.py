@@ -37,7 +37,7 @@ def grey_data(shape, train, test):
 
 @pytest.fixture
 def make_run(tmp_path, monkeypatch):
-    """Make a run with random weights, as training leaves it, on images of a shape: its folder, VAE and settings."""
+    """Make a run with random weights, as training saves it, on images of a shape: its folder, VAE and settings."""
     set_xla(monkeypatch)
     monkeypatch.setattr(evaluate, "IMAGES_AT_ONCE", 8)
     monkeypatch.setattr(
@@ -86,7 +86,7 @@ test_images.__test__ = False
 
 
 def log_p_x_given_z(vae, z):
-    """Of the 16 test images, for z (M, L): (16, M)."""
+    """log p(x|z) of the 16 test images, for z (M, L): (16, M)."""
     white = expit(np.float64(vae.decoder(z.astype(np.float32)))).reshape(1, len(z), -1)
     return bernoulli.logpmf(test_images().reshape(16, 1, -1) // 255, white).sum(axis=2)
 
@@ -99,7 +99,7 @@ GRID = np.stack(np.meshgrid(AXIS, AXIS), axis=-1).reshape(-1, 2)
 def test_the_likelihood_is_the_integral_over_the_latents_and_the_first_bound_the_elbo(make_run, capsys):
     folder, vae, _ = make_run()
     kernel, bias = vae.encoder.get_layer("posterior").weights
-    kernel.assign(kernel.numpy() / 3)  # posteriors about as wide as the prior, so that few draws say a lot
+    kernel.assign(kernel.numpy() / 3)  # posteriors about as wide as the prior, so that few draws are enough
     bias.assign([0.5, -0.5, 0, 0.2])
     checkpoints.save(checkpoints.checkpoint(vae), folder, 8)
     assert ask(folder, "--samples", 1_000) == 0
@@ -189,13 +189,13 @@ def test_no_two_draws_are_the_same_and_none_depends_on_how_many_there_are(make_r
         weigh = evaluate.compile_weighing(vae, settings, main.reconstruction_loss, apart, sizes)
         batch, latents = images(8, (3, 3, 1), 0), np.zeros((8, 3), np.float32)
         parts = [next(iter(weigh(batch, start, latents, latents, samples))) for start in (0, 8, 59_999)]
-        return np.array([sums[:2] for _, sums in parts]).reshape(-1, 3)  # of the first draw and the last in a call
+        return np.array([sums[:2] for _, sums in parts]).reshape(-1, 3)  # the first and the last draw of a call
 
     real, aparts = evaluate.compile_weighing, []
     monkeypatch.setattr(evaluate, "compile_weighing", lambda *words: aparts.append(words[3]) or real(*words))
     evaluate.weigh_all(vae, settings, images(8, (3, 3, 1), 0), (np.zeros((8, 3), np.float32),) * 2, 4, tmp_path, "x")
     [apart] = aparts
-    assert apart >= 10**6  # the most that --samples takes: no draw reaches those of the next image
+    assert apart >= 10**6  # the largest --samples: no draw is also one of the next image
     monkeypatch.setattr(evaluate.likelihood, "add_draws", first_and_last)
     few, many = seen(4), seen(10**6)
     assert len(np.unique(many, axis=0)) == 3 * 2 * 8
@@ -230,13 +230,13 @@ def test_an_interrupted_evaluation_goes_on_where_it_was_and_ends_as_an_unbroken_
         return estimate(sums, samples)
 
     monkeypatch.setattr(evaluate.likelihood, "estimate", interrupt_in_the_second)
-    monkeypatch.setattr(evaluate, "PARTS_AT_ONCE", 1)  # one after the other, so that it is known which was the second
+    monkeypatch.setattr(evaluate, "PARTS_AT_ONCE", 1)  # one after the other, so that it is known which is the second
     capsys.readouterr()
     assert ask(folder, "--samples", 100) == 130
     assert capsys.readouterr().out.endswith("\nstopped    the same command goes on from here\n")
     assert not (folder / "evaluation.json").exists()
     assert ask(folder, "--samples", 100) == 0
-    assert weighed == [8, 8, 8, 8]  # the first eight images were not weighed again; the last four are filled up
+    assert weighed == [8, 8, 8, 8]  # the first eight images were not weighed again; the last four are padded
     numbers, expected = read(folder), read(unbroken)
     for one in (numbers, expected):
         one["likelihood"]["seconds"] = one["run"] = None
@@ -244,12 +244,12 @@ def test_an_interrupted_evaluation_goes_on_where_it_was_and_ends_as_an_unbroken_
 
     monkeypatch.setattr(evaluate, "weigh_all", lambda *_: pytest.fail("weighed again"))
     capsys.readouterr()
-    assert ask(folder, "--samples", 100) == 0  # which is finished
+    assert ask(folder, "--samples", 100) == 0  # it is finished
     assert f"{expected['likelihood']['log_likelihood']:.2f} nats" in capsys.readouterr().out
 
     kept = evaluate.unfinished(folder, 100)
     assert kept == evaluate.unfinished(folder, 100)
-    checkpoints.save(tf.train.Checkpoint(), folder, 9)  # other weights, other numbers
+    checkpoints.save(tf.train.Checkpoint(), folder, 9)  # other weights give other numbers
     places = {kept, evaluate.unfinished(folder, 100), evaluate.unfinished(folder, 200)}
     monkeypatch.setattr(evaluate, "code_of", lambda module: {"experiments.evaluate": "other"}[module])
     places |= {evaluate.unfinished(folder, 200), evaluate.unfinished(folder, 200, tested="other images")}
@@ -266,7 +266,7 @@ def test_reconstructions_and_samples_are_compared_with_grey_test_images(make_run
         "training images", "reconstructions", "samples from the prior", "samples from the mixture",
     ]  # fmt: skip
     judge, grey = classifier.build_classifier((28, 28, 1), 10, 0), grey_data((28, 28, 1), 80, 30)
-    chosen = np.random.default_rng(evaluate.CHOICE).permutation(80)[:30]  # the same for every run, as is the floor
+    chosen = np.random.default_rng(evaluate.CHOICE).permutation(80)[:30]  # the same for every run, and so is the floor
     real, floor = (
         classifier.features(judge, brightness(pictures)) for pictures in (grey.test_images, grey.train_images[chosen])
     )
@@ -281,7 +281,7 @@ def test_reconstructions_and_samples_are_compared_with_grey_test_images(make_run
 
 
 def test_how_much_better_a_mixture_knows_where_the_latents_are(make_run, monkeypatch):
-    """Posteriors all near (3, -2): N(0, I) gives draws of them |z|^2 / 2 + log(2 pi) less than nothing."""
+    """All posteriors are near (3, -2): there N(0, I) has the log-density -(|z|^2 / 2 + log(2 pi))."""
     folder, vae, _ = make_run(train=4_000, test=2_000)
     monkeypatch.setattr(evaluate, "IMAGES_AT_ONCE", 1_000)
     layer = vae.encoder.get_layer("posterior")
@@ -311,7 +311,7 @@ def test_a_loss_that_is_no_likelihood_gets_samples_only(make_run, overrides, tol
     assert numbers["likelihood"] is None
     assert not (folder / "bound.png").exists()
     assert ("prior" in numbers["samples"]) == (not overrides.get("autoencoder", False))
-    assert numbers["samples"]["frechet"] is None  # 3 x 3 pixels are no digits
+    assert numbers["samples"]["frechet"] is None  # 3 x 3 pixels are not digits
     shown = capsys.readouterr().out
     assert told in shown
     assert "log-likelihood" not in shown

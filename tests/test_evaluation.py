@@ -53,7 +53,7 @@ def test_the_log_likelihood_of_a_vae_is_the_integral_over_its_latents(overrides)
 
 
 def noisy_vae(**overrides):
-    """One latent that the encoder sees and two that it doesn't, decoded by a linear map."""
+    """A VAE with one latent and two noise latents, decoded by a linear map."""
     chosen = from_params(**TINY | {"latent_dim": 1, "noise_dim": 2, "decoder_layers": ()} | overrides)
     return chosen, random_vae(chosen)
 
@@ -61,7 +61,7 @@ def noisy_vae(**overrides):
 def test_noise_latents_reach_the_decoder_as_they_are_and_cost_no_kl():
     chosen, vae = noisy_vae()
     x, noise = random_images(5) / np.float32(255), np.random.default_rng(1).standard_normal((5, 3), np.float32)
-    z_mean, z_log_std = (part[:, :1] for part in vae.encoder(x))  # behind it are those of the noise
+    z_mean, z_log_std = (part[:, :1] for part in vae.encoder(x))  # the noise latents follow
     z = np.concatenate([z_mean + np.exp(z_log_std) * noise[:, :1], noise[:, 1:]], axis=1)
     weights, bias = (weight.numpy() for weight in vae.decoder.trainable_variables)
     pixels = bernoulli.logpmf(0, expit(z @ weights + bias)), bernoulli.logpmf(1, expit(z @ weights + bias))
@@ -70,7 +70,7 @@ def test_noise_latents_reach_the_decoder_as_they_are_and_cost_no_kl():
     np.testing.assert_allclose(reconstruction, -(pixels[0] * (1 - flat) + pixels[1] * flat).sum(axis=1), rtol=1e-5)
     np.testing.assert_allclose(kl, main.kl_to_standard_normal(z_mean, z_log_std))
     evaluated = compile_evaluation(vae, chosen, main.loss_terms)(random_images(5))
-    assert [part.shape for part in evaluated] == [(5,), (5, 1), (5, 1)]  # what is reported of latents leaves them out
+    assert [part.shape for part in evaluated] == [(5,), (5, 1), (5, 1)]  # what is reported leaves out the noise
     np.testing.assert_allclose(evaluated[2], z_mean, atol=1e-5)
     np.testing.assert_allclose(
         main.reconstruct(vae, random_images(5)).reshape(5, -1), expit(z_mean * weights[:1] + bias), rtol=1e-5
@@ -109,7 +109,7 @@ def test_no_two_batches_of_the_likelihood_share_a_draw(monkeypatch):
 
 @pytest.mark.parametrize(("compiled", "few"), [(False, 1), (True, 8)])
 def test_the_likelihood_is_made_a_few_draws_at_a_time_and_stays_what_it_is(monkeypatch, compiled, few):
-    """A thousand images: few enough draws for a bar to move each second or two, though the network be a slow one."""
+    """A call for a thousand images has so few draws that the bar moves every second or two, even for a slow network."""
     set_xla(monkeypatch, compiled)
     chosen = from_params(**TINY | {"nll_samples": 20})
     vae, images = random_vae(chosen), random_images(1_000)

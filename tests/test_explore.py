@@ -1,4 +1,4 @@
-"""utils/explore.py and its command: what is in the page, what gets none. The page itself: test_explore_browser.py."""
+"""utils/explore.py and its command: what the page has, which runs get none. test_explore_browser.py tests the page."""
 
 import base64
 import json
@@ -45,7 +45,7 @@ def page_of(s, vae, name="tiny", judged=None):
 
 
 def element(page, name):
-    """What the page's script element of a name holds, as a browser ends it: at the first </script."""
+    """The content of the page's script element of this name, up to the first </script, where a browser ends it."""
     return re.search(rf'<script type="[a-z/]+" id="page-{name}">(.*?)</script', page, re.DOTALL)[1]
 
 
@@ -89,7 +89,7 @@ def test_texts_are_what_they_were_and_cannot_end_the_script():
     assert ["note", NAMES[0]] in found["report"]["rows"]
     assert "<" not in element(page, "about")  # neither </script nor <!--
     assert "<" not in re.search("<title>(.*)</title>", page)[1]
-    assert page.encode(errors="backslashreplace").decode() == page  # a lone surrogate would not be UTF-8
+    assert page.encode(errors="backslashreplace").decode() == page  # UTF-8 cannot encode a lone surrogate
 
 
 @pytest.mark.parametrize("overrides", [{"noise_dim": 1}, CONV, {"prior": "realnvp"}])
@@ -100,7 +100,7 @@ def test_every_weight_is_there_as_float16(overrides):
 
     def read(place):
         kind = "<f2" if place["half"] else "<f4"
-        assert place["at"] % 4 == 0  # or else no Float32Array
+        assert place["at"] % 4 == 0  # a Float32Array needs this
         return np.frombuffer(content, kind, place["size"], place["at"])
 
     networks = [found["encoder"], found["decoder"], *found["prior"].get("couplings", [])]
@@ -138,8 +138,8 @@ def test_an_old_report_that_lacks_most_numbers_is_shown_and_none_is_none():
 @given(st.integers(1, 20_000), st.integers(1, 1_024), st.integers(1, 1_024), st.integers(1, 4_096))
 def test_the_images_shown_are_spread_over_all_and_never_too_many(count, height, width, latents):
     s = from_params(**TINY | {"latent_dim": latents, "noise_dim": 2})
-    found = explore.chosen(LazyImages(pytest.fail, np.arange(count), (height, width, 3)), s)  # reads none
-    each = 3 * height * width + 2 * 4 * (latents + 2)  # bytes, of a posterior's means and widths too
+    found = explore.chosen(LazyImages(pytest.fail, np.arange(count), (height, width, 3)), s)  # it reads no image
+    each = 3 * height * width + 2 * 4 * (latents + 2)  # bytes, including a posterior's means and widths
     assert len(found) == min(count, max(10, min(2_000, 8 * 2**20 // each)))
     assert (found[0], found[-1]) == (0, count - 1)
     if len(found) > 1:
@@ -170,7 +170,7 @@ def test_the_plane_is_the_one_of_pca(shape):
     np.testing.assert_allclose(centre, pca.mean_, atol=1e-5)
     np.testing.assert_allclose(np.abs(np.sum(ways * pca.components_, axis=1)), 1, atol=1e-5)
     assert found["share"] == pytest.approx(pca.explained_variance_ratio_.sum(), abs=1e-6)
-    assert all(way[np.abs(way).argmax()] > 0 for way in ways)  # so that the same run has the same map
+    assert all(way[np.abs(way).argmax()] > 0 for way in ways)  # so that the same run always has the same map
 
 
 def test_there_is_a_page_of_codes_that_are_all_the_same_and_no_plane_of_few():
@@ -278,14 +278,14 @@ def test_what_goes_wrong_at_the_end_of_a_run_costs_a_line_and_not_the_run(tmp_pa
             patch.setattr(explore, patched, raised)
             assert judge() == judged
         assert len([line for line in said if line.startswith("explore    no page: ") and told in line]) == 1
-        assert not (folder / "explore.html").exists()  # the one before is of another checkpoint
+        assert not (folder / "explore.html").exists()  # the old page is of another checkpoint
 
 
 def test_the_command_writes_the_page_of_a_run(tmp_path, monkeypatch, capsys):
     folder, *_ = make_run(tmp_path)
     monkeypatch.setattr(data, "prepare", lambda s, say, folder: images())
     opened = []
-    monkeypatch.setattr(command, "webbrowser", SimpleNamespace(open=opened.append))  # finds no browser
+    monkeypatch.setattr(command, "webbrowser", SimpleNamespace(open=opened.append))  # as if there were no browser
     assert command.main(command.read_command_line(["tiny", "--output-dir", str(tmp_path), "--open"])) == 0
     told = capsys.readouterr().out
     assert explore.link(folder) == f"explore    {(folder / 'explore.html').as_uri()}"
@@ -296,7 +296,7 @@ def test_the_command_writes_the_page_of_a_run(tmp_path, monkeypatch, capsys):
     found = about((folder / "explore.html").read_text(encoding="utf-8"))
     assert (found["run"], found["step"], found["report"]) == ("tiny", 7, None)
     monkeypatch.setattr(explore, "MOST_PARAMETERS", 1)
-    monkeypatch.setattr(command.Run, "terms", pytest.fail)  # it is refused before anything takes long
+    monkeypatch.setattr(command.Run, "terms", pytest.fail)  # it is refused before any slow step
     assert command.main(command.read_command_line([str(folder)])) == 1
     assert capsys.readouterr().err.startswith("explore: error: ")
 

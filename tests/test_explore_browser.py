@@ -1,4 +1,4 @@
-"""explore.html in Chromium, without a network: it computes what Keras does; mouse, keyboard, files; can it be read."""
+"""explore.html in Chromium without a network: its numbers are Keras's; mouse, keyboard, files work; it is legible."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ NAMES = ("</script><b>", f'"quoted" & {"very " * 20}long', "猫", "d", "half \ud
 GREY = {"binarize": "none", "dataset": "folder", "encoder_layers": (16,), "decoder_layers": (16,)}
 RESNET = {"architecture": "resnet", "channels": (4, 5), "residual_blocks": 2}
 LEARNED = {"decoder_scale": "learned"}
-MODELS = {  # by name: the shape of the images, what is not as in TINY
+MODELS = {  # by name: the shape of the images, and what differs from TINY
     "digits": ((28, 28, 1), {"encoder_layers": (512, 512), "decoder_layers": (512, 512), "activation": "silu",
                              "latent_dim": 20, "binarize": "dynamic", "dataset": "mnist"}),
     "colours": ((6, 8, 3), GREY | LEARNED | {"activation": "gelu", "latent_dim": 5, "loss": "mse"}),
@@ -58,8 +58,8 @@ PIXELS = """(id) => {
   copy.getContext("2d").drawImage(canvas, 0, 0);
   return copy.toDataURL();
 }"""
-CLOSE = 0.01  # of brightness
-ROUNDED = CLOSE + 0.5 / 255  # of what is on a canvas
+CLOSE = 0.01  # in brightness
+ROUNDED = CLOSE + 0.5 / 255  # for pixels of a canvas
 
 
 # --- a model and its page ---------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def some_images(shape, count, binary):
 
 
 def own_networks(shape, s):
-    """Layers as a user may write them; the padding of both convolutions is odd."""
+    """Layers that a user may write; the padding of both convolutions is odd."""
     layers, x, z = keras.layers, keras.Input(shape), keras.Input((s.latent_dim,))
     maps = layers.Conv2D(3, (5, 3), 2, "same", activation="sigmoid")(x)
     maps = layers.Activation("elu")(layers.Conv2D(4, 2, use_bias=False)(maps))
@@ -140,9 +140,9 @@ def models():
 
 @pytest.fixture
 def show(browser, models, tmp_path_factory):
-    """A function: the name of a model -> the model, with its `page` as it is at first, in a browser without network.
+    """A function: the name of a model -> the model, with its freshly loaded `page`, in a browser without network.
 
-    That the page complained of nothing, and asked for nothing but itself, is checked when the test ends.
+    When the test ends, it checks that the page had no errors and requested nothing but itself.
     """
 
     def show(name):
@@ -180,7 +180,7 @@ def show(browser, models, tmp_path_factory):
 
 
 def until(page, holds):
-    """Wait until something holds; not by wait_for_function, whose eval the page forbids."""
+    """Wait until something holds; wait_for_function needs eval, which the page forbids."""
     for _ in range(500):
         if holds():
             return
@@ -189,7 +189,7 @@ def until(page, holds):
 
 
 def frames(page):
-    """Wait until what the page does in its next frame is done."""
+    """Wait until the page has finished its next frame."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -206,7 +206,7 @@ def pixels(model, name):
 
 
 def still(model, name):
-    """The same, when they have stopped to change."""
+    """The pixels of a canvas after they have stopped changing."""
     found = ["", model.page.evaluate(PIXELS, name)]
     while found[-1] != found[-2]:
         model.page.wait_for_timeout(60)
@@ -255,9 +255,9 @@ def test_it_computes_what_keras_does(show, name):
     )
     check_numbers(model, found, x, noise, z, CLOSE, 0.005)
     halves = vae.encoder.weights + vae.decoder.weights + (vae.prior.weights if s.prior == "realnvp" else [])
-    for weight in halves:  # the page has them as float16: given the same, hardly any difference is left
+    for weight in halves:  # the page has float16: with the same weights, hardly any difference is left
         weight.assign(np.float16(weight))
-    # But what a VampPrior's components are, the encoder told before it was rounded.
+    # But a VampPrior's components come from the encoder before it was rounded.
     check_numbers(model, found, x, noise, z, 1e-4, 0.005 if s.prior == "vampprior" else 1e-4)
 
 
@@ -272,7 +272,7 @@ def test_numbers_below_the_smallest_normal_float16_are_read(show):
 
 
 def check_numbers(model, found, x, noise, z, close, share):
-    """Hold what a page found against Keras: brightness within `close`, nats within a share of them and of 1."""
+    """Compare what a page found with Keras: brightness within `close`, nats within a share of them and of 1."""
     s, vae = model.s, model.vae
 
     def same(name, part, expected):
@@ -280,9 +280,9 @@ def check_numbers(model, found, x, noise, z, close, share):
         np.testing.assert_allclose([one[part] if part else one for one in found[name]], expected, **near)
 
     means, log_stds = (part.numpy() for part in vae.encoder(x))
-    assert np.ptp(means) > 0.2  # so that what is close below, is so by no accident
+    assert np.ptp(means) > 0.2  # so that closeness below is no accident
     same("posteriors", "z_mean", means)
-    if s.autoencoder:  # whose widths were never trained
+    if s.autoencoder:  # its widths are never trained
         assert {tuple(one) for one in found["posteriors"]} == {("z_mean",)}
     else:
         same("posteriors", "z_log_std", log_stds)
@@ -298,7 +298,7 @@ def check_numbers(model, found, x, noise, z, close, share):
         same("kl", None, kl)
     else:
         assert set(found["kl"]) == {None}
-    rest = norm.logpdf(z[:, s.latent_dim :]).sum(axis=1)  # of noise, N(0, 1) under any prior
+    rest = norm.logpdf(z[:, s.latent_dim :]).sum(axis=1)  # noise latents are N(0, 1) under any prior
     same("prior", None, vae.prior.log_density(z) - rest)
 
 
@@ -312,14 +312,14 @@ def test_draws_are_the_priors(show, name):
 
     def moments(draws):
         far = draws - draws.mean(axis=0)
-        together = np.einsum("ni,nj->nij", far, far).reshape(len(draws), -1)  # whose mean is the covariance
+        together = np.einsum("ni,nj->nij", far, far).reshape(len(draws), -1)  # their mean is the covariance
         return np.concatenate([draws, together], axis=1)
 
     ours, theirs = moments(z), moments(expected)
     errors = np.sqrt(ours.var(axis=0) / len(ours) + theirs.var(axis=0) / len(theirs))
     assert (np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) < 5 * errors).all()
     narrow = np.array(model.page.evaluate(draw, [50, 0]))
-    if model.s.prior in ("mixture", "vampprior"):  # without noise there are the components' means, and 0
+    if model.s.prior in ("mixture", "vampprior"):  # without noise the draws are the components' means, and 0
         assert len(np.unique(narrow, axis=0)) == 7
         if model.s.prior == "mixture":
             assert set(np.unique(narrow[:, 0])) == set(np.unique(model.vae.prior.weights[0][:, 0]))
@@ -340,7 +340,7 @@ def test_the_map_decodes_what_is_under_the_cursor_and_selects_what_is_near(show)
     assert which(model, "selected-thumb") == np.linalg.norm(CORNERS, axis=1).argmin() == 4
     assert page.locator("#selected-label").inner_text() == "1"
 
-    for step in range(20):  # to the right, until it is at the point of an image
+    for step in range(20):  # to the right, until it reaches the point of an image
         page.mouse.move(x + 15 * step, y)
         if which(model, "near-image") == 0:
             break
@@ -378,7 +378,7 @@ def test_the_legend_shows_and_hides_labels(show):
         model.page.keyboard.press("Enter")
         pressed = [button.get_attribute("aria-pressed") for button in buttons.all()]
         found.append((label, which(model, "selected-thumb"), pressed.count("true")))
-    assert found == [(1, 5, 2), (0, 3, 1), (None, 4, 3)]  # of those that are shown, the one that is nearest to zero
+    assert found == [(1, 5, 2), (0, 3, 1), (None, 4, 3)]  # the shown image that is nearest to zero
 
 
 def test_names_of_labels_are_texts_and_nothing_else(show):
@@ -409,7 +409,7 @@ def test_a_slider_changes_one_latent_and_a_double_click_goes_back(show, name):
     model.page.keyboard.press("End")
     z[latent] = float(slider.get_attribute("max"))
     shows(model, "latents-decoded", z)
-    assert z[latent] >= model.z_mean[:, latent].max() or model.s.latent_dim == 20  # there a few lie beyond all sliders
+    assert z[latent] >= model.z_mean[:, latent].max() or model.s.latent_dim == 20  # there a few are beyond all sliders
     slider.dblclick()
     shows(model, "latents-decoded", model.z_mean[0])
     model.page.keyboard.press("Home")
@@ -437,11 +437,11 @@ def test_a_drawn_digit_is_centred_encoded_and_costed(show):
     before = [model.page.locator(f"#{name}").bounding_box() for name in ("paper", "sliders", "draw-loss", "walk")]
     draw(model, (0.1, 0.1), (0.35, 0.1), (0.35, 0.3), (0.1, 0.45))
     after = [model.page.locator(f"#{name}").bounding_box() for name in ("paper", "sliders", "draw-loss", "walk")]
-    assert after == before  # nothing jumps
+    assert after == before  # nothing moves
     found = pixels(model, "draw-input")
     assert set(np.unique(found)) == {0, 255}
     ink = np.argwhere(found[..., 0])
-    assert 17 <= np.ptp(ink, axis=0).max() + 1 <= 21  # in a box of 20 x 20, as MNIST's digits are
+    assert 17 <= np.ptp(ink, axis=0).max() + 1 <= 21  # in a box of 20 x 20, like MNIST's digits
     np.testing.assert_allclose(ink.mean(axis=0), 13.5, atol=1.5)
     mean, log_std = (part[0].numpy() for part in model.vae.encoder(brightness(found[np.newaxis])))
     shows(model, "draw-mean", mean)
@@ -488,7 +488,7 @@ def test_a_picture_of_the_right_size_is_taken_as_it_is_and_what_is_none_is_refus
     model = show(name)
     page, rng = model.page, np.random.default_rng(8)
     first, second = both = rng.integers(256, size=(2, *model.images.shape[1:]), dtype=np.uint8)
-    both[:, [0, -1]] = both[:, :, [0, -1]] = 0  # light on dark, or it would be turned
+    both[:, [0, -1]] = both[:, :, [0, -1]] = 0  # light on dark, or it would be inverted
     binary = model.s.binarize == "dynamic"
 
     def wanted(image):
@@ -586,7 +586,7 @@ def tiles_of(sheet):
 def test_samples_change_by_dice_and_narrow_to_the_middle(show):
     model = show("digits")
     page, grids = model.page, ("prior-grid", "posterior-grid")
-    page.locator("#samples").scroll_into_view_if_needed()  # before that they are not drawn
+    page.locator("#samples").scroll_into_view_if_needed()  # they are not drawn before
     page.wait_for_timeout(300)
     first = [still(model, name) for name in grids]
     assert len(np.unique(tiles_of(first[0]), axis=0)) == 64
@@ -603,7 +603,7 @@ def test_samples_change_by_dice_and_narrow_to_the_middle(show):
     ("name", "true"),
     [
         ("digits", {"vae", "standard", "pulled", "likelihood", "labelled"}),
-        ("colours", {"vae", "standard", "pulled", "likelihood", "labelled"}),  # a density is one, too
+        ("colours", {"vae", "standard", "pulled", "likelihood", "labelled"}),  # a density counts too
         ("flow", {"vae", "learned", "pulled", "unlike", "noise"}),  # squared error; one image has one label
         ("corners", {"vae", "standard", "pulled", "unlike", "labelled"}),  # cross-entropy of grey pixels
         ("plain", {"autoencoder", "labelled"}),

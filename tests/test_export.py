@@ -19,7 +19,7 @@ from utils import chance, checkpoints, runs
 from utils.settings import BEFORE, from_params
 from utils.start import tf
 
-SHAPE = (4, 3, 2)  # all sides differ, so that none is taken for another
+SHAPE = (4, 3, 2)  # all sides differ, so that mixing them up is noticed
 TINY = BEFORE | {
     "encoder_layers": (8,), "decoder_layers": (), "activation": "silu", "latent_dim": 3,
     "noise_dim": 0, "autoencoder": False, "prior": "standard", "prior_components": 2, "prior_layers": 3,
@@ -77,7 +77,7 @@ assert not [file for file in files if file.startswith(repository + os.sep)]
 
 
 def make_run(parent, name="tiny", seed=5, step=7, **overrides):
-    """A run with random weights, as training leaves it: its folder, VAE and settings."""
+    """A run with random weights, as training saves it: its folder, VAE and settings."""
     settings = from_params(**TINY | {"output_dir": str(parent), "run_name": name} | overrides)
     vae = main.build_vae(settings, SHAPE)
     rng = np.random.default_rng(seed)
@@ -95,12 +95,12 @@ def ask(folder, *more):
 # --- what another program reads ---------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The runs of RUNS, and what a process that only knows their exports found in these."""
+    """The runs of RUNS, and what a process that has only their exports found in them."""
     home = tmp_path_factory.mktemp("exported")
     made = {}
     for name, overrides in RUNS.items():
         folder, vae, settings = make_run(home / "runs", name, **overrides)
-        if name == "mixture":  # far apart, and with a decoder whose first logits are z itself
+        if name == "mixture":  # components far apart, and a decoder whose first logits are z itself
             for weight, value in zip(
                 vae.prior.weights, ([[-4, 0, 2], [4, 1, -2]], np.full((2, 3), np.log(0.1)), np.log([1, 3])), strict=True
             ):
@@ -131,12 +131,12 @@ def test_the_networks_compute_what_they_did_without_any_code_of_this_repository(
     run = exported[name]
     found, posterior = run.found, [part.numpy() for part in run.vae.encoder(X)]
     logits = run.vae.decoder(run.z).numpy()
-    assert np.ptp(logits) > 1  # so that what is close below, is so by no accident
+    assert np.ptp(logits) > 1  # so that closeness below is no accident
     np.testing.assert_allclose(found["keras"], posterior, atol=1e-5)
     np.testing.assert_allclose([found["z_mean"], found["z_log_std"]], posterior, atol=1e-5)
     np.testing.assert_allclose(found["logits"], logits, atol=1e-5)
     np.testing.assert_allclose(found["brightness"], 1 / (1 + np.exp(-logits)), atol=1e-5)
-    np.testing.assert_allclose(found["first"], found["brightness"][:1], atol=1e-6)  # a batch of another size
+    np.testing.assert_allclose(found["first"], found["brightness"][:1], atol=1e-6)  # in a batch of another size
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_samples_are_the_priors_own_draws_and_the_same_for_the_same_seed(exporte
     assert found["other"].shape == (7, *SHAPE)
     np.testing.assert_array_equal(found["draws"], found["again"])
     assert np.abs(found["other"] - found["draws"][:7]).max() > 0.01
-    key = chance.random_key(3, chance.GRID_LATENTS, 0)  # as of samples_*.png, if the run's seed is 3
+    key = chance.random_key(3, chance.GRID_LATENTS, 0)  # as for samples_*.png, if the run's seed is 3
     drawn = main.decode(run.vae, main.sample_prior(run.vae, DRAWS, key))
     np.testing.assert_allclose(found["draws"], drawn, atol=1e-5)
 
@@ -272,7 +272,7 @@ def test_tensorflow_lite_computes_the_same(name, tmp_path):
 def test_an_older_export_is_replaced_whole_and_one_that_fails_leaves_it_alone(tmp_path, monkeypatch, capsys):
     folder, vae, _ = make_run(tmp_path)
     place = tmp_path / "models" / "digits"
-    place.mkdir(parents=True)  # an empty folder is as good as none
+    place.mkdir(parents=True)  # an empty folder counts as none
     assert ask(folder, "--to", place) == 0
     assert (place.stat().st_mode & 0o777) == ((tmp_path / "models").stat().st_mode & 0o777)
     (place / "saved_model" / "variables" / "stale").touch()

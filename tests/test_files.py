@@ -1,4 +1,4 @@
-"""utils/files.py: files are whole or not there."""
+"""utils/files.py: files are complete or not there."""
 
 import errno
 import json
@@ -11,7 +11,7 @@ from utils import files
 
 
 def disk_full(path, monkeypatch):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # Python ignores the signal of it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # Python ignores its signal
 
 
 def killed(path, monkeypatch):
@@ -41,7 +41,7 @@ def test_a_file_is_replaced_whole_while_others_read_it(tmp_path):
     files.write_json(path, {"elbo": -97.25})
     with open(path) as reader:
         files.write_json(path, {})
-        assert json.load(reader) == {"elbo": -97.25}  # it still sees all of the old one
+        assert json.load(reader) == {"elbo": -97.25}  # it still reads the whole old file
     assert json.loads(path.read_text()) == {}
     assert path.stat().st_mode & 0o777 == 0o644
 
@@ -63,7 +63,7 @@ def test_a_file_system_without_chmod_is_written_to(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_write_left_goes_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.os, "replace", lambda *_: None)  # as if it were killed before
+    monkeypatch.setattr(files.os, "replace", lambda *_: None)  # as if it were killed before this
     for folder in ("run", "elsewhere"):
         (tmp_path / folder).mkdir()
         files.write_whole(tmp_path / folder / "samples_000.png", b"")

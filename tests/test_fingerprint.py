@@ -133,7 +133,7 @@ def test_a_watch_is_known_by_all_that_it_uses():
     assert {"experiments.samples.prior_samples", "experiments.losses.JUDGED", "main"} <= set(found)
     assert "experiments.classifier" not in found
     assert "experiments.classifier" in sources(samples.judge_samples, {})
-    assert "utils.start" in sources(side_by_side.use_one_thread, {})  # which it imports within
+    assert "utils.start" in sources(side_by_side.use_one_thread, {})  # it is imported inside the function
 
 
 EXPERIMENT = '''
@@ -233,7 +233,7 @@ def test_a_constant_that_nothing_reads_renames_nothing(monkeypatch):
 
 
 def test_the_rows_of_the_table_have_the_names_from_before_constants_were_added(monkeypatch):
-    """As commit 803fe99 named them, whatever constants of a user's own there are."""
+    """The names of commit 803fe99, whatever constants a user has added."""
     for name in read_constants().keys() - OURS:
         monkeypatch.setitem(BEFORE, name, read_constants()[name].value)
     names = [stage.run_name for stage in likelihood.stages_of("iwae", likelihood.read_command_line(["iwae"]))]

@@ -85,7 +85,7 @@ def test_a_tenth_is_tested_on_whatever_the_labels(counts, tested):
     np.testing.assert_array_equal(np.sort(np.concatenate((train, test))), np.arange(len(labels)))
     assert len(test) == tested
     shares = np.bincount(labels[test], minlength=len(counts)) - np.array(counts) * tested / sum(counts)
-    assert (np.abs(shares) < 1).all()  # each label has its share, as near as whole images allow
+    assert (np.abs(shares) < 1).all()  # each label has its share, as closely as whole images allow
 
 
 def test_copies_of_an_image_are_in_the_same_part():
@@ -109,7 +109,7 @@ def test_folders_with_too_few_images_are_told(tmp_path):
         load_folder(tmp_path)
 
 
-LAYOUTS = {  # files by what they should be: train and test labels of the pictures 0, 1, 2, ..., None for left out
+LAYOUTS = {  # by name: the pictures' folders, the labels to train and to test on, and the split that is reported
     "val is tested on": (["Train/a", "Train/b", "VAL/a", "VAL/b"], "ab", "ab", "the folders Train and VAL"),
     "test goes before val": (["training/a", "valid/a", "Testing/a"], "a", "a", "the folders training and Testing"),
     "a folder around": (["set/x/train/a", "set/x/dev/a"], "a", "a", "the folders train and dev"),
@@ -353,13 +353,13 @@ def test_a_folder_is_prepared_like_mnist(tmp_path):
     assert (len(dataset.train_images), len(dataset.test_images)) == (
         16,
         12,
-    )  # of 32, of which a tenth of 48 are shared out
+    )  # of 32 images: 12 are held out, 4 are in the tested tenth
 
     plain, drawn = (data.prepare(from_params(**chosen | {"binarize": how}), say) for how in ("none", "dynamic"))
     number = int(drawn.test_images.numbers[1])
     expected = binarize(plain.test_images[1], (*TEST_BINARIZATION_KEY, number))
     np.testing.assert_array_equal(drawn.test_images[1], expected)
-    np.testing.assert_array_equal(drawn.train_images[:], plain.train_images[:])  # these are drawn epoch by epoch
+    np.testing.assert_array_equal(drawn.train_images[:], plain.train_images[:])  # these are drawn in each epoch
     with pytest.raises(SettingsError, match=r"^labels: 3 is not allowed; .* has a, b, c$"):
         data.prepare(from_params(**chosen | {"labels": (3,)}), say)
 

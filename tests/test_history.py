@@ -79,7 +79,7 @@ def test_what_came_after_the_checkpoint_is_cut_off(tmp_path):
     history.cut_back(tmp_path, 20, pytest.fail)
     assert runs.read_history(tmp_path) == lines[:2]
     assert scalars(tmp_path) == {key: value for key, value in before.items() if key[1] <= 20}
-    assert len(contents(tmp_path)) == 2  # nothing is left of the cutting
+    assert len(contents(tmp_path)) == 2  # no temporary file is left
     written(tmp_path, [30, 40])
     assert runs.read_history(tmp_path) == lines
     assert scalars(tmp_path) == before
@@ -93,7 +93,7 @@ def test_event_files_are_cut_whether_splits_have_a_folder_each_or_as_in_older_ru
         written(tmp_path, [10, 20, 30], split)
     before = scalars(tmp_path)
     assert {tag for tag, _ in before} > {"kl", "train/kl", "test/kl"}
-    history.cut_back(tmp_path, 20, lambda line: None)  # the lines are there twice
+    history.cut_back(tmp_path, 20, lambda line: None)  # because the lines are there twice
     assert scalars(tmp_path) == {key: value for key, value in before.items() if key[1] <= 20}
 
 

@@ -22,8 +22,8 @@ def test_an_image_is_cropped_in_the_middle_and_shrunk_by_averaging(tmp_path):
     Image.fromarray(gradient).save(path := tmp_path / "gradient.png")
     image = read(path, 64, 148, 3)
     assert (image.shape, image.dtype) == ((64, 64, 3), np.uint8)
-    centre = (np.arange(64) + 0.5) * 148 / 64 - 0.5  # of each pixel, in pixels of the crop, which starts at (15, 35)
-    inner = slice(2, -2)  # at the edges there is nothing to average with on one side
+    centre = (np.arange(64) + 0.5) * 148 / 64 - 0.5  # of each pixel, in the crop, which starts at (15, 35)
+    inner = slice(2, -2)  # at the edges a pixel has no neighbour on one side
     np.testing.assert_allclose(image[:, inner, 0], np.tile(15 + centre[inner], (64, 1)), atol=0.51)
     np.testing.assert_allclose(image[inner, :, 1], np.tile(35 + centre[inner, None], (1, 64)), atol=0.51)
     np.testing.assert_allclose(image[:, inner, 2], np.tile(240 - centre[inner], (64, 1)), atol=0.51)
@@ -43,7 +43,7 @@ def test_a_crop_that_is_not_resized_keeps_its_pixels(tmp_path, crop, left, top, 
 
 def test_images_stand_upright(tmp_path):
     upright = np.zeros((16, 16, 3), np.uint8)
-    upright[:8, :, 0] = 255  # red above
+    upright[:8, :, 0] = 255  # the upper half is red
     turned = Image.fromarray(np.rot90(upright).copy())
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
@@ -75,7 +75,7 @@ def test_all_images_are_looked_at_where_the_largest_pixel_matters(tmp_path, monk
 @pytest.mark.parametrize(
     ("how", "kept"),
     [
-        ({"shape": (4, 16, 1), "fit": "keep"}, [1, 0.25, 1 / 16]),  # 4 times as wide as high
+        ({"shape": (4, 16, 1), "fit": "keep"}, [1, 0.25, 1 / 16]),  # four times as wide as high
         ({"shape": (16, 16, 1)}, [0.25, 1, 0.25]),
         ({"shape": (16, 16, 1), "crop": 16}, [1 / 16, 1 / 16, 1 / 16]),
         ({"shape": (16, 16, 1), "fit": "pad"}, [1, 1, 1]),
@@ -97,7 +97,7 @@ def test_files_that_differ_at_one_end_only_have_other_ids(tmp_path):
 
 
 RED = (255, 0, 0)
-PICTURES = {  # what is saved, the RGB pixel and the grey one that are read
+PICTURES = {  # what is saved, and the RGB pixel and the grey pixel that are read
     "rgb": (lambda: Image.new("RGB", (9, 9), RED), RED, 76),
     "grey": (lambda: Image.new("L", (9, 9), 40), (40, 40, 40), 40),
     "black and white": (lambda: Image.new("1", (9, 9), 1), (255, 255, 255), 255),

@@ -1,4 +1,4 @@
-"""Each room can be read without those above it: imports form no circle, and utils/ imports no program."""
+"""Each module can be read without those above it: imports form no circle, and utils/ imports no program."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ from tests.shared import REPOSITORY
 
 
 def imports_in(root):
-    """By the name of each module of a project, the modules of the project that it imports, also within functions."""
+    """The modules of a project that each module imports, by its name, including imports within functions."""
     modules = modules_of(root)
     trees = {name: ast.parse(path.read_text()) for name, path in modules.items()}
     return {
@@ -22,7 +22,7 @@ def imports_in(root):
 
 
 def circle(imports):
-    """The modules along a circle of imports, the first one again at the end; [] if there is no circle."""
+    """The modules along a circle of imports, with the first one again at the end; [] if there is no circle."""
     try:
         TopologicalSorter(imports).prepare()
     except CycleError as error:

@@ -1,4 +1,4 @@
-"""The Keras script that whole runs are set beside: it does the work of main.py's default run."""
+"""The Keras script that whole runs are compared with: it does the work of main.py's default run."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from utils.start import tf
 
 @pytest.fixture
 def black_and_white():
-    """A batch of uint8 images (128, 784), 0 or 255, which drawing anew leaves as they are."""
+    """A batch of uint8 images (128, 784), 0 or 255, which drawing again does not change."""
     return 255 * np.random.default_rng(0).integers(2, size=(128, 784), dtype=np.uint8)
 
 
@@ -46,7 +46,7 @@ def test_its_steps_are_those_of_main(black_and_white, monkeypatch):
 
 
 def test_its_test_loss_is_minus_the_elbo(black_and_white, monkeypatch):
-    """By the formula in NumPy, over two batches that are not of one size."""
+    """Against the formula in NumPy, over two batches of different sizes."""
     keras = keras_vae.compiled_vae(1)
     noise = np.random.default_rng(1).standard_normal((128, 20), np.float32)
     for part in (slice(0, 100), slice(100, 128)):

@@ -1,4 +1,4 @@
-"""utils/known.py: a run has the images that it began with, or a line says what has become of them."""
+"""utils/known.py: a run gets the images that it began with, or a line says what has changed."""
 
 import json
 from functools import partial
@@ -14,12 +14,12 @@ from utils.settings import SettingsError, from_params
 
 SMALL = {"image_size": 8, "batch_size": 4, "binarize": "none", "labels": (), "held_out": 0, "start_from": ""}
 
-OLD_TEST = ["cat/00.png", "cat/03.png", "cat/17.png", "cat/36.png"]  # of the fixture's images, as drawn then
+OLD_TEST = ["cat/00.png", "cat/03.png", "cat/17.png", "cat/36.png"]  # the fixture's test images, as drawn then
 LINE = {"split": "train", "epoch": 1.0, "objective": 0.0, "reconstruction": 0.0}
 
 
 def begin(s):
-    """A new run, which has seen nothing but its data."""
+    """A new run, with nothing but its data."""
     dataset = data.prepare(s, print)
     save = partial(known.save, found=dataset.record)
     folder = runs.create(s, "CPU", dataset.train_images.shape[1:], dataset.details, save)
@@ -72,7 +72,7 @@ def test_what_the_weights_were_trained_on_is_not_tested_on_though_the_folder_has
     _, second = begin(again)
     assert not np.isin(second.test_ids, first.train_ids).any()
     assert len(second.train_images) + len(second.test_images) == 80
-    scratch = tmp_path / "scratch"  # of another worker, whom the chief tells that the run is new
+    scratch = tmp_path / "scratch"  # of another worker; the chief reports that the run is new
     scratch.mkdir()
     runs.write_params(scratch, {"settings": {}, "schedule_epochs": 1} | known.for_others(None))
     elsewhere = data.prepare(again.model_copy(update={"run_name": "alike"}), print, scratch)
@@ -103,7 +103,7 @@ def test_images_stay_on_their_side_in_a_run_that_starts_from_another(pictures, t
 
 
 def make_old(folder):
-    """Make a run one that was made before runs saved their split."""
+    """Turn a run into one from before runs saved their split."""
     (folder / "data.npz").unlink()
     about = runs.read_params(folder)
     del about["data"]
@@ -128,7 +128,7 @@ def test_old_runs_of_which_one_began_with_the_other_have_seen_the_images_of_both
         data.prepare(third, print)
     runs.find("one", s.output_dir).joinpath("params.json").unlink()
     said = []
-    data.prepare(runs.saved_settings(tmp_path / "two", print), said.append, tmp_path / "two")  # stays usable
+    data.prepare(runs.saved_settings(tmp_path / "two", print), said.append, tmp_path / "two")  # the run stays usable
     assert said[0].startswith("note       it is unknown which images one was trained on; some may be test images: ")
 
 
@@ -181,10 +181,10 @@ def test_a_run_from_before_has_its_old_split_if_the_counts_match(pictures, tmp_p
     about = runs.read_params(folder)
     about.pop("data")
     runs.write_params(folder, about)
-    (folder / "history.jsonl").write_text(json.dumps(LINE | {"step": 9}) + "\n")  # of 36 images, 4 a step
+    (folder / "history.jsonl").write_text(json.dumps(LINE | {"step": 9}) + "\n")  # 36 images, 4 a step
     for number in range(40, count):
         draw(tmp_path / "images" / "cat" / f"{number:02}.png", number)
-    Image.new("L", (9, 9)).save(tmp_path / "images" / "of today.ppm")  # a kind that was not read then
+    Image.new("L", (9, 9)).save(tmp_path / "images" / "of today.ppm")  # a format that was not read then
     if count == 50:
         with pytest.raises(DataError, match=r"saved without its split, and an epoch was 9 steps, but is 11 now$"):
             data.prepare(pictures, print, folder)

@@ -61,10 +61,10 @@ def test_a_mixture_finds_clusters_and_its_draws_are_distributed_like_them():
     for axis in (0, 1):
         assert ks_2samp(drawn[:, axis], z[:, axis]).pvalue > 0.01
     left = drawn[:, 0] < 0
-    assert abs(left[:2_000].mean() - left[2_000:].mean()) < 0.1  # not one component after the other
+    assert abs(left[:2_000].mean() - left[2_000:].mean()) < 0.1  # components are mixed, not one after the other
     np.testing.assert_array_equal(drawn, latent.draw_mixture(mixture, 4_000, seed=1))
-    assert np.isin(drawn, latent.draw_mixture(mixture, 4_000, seed=2)).mean() < 0.01  # float32 has few numbers
-    assert latent.fit_mixture(z[:3], 50, seed=0).n_components == 3  # a Gaussian a point at most
+    assert np.isin(drawn, latent.draw_mixture(mixture, 4_000, seed=2)).mean() < 0.01  # float32 numbers may repeat
+    assert latent.fit_mixture(z[:3], 50, seed=0).n_components == 3  # at most one Gaussian per point
 
 
 # --- walk -------------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_without_an_arc_a_spherical_walk_is_straight(a, b):
 
 
 # --- project ----------------------------------------------------------------------------------------------------------
-SLOW_UMAP = pytest.param("umap", marks=pytest.mark.slow)  # most of its seconds are numba's compiler's
+SLOW_UMAP = pytest.param("umap", marks=pytest.mark.slow)  # most of the time is numba's compilation
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne", SLOW_UMAP])
@@ -153,7 +153,7 @@ def test_an_unknown_method_is_refused():
 def test_the_number_of_neighbours_is_heeded():
     z, labels = islands(per_island=5)
     assert latent.knn_accuracy_in(z, labels, 0, neighbours=1) == 1
-    assert latent.knn_accuracy_in(z, labels, 0, neighbours=12) < 0.7  # of 12 points: those of all islands
+    assert latent.knn_accuracy_in(z, labels, 0, neighbours=12) < 0.7  # 12 points include those of all islands
 
 
 def test_neighbours_outvote_a_wrong_label():
@@ -167,7 +167,7 @@ def test_within_a_cloud_no_point_is_its_own_neighbour():
     assert latent.knn_accuracy_in(z, labels, seed=0) == 1
     labels = np.random.default_rng(0).integers(2, size=600)
     accuracies = [latent.knn_accuracy_in(cloud((600, 2)), labels, seed, neighbours=1) for seed in (0, 0, 1)]
-    assert max(accuracies) < 0.6  # by chance 0.5, with a standard deviation of 0.02; its own neighbour: 1
+    assert max(accuracies) < 0.6  # chance gives 0.5, with a standard deviation of 0.02; its own neighbour 1
     assert accuracies[0] == accuracies[1] != accuracies[2]
 
 
@@ -214,7 +214,7 @@ def test_equal_posteriors_have_the_kl_of_one():
     z_mean, z_log_std = np.tile(mean, (50, 1)), np.tile(log_std, (50, 1))
     assert latent.moments_kl(z_mean, z_log_std) == pytest.approx(expected)
     kl, error = latent.aggregate_kl(z_mean, z_log_std, 20_000, seed=0)
-    assert error == pytest.approx(0, abs=1e-9)  # no image tells anything: all of it is known
+    assert error == pytest.approx(0, abs=1e-9)  # all images are alike, so it is known exactly
     assert kl == pytest.approx(expected)
 
 
@@ -232,7 +232,7 @@ def test_posteriors_far_apart_cost_the_mean_kl_less_log_n(seed):
     kls = [kl_of_gaussian(m, np.diag(np.exp(2 * s))) for m, s in zip(z_mean, z_log_std, strict=True)]
     assert latent.mean_kl(z_mean, z_log_std) == pytest.approx(np.mean(kls))
     information, error = latent.mutual_information(z_mean, z_log_std, 500, seed)
-    assert (information, error) == pytest.approx((np.log(n), 0), abs=1e-4)  # of squares up to 1e10
+    assert (information, error) == pytest.approx((np.log(n), 0), abs=1e-4)  # with squares up to 1e10
     assert latent.at_ceiling(information, n)
     assert latent.aggregate_kl(z_mean, z_log_std, 500, seed) == pytest.approx((np.mean(kls) - information, error))
 
@@ -305,7 +305,7 @@ def test_the_normality_of_quantiles_and_of_known_distributions():
     assert normal == pytest.approx(
         {"mean_abs": 0, "std": 1, "skew_abs": 0, "excess_kurtosis_abs": 0, "ks": 0.5e-4}, abs=5e-3
     )
-    assert normal["ks"] == pytest.approx(0.5e-4)  # the steps of 10,000 points about the line
+    assert normal["ks"] == pytest.approx(0.5e-4)  # half a step of the 10,000 points
     moved = latent.normality(3 * quantiles[:, None] - 1)
     largest = np.abs(norm.cdf(quantiles, -1, 3) - norm.cdf(quantiles)).max()
     assert moved == pytest.approx(

@@ -17,7 +17,7 @@ numbers = st.floats(-1e4, 1e4, width=32)
 
 
 def log_likelihood(x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise, samples):
-    """The estimates of so many draws and their variances."""
+    """The estimates from so many draws, and their variances."""
     pieces = x, z_mean, z_log_std, log_p_x_given_z, log_prior, draw_noise
     return estimate(add_draws(no_draws(len(z_mean)), 0, samples, (), *pieces), samples)
 
@@ -109,7 +109,7 @@ def test_the_bound_of_k_draws_is_the_mean_over_all_full_groups_of_k(seed, sample
 
 @pytest.mark.parametrize("level", [-90.0, 1_500.0])
 def test_no_draw_of_thousands_is_lost_to_rounding(level):
-    """In float32 they made the estimate 0.018 nats too low at 1,500 nats, as a log-density has, and 0.0003 at -90."""
+    """In float32 the estimate was 0.018 nats too low at 1,500 nats, typical of a log-density, and 0.0003 at -90."""
     log_w = np.random.default_rng(0).normal(level, 2, (5_000, 3)).astype(np.float32)
     sums = tf.function(lambda: sums_of(log_w, [5_000], cut=2_000))()
     expected = logsumexp(np.float64(log_w), axis=0) - np.log(5_000)
@@ -118,7 +118,7 @@ def test_no_draw_of_thousands_is_lost_to_rounding(level):
 
 
 def test_the_bound_of_one_draw_keeps_its_digits_over_thousands_of_draws():
-    """In float32 the sum of 2,000 times -3,000 is known to half a nat, and their mean to 0.0002 at best."""
+    """In float32 the sum of 2,000 times -3,000 is exact to half a nat, and the mean to 0.0002 at best."""
     log_w = np.random.default_rng(0).normal(-3e3, 1, (2_000, 1)).astype(np.float32)
     sums = tf.function(lambda: sums_of(log_w, [1], cut=900))()
     assert float(bounds(sums, 2_000, [1])[0, 0]) == pytest.approx(np.float64(log_w).mean(), abs=1e-8)
@@ -139,7 +139,7 @@ class LinearGaussian:
         self.mean = self.variance * (self.w.T @ (self.x - self.b)) / sigma**2
 
     def pieces(self, mean, std, samples, repeats, seed):
-        """What `repeats` independent estimates are made of, proposing N(mean, std^2)."""
+        """The inputs of `repeats` independent estimates with the proposal N(mean, std^2)."""
         rng = np.random.default_rng(seed)
         noise = float32(rng.normal(size=(samples, repeats, len(mean))))
 
@@ -151,7 +151,7 @@ class LinearGaussian:
         return x, z_mean, z_log_std, log_p_x_given_z, log_standard_normal, lambda k: tf.gather(noise, k)
 
     def estimate(self, mean, std, samples, repeats, seed):
-        """`repeats` independent estimates of log p(x) and their sampling variances, proposing N(mean, std^2)."""
+        """`repeats` independent estimates of log p(x) and their sampling variances, for the proposal N(mean, std^2)."""
         estimates = log_likelihood(*self.pieces(mean, std, samples, repeats, seed), samples)
         return [np.float64(part) for part in estimates]
 
@@ -173,7 +173,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def proposal(model):
-    """A wrong posterior, as an encoder's is: mean and standard deviation."""
+    """A wrong posterior, like an encoder's: mean and standard deviation."""
     return model.mean + np.array([0.2, -0.15]), np.sqrt(model.variance) * [1.3, 1.1]
 
 
@@ -188,7 +188,7 @@ def test_with_a_wrong_proposal_the_estimate_is_within_its_standard_error_and_tha
     samples, repeats = 64, 4000
     estimates, variances = model.estimate(*proposal, samples, repeats, seed=2)
     exact = (relative_second_moment(model, *proposal) - 1) / samples  # variance by the delta method
-    assert exact > 1e-3  # else there is nothing to see
+    assert exact > 1e-3  # otherwise there is nothing to see
     assert estimates.var() == pytest.approx(exact, rel=0.15)
     assert variances.mean() == pytest.approx(exact, rel=0.1)
     assert abs(estimates[0] - model.log_p_x) < 5 * np.sqrt(variances[0])

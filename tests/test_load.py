@@ -1,4 +1,4 @@
-"""experiments/load.py: a run from Python, held to the same VAE in NumPy, to integrals, and to what a user may pass."""
+"""experiments/load.py: a run from Python against the same VAE in NumPy and integrals, and what a user may pass."""
 
 import json
 import subprocess
@@ -128,7 +128,7 @@ def test_grey_images_are_drawn_as_the_test_images_are_and_a_line_says_so(make_ru
         np.testing.assert_array_equal(run.elbo(images), wanted)
         assert len(said) == 1
         assert said.pop().startswith("note       grey pixels are drawn black or white")
-    assert (run.encode(grey)[0] != run.encode(binary)[0]).any()  # what is encoded is what was passed
+    assert (run.encode(grey)[0] != run.encode(binary)[0]).any()  # pixels are encoded as they were passed
 
 
 def test_images_that_are_read_when_asked_for_are_worked_on_as_those_in_memory(make_run, monkeypatch):
@@ -140,7 +140,7 @@ def test_images_that_are_read_when_asked_for_are_worked_on_as_those_in_memory(ma
     monkeypatch.setattr(data, "prepare", lambda *_: dataset)
     run = load(folder, say=said.append)
     np.testing.assert_array_equal(run.encode(images), run.encode(images[:]))
-    assert run.elbo(run.dataset().test_images).shape == (6,)  # which are black and white already
+    assert run.elbo(run.dataset().test_images).shape == (6,)  # they are black and white already
     assert said == []
     run.elbo(images.rows(slice(0, 3)))
     assert len(said) == 1
@@ -217,7 +217,7 @@ def test_a_run_that_is_not_there_or_lacks_a_part_is_one_line(make_run, tmp_path)
     assert run.report == {"test_elbo": -3.0}
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
-    assert run.settings.latent_dim == 2  # needs none
+    assert run.settings.latent_dim == 2  # no checkpoint needed
     with pytest.raises(runs.RunError, match="has no checkpoint"):
         load(folder)
 

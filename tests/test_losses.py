@@ -1,7 +1,7 @@
 """What each loss of main.py is: minus the logarithm of a density, the KL between two normals, and the weight of the KL.
 
-Each is held to SciPy or a closed form, to a value one can work out by hand, and at logits that no sigmoid can tell from
-0 or 1. The gradients are held to differences of the same formulas in float64. x is an image's brightness, p is
+Each is compared with SciPy or a closed form, with a value worked out by hand, and at logits whose sigmoid rounds to 0
+or 1. The gradients are compared with differences of the same formulas in float64. x is an image's brightness, p is
 sigmoid(logits), and everything is summed over pixels, in nats.
 """
 
@@ -33,7 +33,7 @@ def images_and_logits(draw):
 
 
 def reconstruction_loss(x, logits, name, log_scale=None):
-    """The loss (B,) of images (B, H, W, C) whose decoder returns these logits; with a scale, its width is learned."""
+    """The loss (B,) of images (B, H, W, C) for these logits of the decoder; with a scale, its width is learned."""
     vae = SimpleNamespace(decoder=lambda z: logits, log_scale=log_scale)
     scale = "fixed" if log_scale is None else "learned"
     chosen = from_params(**TINY | {"loss": name, "decoder_scale": scale})
@@ -41,19 +41,19 @@ def reconstruction_loss(x, logits, name, log_scale=None):
 
 
 def loss_of(name, x, logits, log_scale=None):
-    """The same of NumPy arrays."""
+    """The same for NumPy arrays."""
     return reconstruction_loss(float32(x), float32(logits), name, None if log_scale is None else float32(log_scale))
 
 
 def assert_is(formula, name, images, log_scale=None):
-    """Whether a loss is the sum of a formula of x, p and the scale, pixel by pixel."""
+    """Check that a loss is the sum over pixels of a formula of x, p and the scale."""
     x, logits = map(np.float64, images)
     pixels = formula(x, expit(logits), None if log_scale is None else math.exp(log_scale))
     np.testing.assert_allclose(loss_of(name, *images, log_scale), pixels.sum(axis=(1, 2, 3)), rtol=1e-4, atol=1e-4)
 
 
 def differences(formula, values, step=1e-5):
-    """The gradient of a number that a formula makes of values, in float64, by central differences."""
+    """The gradient of a number that a formula computes from values, in float64, by central differences."""
     gradient = np.zeros(np.shape(values))
     for place in np.ndindex(gradient.shape):
         nudge = np.zeros(gradient.shape)
@@ -63,7 +63,7 @@ def differences(formula, values, step=1e-5):
 
 
 def assert_gradients_are_differences_of(formula, name, log_scale=None):
-    """Whether a loss's gradients by the logits and the scale are those of a formula of x, p and the scale."""
+    """Check that a loss's gradients by the logits and the scale are those of a formula of x, p and the scale."""
     rng = np.random.default_rng(0)
     x, logits = rng.integers(256, size=(2, 3, 4, 1)) / 255, rng.normal(0, 2, (2, 3, 4, 1))
     x[:, 0, 0], x[:, 0, 1] = 0, 1
@@ -81,7 +81,7 @@ def assert_gradients_are_differences_of(formula, name, log_scale=None):
 
 
 def assert_far_out(name, values, slopes):
-    """Whether a loss and its gradient are these for black and white pixels at logits of -200, then of 200."""
+    """Check a loss and its gradient for black and white pixels at logits of -200, then of 200."""
     x, logits = float32([0, 1, 0, 1]), float32([-200, -200, 200, 200])
     x, logits = tf.reshape(x, (4, 1, 1, 1)), tf.Variable(tf.reshape(logits, (4, 1, 1, 1)))
     with tf.GradientTape() as tape:
@@ -91,7 +91,7 @@ def assert_far_out(name, values, slopes):
 
 
 def assert_scale_is_drawn_to(best, entropy, name, x, logits):
-    """Whether the best scale is flat, its neighbours pull towards it, and the loss there is the density's entropy."""
+    """Check that the best scale has no gradient, nearby scales are pulled to it, and the loss there is the entropy."""
     log_scale = tf.Variable([best - 0.1, best, best + 0.1], dtype=tf.float32)
     with tf.GradientTape() as tape:
         losses = [reconstruction_loss(float32(x), float32(logits), name, scale) for scale in tf.unstack(log_scale)]
@@ -223,7 +223,7 @@ def test_laplaces_gradients_are_those_of_differences():
 
 # --- discretised logistic: LOSS = logistic ----------------------------------------------------------------------------
 def minus_log_mass(x, p, scale):
-    """Of what a logistic distribution has between x's neighbours; beyond 0 and 1 it all counts as theirs."""
+    """Minus the log of a logistic's probability of the interval around x; that of 0 and 1 has no outer end."""
     ends = np.where(x <= 0, -np.inf, x - 1 / 510), np.where(x >= 1, np.inf, x + 1 / 510)
     below, above = (logistic.cdf(end, p, scale) for end in ends)
     return -np.log(above - below)
@@ -237,7 +237,7 @@ def test_the_discretised_logistic_is_scipys_mass_and_that_of_all_256_values_is_o
     assert np.exp(-np.float64(found)).sum() == pytest.approx(1, abs=2e-4)
     ends = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 255, [np.inf]])
     masses = np.diff(logistic.cdf(ends, expit(logit), math.exp(log_scale)))
-    likely = masses > 1e-8  # of the others the difference of two numbers near 1 is no oracle
+    likely = masses > 1e-8  # for the others the difference of two numbers near 1 is too inexact
     np.testing.assert_allclose(np.float64(found)[likely], -np.log(masses[likely]), rtol=1e-3, atol=1e-3)
 
 
@@ -250,7 +250,7 @@ def test_the_discretised_logistic_and_its_gradients_are_finite_far_out(log_scale
         value = reconstruction_loss(x, logits, "logistic", scale)
     gradients = tape.gradient(value, [logits, scale])
     assert all(np.isfinite(part).all() for part in (value, *gradients))
-    if log_scale < 30:  # which is so wide that all are alike
+    if log_scale < 30:  # beyond, it is so wide that all are alike
         assert value[0] < value[1]
         assert value[3] < value[2]
 
@@ -262,7 +262,7 @@ def test_the_discretised_logistics_gradients_are_those_of_differences(log_scale)
 
 # --- KL ---------------------------------------------------------------------------------------------------------------
 def kl_by_quadrature(mean, log_std):
-    """The mean of log q(z) - log p(z) over q, exact, as the integrand is quadratic."""
+    """The mean of log q(z) - log p(z) over q, exact because the integrand is quadratic."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(8)
     z, std = mean + np.exp(log_std) * nodes, np.exp(log_std)
     return weights @ (norm.logpdf(z, mean, std) - norm.logpdf(z)) / weights.sum()

@@ -1,4 +1,4 @@
-"""main.py: its training against the same VAE written anew in NumPy, its estimates against integrals."""
+"""main.py: its training against the same VAE written again in NumPy, its estimates against integrals."""
 
 import json
 import math
@@ -23,21 +23,21 @@ from utils.start import tf
 
 # --- the same training in NumPy, float64 ------------------------------------------------------------------------------
 def mean_terms(chosen, weights, x, noise, step):
-    """What training reports of a step: objective, mean reconstruction loss, mean KL."""
+    """What training reports for a step: objective, mean reconstruction loss, mean KL."""
     s = chosen
     reconstruction, kl = NumpyVAE(s, weights).terms(x.reshape(len(x), -1), noise)
     beta = plain_kl_weight(s.kl_schedule, step, s.kl_weight_start, s.kl_weight_end, s.kl_steps, s.kl_cycles)
     if s.autoencoder:
-        beta = 0  # free bits or not
+        beta = 0  # with or without free bits
     divisor = math.prod(SHAPE) if s.reconstruction_reduction == "mean" else 1
     charged = sum(max(column.mean(), s.free_bits) for column in kl.T)
     return np.array([reconstruction.mean() / divisor + beta * charged, reconstruction.mean(), kl.sum(axis=1).mean()])
 
 
 def numpy_training(chosen, weights, batches, horizon):
-    """Train on batches of (x, noise) by Adam (Kingma & Ba 2014, end of section 2), differentiating by differences.
+    """Train on batches of (x, noise) by Adam (Kingma & Ba 2014, end of section 2), with gradients by differences.
 
-    Returns the weights after each step, with those before it first, and the mean_terms of each step.
+    Returns the weights before the first step and after each step, and the mean_terms of each step.
     """
     shapes = [weight.shape for weight in weights]
     flat = np.concatenate([np.float64(weight).ravel() for weight in weights])
@@ -68,7 +68,7 @@ def numpy_training(chosen, weights, batches, horizon):
 
 
 def training_batch(chosen, batches, step, compiled=False):
-    """The batch (x, noise) of a step: the images that are its turn, and draws that belong to (seed, purpose, step)."""
+    """The batch (x, noise) of a step: the images whose turn it is, and draws that belong to (seed, purpose, step)."""
     s = chosen
     x = np.float32(batches[step % len(batches)] / 255)
     key = chance.random_key(s.seed, chance.NOISE, step)
@@ -142,7 +142,7 @@ BATCHES = random_images(6).reshape(3, 2, *SHAPE)
 
 
 class Training:
-    """A tiny VAE and its compiled steps; each run starts anew."""
+    """A tiny VAE and its compiled steps; each run starts again."""
 
     def __init__(self, compiled, **overrides):
         self.settings = from_params(**TINY | overrides)
@@ -194,7 +194,7 @@ def test_five_steps_under_xla_are_those_of_numpy(with_xla):
         {"loss": "ad", "decoder_scale": "learned", "encoder_layers": (3, 2), "activation": "elu"},
         {"loss": "ad", "kl_schedule": "cyclical", "lr_schedule": "constant"},
         {"loss": "mse", "autoencoder": True, "free_bits": 0.5},
-        {"loss": "ce", "gradient_clip": 5.0},  # some of the five are longer, some are not
+        {"loss": "ce", "gradient_clip": 5.0},  # some of the five gradients are longer, some are not
     ],
     ids=lambda overrides: "-".join(map(str, overrides.values())),
 )
@@ -213,13 +213,13 @@ def test_two_calls_train_to_the_bits_of_one_and_a_call_for_no_steps_does_nothing
     for weight, before in zip(untouched, with_xla.start, strict=False):
         np.testing.assert_array_equal(weight, before)
     assert (list(sums), step) == ([100, 200, 300], 0)
-    assert with_xla.train_steps.experimental_get_tracing_count() == 1  # step and stop are tensors
+    assert with_xla.train_steps.experimental_get_tracing_count() == 1  # because step and stop are tensors
 
 
 def test_training_stops_behind_the_first_step_that_is_not_finite_and_says_which(with_xla, monkeypatch):
     batches = BATCHES.copy()
     batches[:, :, 0, 0, 0] = 0  # so that nothing depends on the weights of this pixel ...
-    batches[2, 0, 0, 0, 0] = 255  # ... but in step 3, where a standard deviation becomes infinite
+    batches[2, 0, 0, 0, 0] = 255  # ... except in step 3, where a standard deviation becomes infinite
     poisoned = [value.copy() for value in with_xla.start]
     poisoned[0][0, 2:] = 60  # from that pixel to z_log_std; tanh keeps the reconstruction finite, but the KL is not
     monkeypatch.setattr(with_xla, "start", poisoned)
@@ -298,7 +298,7 @@ def fit(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("prior", "more"),
-    [("standard", 0), ("vampprior", 1), ("mixture", 3), ("realnvp", 36)],  # weights of its own
+    [("standard", 0), ("vampprior", 1), ("mixture", 3), ("realnvp", 36)],  # the prior's own weights
 )
 def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(prior, more, fit, tmp_path):
     chosen = from_params(**TINY | {"loss": "mse", "decoder_scale": "learned", "prior": prior})
@@ -314,7 +314,7 @@ def test_a_checkpoint_gives_the_whole_vae_back_without_its_optimizer_too(prior, 
     "prior", ["standard", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vampprior", "mixture", "realnvp"))]
 )
 def test_a_run_on_a_bound_that_goes_on_after_a_stop_ends_as_an_unbroken_one(prior, fit, tmp_path):
-    bound = {"bound": "dreg", "bound_samples": 4, "bound_chunk": 4, "gradient_clip": 1.0}  # an image at a time
+    bound = {"bound": "dreg", "bound_samples": 4, "bound_chunk": 4, "gradient_clip": 1.0}  # one image at a time
     chosen = from_params(**TINY | bound | {"prior": prior, "checkpoint_every": 4})
     unbroken, before, after = (random_vae(chosen, seed) for seed in (0, 0, 1))
     fit(unbroken, chosen)
@@ -373,7 +373,7 @@ def test_a_run_starts_from_the_weights_of_another_and_with_an_optimizer_of_its_o
         with pytest.raises(SettingsError, match=f"^{name}: .* is not allowed with start_from"):
             checkpoints.start_from(other, main.build_vae(other, SHAPE), pytest.fail)
     unused = from_params(**TINY | {"start_from": str(tmp_path), "prior_components": 7, "prior_layers": 3})
-    checkpoints.start_from(unused, main.build_vae(unused, SHAPE), pytest.fail)  # N(0, I) has none of them
+    checkpoints.start_from(unused, main.build_vae(unused, SHAPE), pytest.fail)  # N(0, I) uses neither
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(runs.RunError, match="has no checkpoint to start from"):
         checkpoints.start_from(going_on, new, pytest.fail)
@@ -382,7 +382,7 @@ def test_a_run_starts_from_the_weights_of_another_and_with_an_optimizer_of_its_o
 def test_weights_that_are_not_finite_are_not_saved_though_the_objective_is(fit, tmp_path):
     chosen = from_params(**TINY | {"loss": "mse", "autoencoder": True})
     vae = random_vae(chosen)
-    vae.encoder.get_layer("posterior").bias.assign([0, 0, 0, math.nan])  # z_log_std, of no use here
+    vae.encoder.get_layer("posterior").bias.assign([0, 0, 0, math.nan])  # z_log_std, which is unused here
     with pytest.raises(recorder.Diverged, match="posterior/bias has weights that are not finite"):
         fit(vae, chosen)
     assert runs.saved_steps(tmp_path) == []

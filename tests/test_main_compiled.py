@@ -1,7 +1,7 @@
 """What a run compiles: each function once, whatever it trains on, tests on, and goes on from.
 
-XLA writes a file for each module that it compiles, into a folder that a flag names. How often a function was traced,
-which is all that graph mode does, TensorFlow tells itself.
+XLA writes a file for each module that it compiles, into a folder that a flag names. Graph mode only traces functions,
+and TensorFlow itself counts how often.
 """
 
 import json
@@ -23,7 +23,7 @@ from utils.settings import read_command_line
 from utils.start import tf
 
 pytestmark = pytest.mark.slow
-RAGGED = shlex.split(  # 1,300 images to test on: two unequal batches, or of the bound 350, 350, 350 and 250 images
+RAGGED = shlex.split(  # 1,300 test images: two unequal batches, or for the bound 350, 350, 350 and 250 images
     "--labels 1 --held-out 1300 --binarize dynamic --encoder-layers 8 --decoder-layers 8 --latent-dim 2 --noise-dim 0 "
     "--bound iwae --bound-samples 2 --bound-chunk 700 --batch-size 200 --epochs 3 --checkpoint-every 20 --log-every 7 "
     "--nll-samples 3 --run-name r"
@@ -64,7 +64,7 @@ TRACED = """if True:
 
 
 def modules(folder, *words):
-    """How many modules XLA compiles, by function, in a process of these words after `python`."""
+    """How many modules XLA compiles, by function, in a process with these words after `python`."""
     dump = folder / f"dump{len(list(folder.glob('dump*')))}"
     flags = f"--xla_cpu_copy_insertion_use_region_analysis=true --xla_dump_to={dump}"  # the first is main.py's own
     process = [sys.executable, *map(str, words), "--output-dir", str(folder)]
@@ -95,7 +95,7 @@ def traces(run):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder of 88 images, of which a tenth is tested on."""
+    """A folder of 88 images; a tenth are test images."""
     folder = tmp_path_factory.mktemp("images")
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (88, 8, 8), np.uint8)):
         Image.fromarray(pixels).save(folder / f"{number}.png")
@@ -117,7 +117,7 @@ def test_a_run_on_a_stream_compiles_each_function_once_also_when_it_goes_on_with
     assert modules(tmp_path, "main.py", "--resume", "r", "--epochs", "4") == once
 
 
-@pytest.mark.parametrize("pieces", [1, 4, 10])  # of steps
+@pytest.mark.parametrize("pieces", [1, 4, 10])  # in steps
 def test_in_graph_mode_each_function_of_a_run_is_traced_once(pieces, images, tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "CHUNK_BYTES", pieces * 8 * 8 * 8)
     words = [*STREAMED, "--architecture", "conv", "--channels", "2", "--data-dir", str(images)]
@@ -153,4 +153,4 @@ def test_memory_stays_flat_over_forty_epochs(tmp_path):
         seen[step] = resident()
 
     main.train(settings, None, lambda line: None, watch, [27 * epoch for epoch in range(1, 41)])
-    assert seen[27 * 40] - seen[27 * 5] < 20  # compiled once more at every epoch, it is five a time
+    assert seen[27 * 40] - seen[27 * 5] < 20  # compiling again at every epoch would cost five each time

@@ -1,4 +1,4 @@
-"""main.py as a user runs it: in real processes that are left alone, killed, interrupted, and starved of disk."""
+"""main.py as a user runs it: in real processes that are left alone, killed, interrupted, or run out of disk space."""
 
 import ast
 import contextlib
@@ -32,8 +32,8 @@ from utils.start import tf
 
 SMALL = shlex.split("--encoder-layers 32 --decoder-layers 32 --latent-dim 2 --kl-steps 200 --nll-samples 2 --epochs 3")
 SMALL += shlex.split("--activation relu --batch-size 500 --log-every 25 --checkpoint-every 40")  # 120 steps an epoch
-SAVED = [360]  # the checkpoint that is left of a finished run
-PATIENCE = 300  # seconds that nothing here needs; a test that hangs is better stopped
+SAVED = [360]  # the checkpoint that a finished run keeps
+PATIENCE = 300  # in seconds; nothing here needs as long, and a test that hangs must be stopped
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ class Script:
 
     @property
     def folder(self):
-        """The run's folder, as the script tells it."""
+        """The run's folder, as the script prints it."""
         self.wait_until(lambda: re.search(r"^run +\S+\n", self.out, re.MULTILINE))
         return self.home / re.search(r"^run +(\S+)", self.out, re.MULTILINE)[1]
 
@@ -66,7 +66,7 @@ class Script:
             time.sleep(0.01)
 
     def freeze(self, condition):
-        """Stop the process in its tracks while the condition holds."""
+        """Suspend the process while the condition holds."""
         while True:
             self.wait_until(condition)
             self.process.send_signal(signal.SIGSTOP)
@@ -83,7 +83,7 @@ class Script:
 
 
 def history(folder, split=None):
-    """The lines of history.jsonl, without one that is just being written."""
+    """The lines of history.jsonl, without one that is still being written."""
     path = folder / "history.jsonl"
     whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
     return [line for text in whole.splitlines() if (line := json.loads(text))["split"] == split or split is None]
@@ -100,7 +100,7 @@ def checkpoint_of(folder, step):
 
 
 def here(*argv):
-    """main.py in this process: its exit code."""
+    """Run main.py in this process; return its exit code."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         return main.main(read_command_line(list(map(str, argv))))
@@ -121,10 +121,10 @@ def mnist():
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """What became of two runs of the same settings that were started at once.
+    """Two runs of the same settings that were started at the same time.
 
     `unbroken` was left alone. `broken` was killed, resumed, interrupted, resumed, terminated, and resumed from a
-    damaged checkpoint; what its folder held and what it said at each of these ends is in `stops`.
+    damaged checkpoint. `stops` has what its folder held and what it printed at each of these ends.
     """
     home = tmp_path_factory.mktemp("home")
     unbroken, broken = processes = [Script(home, *SMALL), Script(home, *SMALL)]
@@ -141,7 +141,7 @@ def story(tmp_path_factory):
             processes.append(Script(home, *words))
             return processes[-1]
 
-        # 1. Killed when the history had gone beyond the newest checkpoint; before that, frozen, it was asked for again.
+        # 1. Killed when the history was ahead of the newest checkpoint. Before, while frozen, it was asked for again.
         broken.freeze(lambda: 0 < max(runs.saved_steps(folder), default=0) < last_step(folder))
         before, err = contents(folder), io.StringIO()
         with contextlib.chdir(home), contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
@@ -156,7 +156,7 @@ def story(tmp_path_factory):
             script = go_on(*words)
             script.wait_until(lambda reached=reached: last_step(folder) > reached)
             stop(name, number, script)
-            words = re.search(r"go on with: python \S+/main\.py (.*)", stops[name].out)[1].split()  # as we are told
+            words = re.search(r"go on with: python \S+/main\.py (.*)", stops[name].out)[1].split()  # as printed
 
         # 3. The newest checkpoint loses half of its data.
         newest = folder / "checkpoints" / f"step-{runs.saved_steps(folder)[-1]}.data-00000-of-00001"
@@ -250,7 +250,7 @@ def events(folder):
     found = scalars(folder)
     for key, value in found.items():
         if np.ndim(value):
-            with Image.open(io.BytesIO(value[2])) as picture:  # behind its width and height
+            with Image.open(io.BytesIO(value[2])) as picture:  # after its width and height
                 found[key] = np.asarray(picture)
     return found
 
@@ -291,7 +291,7 @@ def test_the_projector_has_ten_thousand_codes_labels_and_thumbnails(run):
 
 @pytest.mark.slow
 def test_report_and_pictures_are_of_the_last_checkpoint(run, mnist):
-    """Its networks, worked out in NumPy for the binarised test images, give what was written."""
+    """The checkpoint's networks, computed in NumPy for the binarised test images, give what was written."""
     binary = binarize(mnist.test_images, TEST_BINARIZATION_KEY)
     vae = main.build_vae(runs.saved_settings(run, pytest.fail), (28, 28, 1))
     tf.train.Checkpoint(encoder=vae.encoder, decoder=vae.decoder).read(f"{run}/checkpoints/step-360").expect_partial()
@@ -367,7 +367,7 @@ def test_a_killed_run_had_gone_beyond_its_checkpoint(story):
 def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(name, code, story):
     stop = story.stops[name]
     assert stop.code == code
-    saved = runs.saved_steps(stop.folder)[-1]  # all lines up to it are there: of every 25th step and of epochs' ends
+    saved = runs.saved_steps(stop.folder)[-1]  # all lines up to it exist: every 25th step and the ends of epochs
     assert last_step(stop.folder) == max(saved // 25 * 25, saved // 120 * 120)
     assert last_step(stop.folder) > last_step(story.stops["killed"].folder)
     way_on = f"python {REPOSITORY}/main.py --resume {story.broken}"  # from any working directory
@@ -390,7 +390,7 @@ def test_a_run_that_was_broken_ends_as_one_that_never_was(run, story):
     for step in SAVED:
         first, second = checkpoint_of(run, step), checkpoint_of(broken, step)
         assert first.keys() == second.keys()
-        assert len(first) >= 3 * 8  # eight weights, and each with both moments of Adam
+        assert len(first) >= 3 * 8  # eight weights, each with both moments of Adam
         for name, tensor in first.items():
             np.testing.assert_array_equal(tensor, second[name], err_msg=name)
     lines = [[{**line, "images_per_second": 0} for line in history(folder)] for folder in (run, broken)]
@@ -400,8 +400,8 @@ def test_a_run_that_was_broken_ends_as_one_that_never_was(run, story):
     for key, value in shown[0].items():
         np.testing.assert_array_equal(value, shown[1][key], err_msg=str(key))
     files = [contents(folder) for folder in (run, broken)]
-    own = ("tfevents", "params.json", "history.jsonl", "checkpoints/")  # with times, or the run's name
-    own += ("curves", "samples", "reconstructions", "manifold", "training")  # pictures, in whose captions it is
+    own = ("tfevents", "params.json", "history.jsonl", "checkpoints/")  # they have times, or the run's name
+    own += ("curves", "samples", "reconstructions", "manifold", "training")  # pictures with the name in their captions
     own += ("explore",)
     files = [{name: held for name, held in held.items() if not any(word in name for word in own)} for held in files]
     assert files[0] == files[1]
@@ -423,8 +423,8 @@ FEW += shlex.split("--activation relu --batch-size 100 --log-every 4 --checkpoin
 
 @contextlib.contextmanager
 def few_images_in(folder, mnist):
-    """`here` runs in this folder, with 600 images to train on and 200 to test on, and without what takes long: XLA's
-    compilation, and drawing the curves."""
+    """`here` runs in this folder, with 600 training and 200 test images, and without the slow parts: XLA's compilation,
+    and drawing the curves."""
     fields = (f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels", "ids"))
     parts = {name: getattr(mnist, name)[: 600 if "train" in name else 200] for name in fields}
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
@@ -443,7 +443,7 @@ def small(tmp_path, mnist):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, mnist):
-    """The folder of a finished run on few images; to be copied before it is changed."""
+    """The folder of a finished run on few images; copy it before changing it."""
     home = tmp_path_factory.mktemp("few")
     with few_images_in(home, mnist), contextlib.redirect_stderr(io.StringIO()):
         assert here(*FEW, "--run-name", "done") == 0
@@ -464,7 +464,7 @@ def numbers(lines, *names):
 def test_a_line_of_the_history_is_the_mean_of_its_steps(done):
     assert here(*FEW, "--run-name", "all", "--log-every", "1") == 0
     every, lines = history(done.parent / "all", "train"), history(done, "train")
-    assert [line["step"] for line in lines] == [4, 8, 12, 16, 18]  # 5 to 8 lie in two epochs; 17, 18 are left
+    assert [line["step"] for line in lines] == [4, 8, 12, 16, 18]  # 5 to 8 are in two epochs; 17 and 18 remain
     for line, first in zip(lines, (0, 4, 8, 12, 16), strict=True):
         means = numbers(every[first : line["step"]], "objective", "reconstruction", "kl", "elbo").mean(axis=0)
         found = numbers([line], "objective", "reconstruction", "kl", "elbo")[0]
@@ -477,7 +477,7 @@ def test_a_line_of_the_history_is_the_mean_of_its_steps(done):
 
 
 def test_speed_is_by_the_clock_with_all_that_lies_between_two_lines(small, monkeypatch):
-    clock = [0.0]  # stands still, but for compiling, training and the tests: a second for a step, 2 for a test
+    clock = [0.0]  # moves only for compiling, training and the tests: a second for a step, 2 for a test
 
     def tick(compiles, seconds):
         def compile_slowly(*arguments):
@@ -498,7 +498,7 @@ def test_speed_is_by_the_clock_with_all_that_lies_between_two_lines(small, monke
     monkeypatch.setattr(main, "compile_train_steps", tick(main.compile_train_steps, seconds_of_steps))
     monkeypatch.setattr(main, "compile_test", tick(main.compile_test, lambda *_: 2))
     assert here(*FEW, "--run-name", "clock") == 0
-    # A line has four steps of 100 images, the last one two; a test, at the end of an epoch of six, lies in the next.
+    # A line has four steps of 100 images, the last one two. A test after every six steps counts in the next line.
     speeds = [line["images_per_second"] for line in history(small / "predictions" / "clock", "train")]
     assert speeds == [100, round(400 / 6), 100, round(400 / 6), 100]
 
@@ -595,8 +595,8 @@ def test_a_run_on_two_labels_with_noise_latents_is_gone_on_from_with_a_third_lab
     assert "published" not in said
     assert here(*noisy, "--labels", "1", "7", "8", "--start-from", "mnist-1_7-ce-z3-noise2", "--epochs", "1") == 0
     first, second = (history(Path("predictions", f"mnist-{labels}-ce-z3-noise2")) for labels in ("1_7", "1_7_8"))
-    assert second[0]["reconstruction"] < first[0]["reconstruction"]  # though with a digit more: it does not begin anew
-    shutil.rmtree("predictions/mnist-1_7-ce-z3-noise2")  # to go on with the second, the first is needed no more
+    assert second[0]["reconstruction"] < first[0]["reconstruction"]  # despite one more digit: no start from scratch
+    shutil.rmtree("predictions/mnist-1_7-ce-z3-noise2")  # resuming the second run does not need the first
     assert here("--resume", "mnist-1_7_8-ce-z3-noise2", "--epochs", "2") == 0
 
 
@@ -672,7 +672,7 @@ def test_a_finished_run_is_only_judged_again(done, capsys):
     after = contents(done)
     changed = {name for name in after if after[name] != before.get(name)}
     assert all("tfevents" in name for name in changed)
-    assert runs.saved_steps(done) == [18]  # from the end of the first training on
+    assert runs.saved_steps(done) == [18]  # since the end of the first training
     assert "healthy?" in capsys.readouterr().out
 
 
@@ -680,7 +680,7 @@ def test_a_signal_while_the_run_is_judged_leaves_a_run_to_go_on_with(small, caps
     with monkeypatch.context() as patch:
         patch.setattr(curves, "save_curves", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         assert here(*FEW, "--run-name", "late", "--output-dir", "my runs") == 143
-    assert runs.saved_steps(small / "my runs" / "late") == [12, 16, 18]  # all that there were until it is judged
+    assert runs.saved_steps(small / "my runs" / "late") == [12, 16, 18]  # all are kept until the run is judged
     told = re.search(r"stopped    go on with: python \S+/main\.py (.*)", capsys.readouterr().out)[1]
     monkeypatch.chdir("/")
     assert here(*shlex.split(told)) == 0
@@ -731,7 +731,7 @@ def test_a_finished_run_that_lost_its_history_or_its_checkpoints_says_so_in_a_li
         "note       1 of 1 lines of history.jsonl are damaged or duplicate and are deleted",
         "note       history.jsonl has lost its line of step 18, and maybe others",
     ]
-    assert [line["step"] for line in history(folder)] == [18]  # the test of the last epoch, which is made again
+    assert [line["step"] for line in history(folder)] == [18]  # the last epoch's test, which is made again
     shutil.rmtree(folder / "checkpoints")
     (folder / "report.json").unlink()
     before = contents(folder)
@@ -742,7 +742,7 @@ def test_a_finished_run_that_lost_its_history_or_its_checkpoints_says_so_in_a_li
 
 
 def test_a_second_signal_ends_at_once(small, capsys, monkeypatch):
-    monkeypatch.setattr(console, "REPEATED", 0.0)  # however soon it comes
+    monkeypatch.setattr(console, "REPEATED", 0.0)  # however soon the second one comes
     for owner, name in ((evaluation.likelihood, "estimate"), (curves, "save_curves")):
         monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     assert here(*FEW, "--nll-samples", "3", "--run-name", "twice") == 130
@@ -770,7 +770,7 @@ def test_what_ends_a_test_leaves_a_checkpoint_and_the_resumed_run_makes_the_test
         assert here(*FEW, "--held-out", "0", "--run-name", "bad") == 1
     assert re.search(told, capsys.readouterr().err)
     folder = small / "predictions" / "bad"
-    assert runs.saved_steps(folder) == [4, 6]  # the end of the first epoch, which was not tested
+    assert runs.saved_steps(folder) == [4, 6]  # step 6 ends the first epoch, which was not tested
     assert here("--resume", "bad") == 0
     lines = [[{**line, "images_per_second": 0} for line in history(each)] for each in (folder, done)]
     assert lines[0] == lines[1]
@@ -881,7 +881,7 @@ def test_a_full_disk_costs_a_line_and_nothing_that_was_there(owner, name, call, 
     def fill(*arguments, **named):
         calls.append(name)
         if len(calls) == call:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))  # no file may grow beyond
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))  # no file may grow larger
         return real(*arguments, **named)
 
     monkeypatch.setattr(owner, name, fill)

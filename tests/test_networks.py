@@ -1,4 +1,4 @@
-"""utils/networks.py: convolutions against the same in NumPy, shapes for all sizes, what a residual block begins as."""
+"""utils/networks.py: convolutions against NumPy, shapes for all sizes, how a residual block starts."""
 
 import itertools
 
@@ -30,7 +30,7 @@ def test_networks_fit_images_of_any_size_divisible_by_four(shape, architecture):
     vae = built(shape, architecture=architecture, latent_dim=6, noise_dim=2)
     z_mean, z_log_std = vae.encoder(images(3, shape))
     assert z_mean.shape == z_log_std.shape == (3, 6 + 2)
-    assert not z_mean[:, 6:].numpy().any() | z_log_std[:, 6:].numpy().any()  # of noise latents: N(0, 1)
+    assert not z_mean[:, 6:].numpy().any() | z_log_std[:, 6:].numpy().any()  # noise latents are N(0, 1)
     assert z_mean[:, :6].numpy().all() & z_log_std[:, :6].numpy().all()
     assert vae.decoder(images(3, (8,))).shape == (3, *shape)
 
@@ -43,7 +43,7 @@ def test_a_stage_halves_an_image_while_its_sides_are_even():
 
 
 def correlate(maps, kernel, stride):
-    """Maps (H, W, C) with a kernel (k, k, C, D), padded by zeros so that H / stride rows come out: (h, w, D)."""
+    """Maps (H, W, C) with a kernel (k, k, C, D), padded with zeros so that H / stride rows result: (h, w, D)."""
     size = kernel.shape[0]
     before = (size - stride) // 2
     after = size - stride - before
@@ -79,7 +79,7 @@ def test_the_convolutional_decoder_is_the_one_written_in_numpy():
     dense, dense_bias, inner, inner_bias, outer, outer_bias, last, last_bias = with_random_biases(decoder)
 
     def transposed(maps, kernel, bias):
-        """Twice the size: what correlate() of an image of that size depends on these maps by, at stride 2."""
+        """The transpose of correlate() at stride 2: maps of twice the size."""
         height, width, _ = maps.shape
         out = np.zeros((2 * height + 2, 2 * width + 2, kernel.shape[2]))
         for row, column in itertools.product(range(height), range(width)):

@@ -1,4 +1,4 @@
-"""utils/pictures.py: every pixel where it belongs, files that others can read."""
+"""utils/pictures.py: every pixel is in its place, and other programs can read the files."""
 
 import math
 import os
@@ -25,7 +25,7 @@ def drawn(rows):
 
 
 def numbered(count, height=1, width=1):
-    """uint8 images (N, H, W, 1) whose pixels are, read row by row, a, b, c, ... of the drawing."""
+    """uint8 images (N, H, W, 1) whose pixels, row by row, are a, b, c, ... of the drawing."""
     return (10 * np.arange(count * height * width, dtype=np.uint8)).reshape(count, height, width, 1)
 
 
@@ -72,7 +72,7 @@ def test_a_caption_stands_below_and_leaves_every_pixel_as_it_was(channels, width
     strip = pixels[27:]
     assert len(strip) > 3 * width / 80  # large enough to be read beside a large grid
     assert strip.min() < 50  # there is ink,
-    assert (strip[[0, -1]] == 255).all()  # all of it within the strip
+    assert (strip[[0, -1]] == 255).all()  # and all of it is within the strip
     assert (strip[:, [0, -1]] == 255).all()
 
 
@@ -129,7 +129,7 @@ def test_samples_stand_in_rows_of_ten(tmp_path):
 def test_reconstructions_are_of_the_first_three_of_each_label_below_their_originals(tmp_path):
     labels = np.array([9, 4, 4, 9, 0, 9, 0, 4, 4, 0, 9, 0], np.uint8)
     first_three = {0: [4, 6, 9], 4: [1, 2, 7], 9: [0, 3, 5]}
-    test_images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)  # an image is its own number
+    test_images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)  # image n has brightness n
     dataset = Dataset("tiny", None, None, test_images, labels, "here")
 
     def reconstruct(originals):
@@ -153,7 +153,7 @@ def test_reconstructions_are_of_the_first_three_of_each_label_below_their_origin
         (
             np.repeat(range(31), 3),
             [range(0, 30, 3), range(30, 60, 3), range(60, 90, 3)],
-        ),  # too many to stand side by side
+        ),  # too many for one row
         (np.repeat(range(30), 3), [range(0, 90, 3), range(1, 90, 3), range(2, 90, 3)]),
         ([7] * 20, [range(6), range(6, 12), range(12, 18)]),
     ],
@@ -263,7 +263,7 @@ def test_the_film_thins_out_late_epochs(epochs, expected):
     ("name", "epochs", "early", "shown"),
     [
         ("samples", [0, 1, 2, 9, 10, 11], [1, 2, 16], [0, 1, 2, 9, 11]),
-        ("reconstructions", [0, 998, 999, 1000], [], [0, 998, 1000]),  # of an older run, without a folder of frames
+        ("reconstructions", [0, 998, 999, 1000], [], [0, 998, 1000]),  # an older run, without a folder of frames
     ],
 )
 def test_the_film_has_a_frame_for_the_start_the_early_steps_and_thinned_epochs_in_order(
@@ -274,7 +274,7 @@ def test_the_film_has_a_frame_for_the_start_the_early_steps_and_thinned_epochs_i
         pictures.save_png(tmp_path / f"{name}_{epoch:03}.png", pictures.captioned(sheet, f"epoch {epoch}"))
     for step in early:
         pictures.write_frame(tmp_path, from_params(), name, sheet, LINE | {"step": step})  # with more lines of text
-    for other in ("curves", f"{name}_mixture"):  # no frames; the second is from experiments/evaluate.py
+    for other in ("curves", f"{name}_mixture"):  # not frames; the second is from experiments/evaluate.py
         pictures.save_png(tmp_path / f"{other}.png", Image.new("L", (180, 34)))
     pictures.write_film(tmp_path, name, pytest.fail)
     frames = [tmp_path / f"{name}_{epoch:03}.png" for epoch in shown]
@@ -342,7 +342,7 @@ def test_the_film_leaves_out_what_it_cannot_read_with_a_line_and_what_is_not_its
     (tmp_path / "samples_002.png").write_bytes((tmp_path / "samples_002.png").read_bytes()[:40])
     for name in ("samples_best.png", "samples_mixture.png", "samples_0 (copy).png", "samples_12x.png"):
         (tmp_path / name).write_text("another's")
-    os.mkfifo(tmp_path / "samples_009.png")  # to open it would wait for ever
+    os.mkfifo(tmp_path / "samples_009.png")  # opening it would wait for ever
     said = []
     pictures.write_film(tmp_path, "samples", said.append)
     told = f"1 pictures cannot be read, e.g. {tmp_path}/samples_002.png; training.gif lacks them"

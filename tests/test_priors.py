@@ -30,7 +30,7 @@ KEY = tf.constant([3, 2**40], tf.int64)
 
 
 def build_encoder(latent_dim, seed):
-    """A linear one, x (B, 2, 3, 1) -> z_mean, z_log_std, so that NumPy can do the same in a line."""
+    """A linear encoder, x (B, 2, 3, 1) -> z_mean, z_log_std, so that NumPy can do the same in a line."""
     x = keras.Input(IMAGE_SHAPE)
     posterior = keras.layers.Dense(2 * latent_dim)(keras.layers.Flatten()(x))
     encoder = keras.Model(x, keras.ops.split(posterior, 2, axis=1))
@@ -56,7 +56,7 @@ def untrained(name, latent_dim, seed=0):
 
 @cache
 def moved(name, latent_dim):
-    """The same with weights as if it had learned something."""
+    """The same with weights moved as if it had learned something."""
     prior, encoder = untrained(name, latent_dim)
     move(prior.weights, seed=1, size=0.4)
     return prior, encoder
@@ -83,7 +83,7 @@ def compiled(function):
 
 @cache
 def masses(name, latent_dim):
-    """What the density gives to each small square of the quadrature, by the midpoint rule: (480, ...)."""
+    """The probability of each small square of the quadrature, by the midpoint rule: (480, ...)."""
     axis = np.arange(-EDGE, EDGE, STEP) + STEP / 2
     z = np.stack(np.meshgrid(*[axis] * latent_dim, indexing="ij"), -1)
     prior, _ = moved(name, latent_dim)
@@ -139,7 +139,7 @@ def test_xla_gives_the_density_and_gradients_of_eager_for_any_leading_axes(name)
     assert log_density.dtype == tf.float32
     np.testing.assert_allclose(log_density[1, 2], prior.log_density(z[1, 2]), rtol=1e-5)
     np.testing.assert_allclose(log_density[1, 2, 3], prior.log_density(z[1, 2, 3]), rtol=1e-5)
-    assert all(np.any(gradient) for gradient in gradients)  # they reach every weight
+    assert all(np.any(gradient) for gradient in gradients)  # every weight has a gradient
     in_xla = compiled(density_and_gradients)(z)
     for one, other in zip(tf.nest.flatten(in_xla), [log_density, *gradients], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
@@ -154,7 +154,7 @@ def test_the_initial_weights_follow_from_the_seed_alone_and_have_names_of_their_
     assert all(path.startswith("prior_") for path in paths)
     assert len(set(paths)) == len(paths)
     drawn = np.concatenate([np.ravel(weight) for weight in prior.weights if np.any(weight)] or [[]])
-    assert len(np.unique(drawn)) == len(drawn)  # no two parts start alike
+    assert len(np.unique(drawn)) == len(drawn)  # no two parts start the same
     differ = []
     for one, same, another in zip(prior.weights, again.weights, other.weights, strict=True):
         np.testing.assert_array_equal(one, same)

@@ -1,4 +1,4 @@
-"""utils/quiet.py: TensorFlow's chatter is dropped and all else comes through; no garbage is looked for."""
+"""utils/quiet.py: TensorFlow's chatter is dropped and everything else is shown; garbage is not collected."""
 
 import contextlib
 import gc
@@ -23,7 +23,7 @@ NEWS = ("E0000 00:00:1795348089.636801   1 gpu.cc:1] out of memory", "Traceback 
 def test_chatter_is_dropped_and_all_else_comes_through(error, capfd):
     lines = [line for pair in zip(CHATTER, NEWS * 2, strict=True) for line in pair]
     with pytest.raises(error) if error else contextlib.nullcontext(), quiet.quiet_start():
-        os.write(2, "".join(f"{line}\n" for line in lines).encode())  # as C++ does, past sys.stderr
+        os.write(2, "".join(f"{line}\n" for line in lines).encode())  # as C++ writes, not through sys.stderr
         if error:
             raise error
     os.write(2, b"afterwards I0000 \n")

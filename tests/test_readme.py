@@ -1,4 +1,4 @@
-"""README, "Change it": a constant, a loss and an encoder of one's own, made in a copy of the project as printed."""
+"""README, "Change it": a user's constant, loss and encoder, made in a copy of the project as printed."""
 
 import json
 import re
@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"```diff\n(.*?)```", (REPOSITORY / "README.md").read_text()
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the project in which all changes have been made; of the last commit, if main.py has been edited."""
+    """A copy of the project with all changes made, from the last commit if main.py has been edited."""
     shutil.copytree(REPOSITORY / "utils", tmp_path / "utils", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("main.py", "params.py"):
         (tmp_path / name).write_text(committed(name) or (REPOSITORY / name).read_text())
@@ -26,7 +26,7 @@ def copy(tmp_path):
 
 
 def committed(name):
-    """The text of a file in the last commit, so that whoever edits it has no test turn red; "" without git."""
+    """The text of a file in the last commit, so that a user's edits make no test fail; "" without git."""
     try:
         ask = ["git", "-C", str(REPOSITORY), "show", f"HEAD:./{name}"]
         return subprocess.run(ask, capture_output=True, text=True, check=True).stdout
@@ -35,7 +35,7 @@ def committed(name):
 
 
 def make(change, path):
-    """Put the lines with '+' in place of those with '-' or behind those with ' ', which have to be there once."""
+    """Replace the lines with '-' by those with '+', or add these after the lines with ' '; these must occur once."""
     lines = change.splitlines()
     before = "".join(f"{line[1:]}\n" for line in lines if line[:1] in "- ")
     after = "".join(f"{line[1:]}\n" for line in lines if line[:1] in "+ ")
@@ -66,7 +66,7 @@ def test_a_run_with_all_three_trains_and_reports_and_is_resumed(copy):
     assert "28 x 28 x 1-patches-8-2-" in told
     assert "without XLA" in told
     assert "Not known to be a likelihood: huber" in told
-    assert "DECODER_SCALE" not in told  # which has no width for this loss
+    assert "DECODER_SCALE" not in told  # this loss has no width
     (folder,) = (copy / "predictions").iterdir()
     saved = json.loads((folder / "params.json").read_text())
     assert {name: saved["settings"][name] for name in ("adam_beta_1", "loss", "architecture")} == {

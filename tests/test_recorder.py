@@ -21,7 +21,7 @@ from utils.start import keras, tf
 # --- the loop ---------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def run(tmp_path):
-    """A recorder of two epochs of ten steps, a line each four and a checkpoint each seven; step 13 is watched.
+    """A recorder of two epochs of ten steps, a line every four and a checkpoint every seven; step 13 is watched.
 
     The film has frames of steps 1, 2, 4 and 8.
     """
@@ -47,7 +47,7 @@ def test_a_slow_network_stops_every_two_seconds_if_it_is_alone(workers_there, ex
     run.crew = workers.Workers(None, ("one:1", "two:2")[:workers_there], 0)
     while run.step < 8:
         stops.append(run.next_stop(end=10))
-        clock[0] += stops[-1] - run.step  # a second a step
+        clock[0] += stops[-1] - run.step  # a second per step
         run.advance(tf.zeros(3), tf.zeros(3), tf.constant(stops[-1]))
     assert stops == expected
 
@@ -64,7 +64,7 @@ def test_tests_and_pictures_are_due_at_ends_of_epochs_and_frames_of_the_film_in_
         found.append((run.epoch, run.test_is_due))
         if step in (10, 20):
             run.tested = history.history_line("test", step, 10, [7.0, 2, 3], 0.5)
-            assert not run.test_is_due  # a second time
+            assert not run.test_is_due  # not a second time
         run.write_pictures(str.upper)
     assert found == [(0, False), *[(1, False)] * 3, (1, True), *[(2, False)] * 2, (2, True)]
     both = ["samples", "reconstructions"]
@@ -105,7 +105,7 @@ def test_a_line_has_the_mean_of_its_steps_and_their_speed_by_the_clock(run, monk
         run.next_stop(step)
         clock[0] += 1
         run.advance(tf.constant([total, total, 0]), tf.zeros(3), tf.constant(step))
-        run.write_train_line(lambda steps: tf.cast(steps, tf.float32))  # of a KL weight that is the number of the step
+        run.write_train_line(lambda steps: tf.cast(steps, tf.float32))  # the KL weight is the number of the step
     names = ("step", "objective", "kl_weight", "images_per_second")
     assert [tuple(line[name] for name in names) for line in lines] == [(4, 12, 1.5, 4), (8, 7, 5.5, 4)]
 

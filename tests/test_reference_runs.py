@@ -1,8 +1,8 @@
-"""What runs came to at commit f235d13, they come to today: the numbers in reference_runs.json, by reference_runs.py.
+"""Runs still give the numbers that they gave at commit f235d13, kept in reference_runs.json by reference_runs.py.
 
-On the kind of machine and with the packages that the numbers are of, each term of the first hundred steps has to agree
-within 1e-5, the rest of the history and the report within 1e-3, and the ELBO and the likelihood of the default run to
-two digits. Another processor rounds otherwise, and training lets that grow. There only the first twenty steps are
+On the same kind of machine and with the same packages, each term of the first hundred steps has to agree within 1e-5,
+the rest of the history and the report within 1e-3, and the ELBO and the likelihood of the default run to two digits.
+Another processor rounds differently, and training makes the difference grow. There only the first twenty steps are
 compared, or those of the first line: they have to agree within 1e-4, or 1e-2 where bfloat16 is used. (The same
 processor without AVX-512 came within 2e-6 over a hundred steps in float32.)
 """

@@ -1,4 +1,4 @@
-"""utils/report.py: the report's numbers against hand computations, and what is said before, during and after a run."""
+"""utils/report.py: the report's numbers against hand computations, and messages before, during and after a run."""
 
 import json
 import math
@@ -67,8 +67,8 @@ def test_a_single_sample_has_no_sampling_error():
     ("changes", "kind", "published"),
     [
         ({}, "likelihood", 86.76),
-        ({"dataset": "fashion_mnist"}, "likelihood", None),  # the number is of MNIST
-        ({"labels": (1, 7)}, "likelihood", None),  # and of all its digits
+        ({"dataset": "fashion_mnist"}, "likelihood", None),  # the published number is for MNIST
+        ({"labels": (1, 7)}, "likelihood", None),  # and for all its digits
         ({"binarize": "none"}, "none", None),
         ({"loss": "mse"}, "none", None),
         ({"loss": "ad", "binarize": "none"}, "none", None),
@@ -83,7 +83,7 @@ def test_only_a_likelihood_is_called_one_and_set_beside_the_published_number(cha
     assert found["kind"] == kind
     assert (found["published_nll"] or {}).get("nll") == published
     assert found["test_nll"] == (97.0 if kind == "likelihood" else None)
-    if not changes.get("autoencoder"):  # -(80 + 24), which is an ELBO only of a likelihood or a density
+    if not changes.get("autoencoder"):  # -(80 + 24), an ELBO only for a likelihood or a density
         assert (found["test_elbo"], found["-(loss + KL)"]) == ((None, -104.0) if kind == "none" else (-104.0, None))
         assert ("test ELBO" in report.table(found)) == (report.sum_name(from_params(**changes)) == "elbo")
     assert found["test_log_density"] == (-97.0 if kind == "density" else None)
@@ -116,7 +116,7 @@ def test_the_autoencoder_pretends_nothing():
         ({"kl_weight_end": 10.0}, ["beta-VAE", "KL weight of 10", "fewer latents", "blurred"]),
         ({"kl_weight_end": 9.0}, []),
         ({"kl_weight_end": 0.0}, ["KL has no weight", "samples"]),
-        ({"kl_weight_end": 10.0, "reconstruction_reduction": "mean"}, []),  # which is a problem: utils/verdict.py
+        ({"kl_weight_end": 10.0, "reconstruction_reduction": "mean"}, []),  # it is a problem: utils/verdict.py
     ],
 )
 def test_what_the_numbers_are_not_is_remarked(changes, words):
@@ -135,7 +135,7 @@ def test_a_loss_of_ones_own_is_no_likelihood_and_gets_no_advice_that_it_cannot_f
     assert (found["kind"], found["test_nll"]) == ("none", None)
 
 
-# --- what is said before and during a run -----------------------------------------------------------------------------
+# --- messages before and during a run ---------------------------------------------------------------------------------
 def test_the_defaults_raise_no_doubts():
     settings = from_params()
     assert report.doubts(settings, settings.epochs * (60_000 // settings.batch_size)) == []

@@ -55,7 +55,7 @@ def test_a_derived_name_that_is_taken_gets_what_differs_and_a_number_only_where_
     other = first.model_copy(update={"seed": 1, "kl_weight_end": 4.0, "checkpoint_every": 7})
     names = [runs.create(other, "CPU", SHAPE).name for _ in range(2)]
     assert names == ["mnist-ce-z2-kl_weight_end4-seed1", "mnist-ce-z2-kl_weight_end4-seed1-2"]
-    (tmp_path / "mnist-ce-z3").mkdir()  # which is no run
+    (tmp_path / "mnist-ce-z3").mkdir()  # not a run
     assert runs.create(first.model_copy(update={"latent_dim": 3, "seed": 1}), "CPU", SHAPE).name == "mnist-ce-z3-2"
 
 
@@ -91,7 +91,7 @@ def test_what_differs_from_an_older_run_counts_what_it_was_saved_without(tmp_pat
     today = read_constants()["seed"].value
     found = [runs.create(chosen.model_copy(update={"seed": seed}), "CPU", SHAPE) for seed in (today, today + 1)]
     assert [path.name for path in found] == ["mnist-ce-z2-2", f"mnist-ce-z2-seed{today + 1}"]
-    monkeypatch.setattr(runs, "unread", lambda: ["seed"])  # which says nothing, as nothing reads it
+    monkeypatch.setattr(runs, "unread", lambda: ["seed"])  # not in the name, because nothing reads it
     other = chosen.model_copy(update={"seed": today + 1, "image_crop": 0})
     assert runs.create(other, "CPU", SHAPE).name == "mnist-ce-z2-image_crop0"
     (folder / "params.json").write_text('{"settings": {"se')
@@ -225,7 +225,7 @@ def test_the_commit_is_told_with_whether_files_differ_from_it(tmp_path, monkeypa
     (tmp_path / "main.py").write_text("1")
     git("add", "main.py")
     git("commit", "-m", "one")
-    git("tag", "v1")  # the commit's own name is what counts
+    git("tag", "v1")  # the commit itself is reported, not its tag
     commit = git("rev-parse", "HEAD").strip()
     assert runs.git_commit() == commit
     (tmp_path / "main.py").write_text("2")
@@ -260,7 +260,7 @@ def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path):
     written(tmp_path, [10, 20])
     written(tmp_path, [20], split="test")
     text = (tmp_path / "history.jsonl").read_text()
-    for length in range(len(text) - 25, len(text) - 2):  # in the midst of the last line
+    for length in range(len(text) - 25, len(text) - 2):  # within the last line
         (tmp_path / "history.jsonl").write_text(text[:length])
         assert [line["step"] for line in runs.read_history(tmp_path)] == [10, 20]
     (tmp_path / "history.jsonl").write_text(text)
@@ -304,7 +304,7 @@ def test_one_flipped_bit_of_params_json_is_refused(tmp_path):
 
 def test_the_checksum_is_of_what_is_read_again(tmp_path):
     about = {"settings": {}, "schedule_epochs": 1, "data": {"labels": {1: (2, 3), 10: (4, 5), 2: (6, 7)}}}
-    runs.write_params(tmp_path, about)  # whose keys have another order as texts
+    runs.write_params(tmp_path, about)  # its keys are in another order as texts
     assert runs.read_params(tmp_path)["data"] == {"labels": {"1": [2, 3], "10": [4, 5], "2": [6, 7]}}
 
 

@@ -27,7 +27,7 @@ DROPPED = "note       saved with older, without effect and not in params.py, so 
 
 
 def change(folder, **parts):
-    """Replace parts of a run's params.json; None takes one out."""
+    """Replace parts of a run's params.json; None removes one."""
     about = runs.read_params(folder) | parts
     runs.write_params(folder, {name: part for name, part in about.items() if part is not None})
 
@@ -38,7 +38,7 @@ def settings_in(folder):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with the weights that it began with, and its settings."""
+    """A run with its initial weights, and its settings."""
     settings = from_params(**TINY | {"output_dir": str(tmp_path), "run_name": "older"})
     folder = runs.create(settings, "CPU", SHAPE)
     checkpoints.save(checkpoints.checkpoint(main.build_vae(settings, SHAPE)), folder, 7)
@@ -156,7 +156,7 @@ run(*sys.argv[1:], "--epochs", "1", "--run-name", "young", "--start-from", "forg
 
 @pytest.mark.slow
 def test_runs_outlive_a_users_own_constant(tmp_path):
-    """Made without it, used with it, and used again when it is gone."""
+    """Runs are made without it, used with it, and used again when it is gone."""
     for name in ("utils", "experiments"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
     for name in ("main.py", "params.py"):

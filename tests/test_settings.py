@@ -1,4 +1,4 @@
-"""utils/settings.py: what is told about params.py and the command line, and what comes out when all is well."""
+"""utils/settings.py: messages about params.py and the command line, and the settings that valid ones give."""
 
 import contextlib
 import io
@@ -174,7 +174,7 @@ def test_a_wrong_value_in_the_file_is_told_with_its_line(tmp_path, name, value, 
         (r"^LATENT_DIM: .+? =.*", "LATENT_DIM = d", "NameError: name 'd' is not defined"),
         (
             r"^LATENT_DIM: .+? =",
-            "LATENT_DIM: Annotated[int, Ge] =",  # pydantic itself takes this for no rule at all
+            "LATENT_DIM: Annotated[int, Ge] =",  # pydantic itself ignores this rule
             "LATENT_DIM has an annotation that says nothing: ",
         ),
         (r"^LATENT_DIM: .+? =", "LATENT_DIM: 5 =", "LATENT_DIM has an annotation that says nothing: "),
@@ -213,7 +213,7 @@ def test_a_missing_constant_is_told(tmp_path, new, hint):
 
 @pytest.fixture
 def code(tmp_path, monkeypatch):
-    """Write a main.py that is the only code; return the folder, for the params.py that goes with it."""
+    """Write a main.py that is the only code; return the folder for its params.py."""
 
     def write(source: str) -> Path:
         (tmp_path / "main.py").write_text(source)
@@ -262,7 +262,7 @@ def test_what_looks_like_reading_settings_is_not_missed(source, tmp_path, code):
 
 
 def test_all_that_params_has_is_found_in_the_code():
-    """So that the lack of any constant is told."""
+    """So that a missing constant is always reported."""
     assert settings_module._needed() >= OURS
 
 
@@ -374,7 +374,7 @@ def test_rules_across_constants(tmp_path):
         ({}, 468, 156),  # one epoch
         ({}, 2, 1),
         ({"kl_steps": 500}, 468, 500),
-        ({"kl_schedule": "cyclical", "kl_cycles": 4}, 12, 4),  # a step a cycle
+        ({"kl_schedule": "cyclical", "kl_cycles": 4}, 12, 4),  # one step per cycle
         ({"kl_schedule": "linear", "kl_cycles": 4}, 9, 3),
     ],
 )
@@ -542,7 +542,7 @@ def test_a_seed_is_taken_exactly_within_its_range(seed):
 
 
 def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "1000")  # one line an option
+    monkeypatch.setenv("COLUMNS", "1000")  # one line per option
     code, printed = run(["--help"])
     assert code == 0
     for title in re.findall(r"^# --- (\w+) -+$", SOURCE, re.MULTILINE):
@@ -555,7 +555,7 @@ def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
         assert re.search(r"[\[ ]default \S.*\]\n", entry)
     assert f"as a map [{LATENTS}; default 20]\n" in printed
     assert f"[none or a list of {WIDTHS} as in 512 512; default 512 512]\n" in printed
-    assert "()" not in printed  # as the file has it; typed, it is none
+    assert "()" not in printed  # the notation of the file; typed, it is none
     assert f"[{LOSSES}; default {from_params().loss!r}]\n" in printed
     assert "brightness as the probability of white; likelihoods need this ['dynamic'" in printed  # a second line
     assert "[default False]\n" in printed
@@ -623,7 +623,7 @@ def test_saved_settings_that_no_longer_fit_are_told():
 
 
 def test_a_run_that_was_saved_without_constants_has_their_values_from_before_or_of_today(tmp_path):
-    """As at 803fe99, and before a user added a constant; params.py has other values by now."""
+    """As at 803fe99, and before a user added a constant; params.py has other values today."""
     own = "ZEBRA: float = 0.5\nMIXED_PRECISION: bool = True"
     params, notes = edited(tmp_path, "^MIXED_PRECISION: bool = False", own), []
     made = from_params(latent_dim=7)
@@ -639,7 +639,7 @@ def test_a_run_that_was_saved_without_constants_has_their_values_from_before_or_
     assert resumed(found, {"zebra": 0.5}) == found
     with pytest.raises(SettingsError, match=r"^--zebra 2\.0 contradicts the run's 0\.5; "):
         resumed(found, {"zebra": 2.0})
-    asked = {"zebra": 2.0, "mixed_precision": True}  # on the command line, which decides what no run had
+    asked = {"zebra": 2.0, "mixed_precision": True}  # the command line decides what no run had
     given = load_saved(old, notes.append, run="old", given=asked, params=params)
     assert (given.zebra, given.mixed_precision) == (2.0, False)
     assert notes[1] == f"note       not saved with old, so set to: {values.replace('0.5', '2.0')}"
@@ -697,7 +697,7 @@ def test_an_annotation_in_words(annotation, words):
 
 
 def bounds_of(annotation: Any) -> tuple[Any, list[tuple[Any, Any]]]:
-    """The type of a constant, or of what is in its tuple, and for each bound the last value within and one beyond."""
+    """The type of a constant, or of its tuple's items, and for each bound the last value within it and one beyond."""
     kind, *rules = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
     if get_origin(kind) is tuple:
         return bounds_of(get_args(kind)[0])
@@ -712,7 +712,7 @@ def bounds_of(annotation: Any) -> tuple[Any, list[tuple[Any, Any]]]:
 
 
 def bounded() -> list[tuple[str, Any, Any]]:
-    """Each number that params.py has bounds for: its option, and at either end the value allowed and one beyond it."""
+    """Each number that has bounds in params.py: its option, and at each end the allowed value and one beyond it."""
     return [
         (f"--{name.replace('_', '-')}", at, beyond)
         for name in sorted(OURS)
@@ -729,7 +729,7 @@ def test_every_number_of_ours_has_a_bound_at_either_end():
 @pytest.mark.parametrize(("option", "at", "beyond"), bounded())
 def test_a_number_is_taken_at_its_bound_and_refused_beyond(option, at, beyond):
     outcome, printed = run([option, str(at)])
-    assert isinstance(outcome, Command) or "is not allowed with" in printed  # another constant
+    assert isinstance(outcome, Command) or "is not allowed with" in printed  # because of another constant
     assert re.fullmatch(rf"{option}: {re.escape(str(beyond))} is not allowed; .* is", told([option, str(beyond)]))
 
 

@@ -1,4 +1,4 @@
-"""utils/size.py: how large a VAE is, against one that is built, and what is said where memory can't hold it."""
+"""utils/size.py: the size of a VAE against one that is built, and the message when memory can't hold it."""
 
 import math
 import re
@@ -107,7 +107,7 @@ def test_sizes_in_words():
         ({"architecture": "conv", "channels": (32, 64, 128)}, (28, 28, 1), 1_000),
         ({"architecture": "resnet", "channels": (32, 64, 128)}, (28, 28, 1), 1_000),
         ({"architecture": "conv", "channels": (4,)}, (64, 64, 3), 784_000 // (64 * 64 * 3)),
-        # A kernel that moves by 2 halves the maps: 14 x 14 x 2,000 is taken, and 28 x 28 x 2,000 is returned.
+        # A kernel at stride 2 halves the maps: it takes 14 x 14 x 2,000 and returns 28 x 28 x 2,000.
         ({"architecture": "conv", "channels": (2_000, 2_000)}, (28, 28, 1), 2**26 // (2_000 * (14**2 + 28**2))),
         ({"decoder_layers": (60_000, 60_000)}, (4, 2, 2), 2**26 // 120_000),
         ({"prior": "mixture", "prior_components": 60_000}, (4, 2, 2), 2**26 // 360_000),
@@ -121,7 +121,7 @@ def test_images_are_worked_on_at_a_time_as_many_as_the_widest_layer_lets(changes
         found.append(size.at_once(vae := main.build_vae(s, shape)))
         return vae
 
-    size.count_parameters(build, s, shape)  # in which no memory is taken
+    size.count_parameters(build, s, shape)  # this takes no memory
     assert found == [expected]
 
 

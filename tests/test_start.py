@@ -14,7 +14,7 @@ def network(*layers):
 
 
 class Own(keras.layers.Layer):
-    """A layer of one's own that has another one within it."""
+    """A user's layer that contains another one."""
 
     def __init__(self, inner):
         super().__init__()

@@ -24,7 +24,7 @@ from utils import console, data, history, runs
 from utils.dataset import DataError
 from utils.evaluation import compile_evaluation
 
-RUN_ONLY = {"data_dir", "seed", "run_name", "output_dir"}  # what has no part in a result, or is asked for
+RUN_ONLY = {"data_dir", "seed", "run_name", "output_dir"}  # constants that do not affect a result, or are asked for
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_all_runs_what_is_not_finished_and_goes_on_behind_what_is(study, monkeyp
     assert json.loads(mark.read_text())["code"] == fingerprint.code_of("experiments.losses")
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {"code": "of yesterday"}))
     assert everything.main(study) == 0
-    assert ran[-3:] == ["losses", "kl_weight", "new_label"]  # ... but what is gone, or not what this code made
+    assert ran[-3:] == ["losses", "kl_weight", "new_label"]  # ... except what is gone or was not made by this code
     assert re.search(r"^all +\d+\.\d minutes$", capsys.readouterr().out, re.MULTILINE)
 
 

@@ -17,7 +17,7 @@ def test_networks_are_measured_and_drawn(run_quick):
     assert len(measured["latents"]["20"]["kl_per_latent"]) == 20
     for values in measured.values():
         for numbers in values.values():
-            assert numbers["nll"]["mean"] < -numbers["elbo"]["mean"]  # a bound that is closer
+            assert numbers["nll"]["mean"] < -numbers["elbo"]["mean"]  # the tighter bound
             assert numbers["kl_per_latent"] == sorted(numbers["kl_per_latent"], reverse=True)
             assert sum(numbers["kl_per_latent"]) == pytest.approx(numbers["kl"]["mean"], rel=1e-4)
     assert measured["latents"]["20"]["elbo"]["mean"] > measured["latents"]["2"]["elbo"]["mean"]

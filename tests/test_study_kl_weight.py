@@ -24,7 +24,7 @@ def moments(values):
 
 
 def far_apart(images, std=0.1):
-    """Posteriors (N, 2) of which no two overlap."""
+    """Posteriors (N, 2) that do not overlap."""
     z_mean = np.stack([100.0 * np.arange(images), np.zeros(images)], axis=1)
     return z_mean, np.full(z_mean.shape, np.log(std))
 
@@ -44,7 +44,7 @@ def test_one_sample_has_the_kl_as_its_mean_and_the_variance_of_the_closed_form()
 
 
 def test_gradient_noise_is_that_of_the_one_sample_kl():
-    step = 1e-20j  # of a derivative that is exact for complex numbers
+    step = 1e-20j  # a complex step gives the exact derivative
     by_mean, by_log_std = (
         moments([kl_weight.kl_by_one_sample(MEANS + a, LOG_STDS + b, node).imag / 1e-20 for node in NODES])
         for a, b in ((step, 0), (0, step))
@@ -57,7 +57,7 @@ def test_gradient_noise_is_that_of_the_one_sample_kl():
 
 # --- all images together ----------------------------------------------------------------------------------------------
 def test_where_the_latents_of_all_images_are_the_prior_the_kl_is_all_information():
-    std = 0.5  # means of variance 1 - std^2: together N(0, 1), each with 1 / std to tell
+    std = 0.5  # means of variance 1 - std^2: together N(0, 1), with log(1 / std) nats of information
     z_mean = np.sqrt(1 - std**2) * norm.ppf((np.arange(4_000) + 0.5) / 4_000)[:, np.newaxis]
     taken = kl_weight.take_kl(z_mean, np.full(z_mean.shape, np.log(std)), draws=20, mixture_samples=8_000, seed=0)
     assert taken["analytic"] == pytest.approx(np.log(2), abs=0.002)
@@ -187,7 +187,7 @@ def test_quick_study(run_quick, capsys):
     for n in mean["schedules"].values():
         assert -200 < n["test_elbo"] < -n["test_nll"] < -50  # the bound is below what it bounds
 
-    light, heavy = mean["beta"]["1"], mean["beta"]["10"]  # a heavier KL: less of it, and less is reconstructed
+    light, heavy = mean["beta"]["1"], mean["beta"]["10"]  # a larger KL weight: a smaller KL and a worse reconstruction
     assert light["test_elbo"] == mean["schedules"]["constant"]["test_elbo"] == mean["free_bits"]["0"]["test_elbo"]
     assert heavy["test_kl"] < light["test_kl"] / 2
     assert heavy["test_reconstruction"] > light["test_reconstruction"] + 10

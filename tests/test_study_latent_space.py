@@ -42,7 +42,7 @@ def test_the_quick_run_draws_every_figure(quick):
 @pytest.mark.slow
 def test_the_quick_run_watches_from_the_first_step_to_the_last(quick, quick_trainings):
     _, numbers = quick
-    watched = quick_trainings.glob("*/watched/*.npz")  # those of other experiments too
+    watched = quick_trainings.glob("*/watched/*.npz")  # including those of other experiments
     (trained,) = {path.parent.parent for path in watched if np.load(path).files == ["z_mean"]}
     lines = [json.loads(line) for line in (trained / "history.jsonl").read_text().splitlines()]
     assert numbers["training"]["steps"][0] == 0
@@ -54,7 +54,7 @@ def test_the_quick_run_finds_what_holds_for_any_trained_network(quick):
     _, numbers = quick
     for found in numbers["sizes"]["latents"].values():
         value = {name: v["mean"] for name, v in found.items() if name != "at_ceiling"}
-        assert value["knn"] > 0.75  # of two digits; by chance 0.5
+        assert value["knn"] > 0.75  # two digits; chance gives 0.5
         assert value["aggregate_kl"] <= value["kl"] + 5 * value["aggregate_kl_error"]
         assert value["aggregate_kl"] >= value["aggregate_kl_floor"] - 5 * value["aggregate_kl_error"] - 1e-6
         assert value["aggregate_kl_floor"] >= 0
@@ -64,7 +64,7 @@ def test_the_quick_run_finds_what_holds_for_any_trained_network(quick):
 
     one = {name: v["mean"] for name, v in numbers["one_image"].items() if isinstance(v, dict)}
     assert one["half_step"] == pytest.approx(0.5, abs=0.02)
-    assert one["rank_latents"] < -0.1  # what is near moves more
+    assert one["rank_latents"] < -0.1  # near images move more
     assert one["same_digit_latents"] > one["same_digit_any"] + 0.1
 
     walks = {name: {key: v["mean"] for key, v in found.items()} for name, found in numbers["walks"]["walks"].items()}
@@ -113,7 +113,7 @@ def test_pairs_are_of_different_digits_and_follow_from_the_seed():
 
 # --- walks ------------------------------------------------------------------------------------------------------------
 class Judge:
-    """A stand-in for the classifier, which is sure of a digit where the image says so: logits are 20 times pixels."""
+    """A stand-in for the classifier: its logits are 20 times the pixels, so the image decides how sure it is."""
 
     def predict(self, images, **_):
         return 20 * images.reshape(len(images), -1)
@@ -152,7 +152,7 @@ def test_a_third_digit_is_one_that_neither_end_shows():
 
 # --- one image --------------------------------------------------------------------------------------------------------
 def small_vae(layers=(8,), latents=3):
-    """A VAE of the Analysis, but for its size."""
+    """A VAE of the Analysis, except for its size."""
     size = {"encoder_layers": layers, "decoder_layers": (8,), "latent_dim": latents, "seed": 1}
     return main.build_vae(from_params(**BASE | size), SHAPE)
 
@@ -229,7 +229,7 @@ def test_bins_hold_equally_many_and_show_quartiles():
     assert bins.shape == (4, 4)
     np.testing.assert_allclose(bins[0], [124.5, 374.5, 624.5, 874.5])
     np.testing.assert_allclose(bins[2], 2 * bins[0])
-    np.testing.assert_allclose(bins[3] - bins[1], 249.5, atol=1)  # half of the 500 in a bin, but for the ends
+    np.testing.assert_allclose(bins[3] - bins[1], 249.5, atol=1)  # half of the 500 in a bin, except at the ends
 
 
 # --- VAE against autoencoder ------------------------------------------------------------------------------------------

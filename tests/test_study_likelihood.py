@@ -50,7 +50,7 @@ def test_rows_that_begin_alike_share_their_beginning_and_no_other_training(monke
     monkeypatch.setitem(likelihood.ROWS, "iwae", iwae._replace(stages=vae.stages + iwae.stages[1:]))
     begins, goes_on = (likelihood.stages_of(name, asked()) for name in ("vae", "iwae"))
     assert goes_on[0].run_name == begins[0].run_name
-    assert not {settings.run_name for settings in goes_on[1:]} & set(names)  # named after what came before, too
+    assert not {settings.run_name for settings in goes_on[1:]} & set(names)  # the names depend on what came before, too
 
 
 @pytest.mark.parametrize("name", likelihood.ROWS)

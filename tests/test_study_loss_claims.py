@@ -42,7 +42,7 @@ def test_what_no_blur_reaches_is_not_a_number():
 
 
 def test_the_losses_of_a_moved_bar_are_known():
-    """A black-and-white bar of length 20 moved to the right by a pixel is wrong by 1 in 40 pixels."""
+    """A black-and-white bar of length 20, moved to the right by a pixel, is wrong by 1 in 40 pixels."""
     x = bar(3, 20) / 255
     found = loss_claims.costs(x, loss_claims.moved(x, 0, 1))
     certain = 1 - loss_claims.NEAREST_TO_CERTAIN
@@ -52,7 +52,7 @@ def test_the_losses_of_a_moved_bar_are_known():
 
 
 def test_of_errors_with_one_square_a_spread_one_costs_ad_more():
-    """Two errors, of 1 in one pixel and of 1/2 in four, have the same square, and twice the absolute difference."""
+    """An error of 1 in one pixel and errors of 1/2 in four have the same square; the absolute difference doubles."""
     x = np.zeros((1, 28, 28, 1))
     one, spread = x.copy(), x.copy()
     one[0, 5, 5], spread[0, 5, 5:9] = 1, 0.5
@@ -63,7 +63,7 @@ def test_of_errors_with_one_square_a_spread_one_costs_ad_more():
 
 
 def test_what_is_trained_to_draw_pays_for_its_kl_and_draws_the_target():
-    """Told two bars, the code tells them apart, for a few nats; a heavy KL weight makes q(z|x) the prior."""
+    """Trained on two bars, the code separates them for a few nats; a heavy KL weight makes q(z|x) the prior."""
     images = np.concatenate([bar(8, 20), bar(8, 8)] * 100)
     kl, drawn = {}, {}
     for weight in (1.0, 1_000.0):
@@ -111,12 +111,12 @@ def test_the_thirds_are_sorted_by_thickness():
 
 # --- apart ------------------------------------------------------------------------------------------------------------
 def test_digits_that_the_code_names_are_apart_and_a_code_of_noise_tells_nothing():
-    """An encoder that sees one pixel, in which zeros are bright, with a little noise in z and with much of it."""
+    """An encoder that sees one pixel, which is bright for zeros, with little noise in z and with much."""
     labels = rng.integers(0, 3, 2_000)
     images = np.zeros((2_000, 2, 2, 1), np.uint8)
     images[labels == 0] = 255
     dataset = SimpleNamespace(test_images=images, test_labels=labels)
-    for log_std, zeros, others in ((-3.0, 1.0, 0.75), (6.0, 0.5, 0.5)):  # ones and twos are told apart by chance
+    for log_std, zeros, others in ((-3.0, 1.0, 0.75), (6.0, 0.5, 0.5)):  # ones and twos are separated by chance
 
         def encoder(x, log_std=log_std):
             z_mean = np.tile(np.asarray(x)[:, 0, 0], (1, 2)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""experiments/losses.py: the collapse collapses, the cure cures, and what is said of them is measured right."""
+"""experiments/losses.py: the collapsed runs collapse, the cured ones do not, and the measures are right."""
 
 import json
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def test_the_collapse_collapses_and_the_cure_cures(quick):
     assert 0 < between["last_alive"][0]["step"] < 1_170  # its KL weight comes to 0.06
     terms = numbers["terms"]
     mean, whole = ({name: each[key]["mean"] for name, each in terms.items()} for key in OBJECTIVES)
-    assert mean["MSE_0"] < mean["MSE sum"]  # so the collapse is the better end of this objective
+    assert mean["MSE_0"] < mean["MSE sum"]  # so this objective prefers the collapse
     assert whole["MSE_0"] > whole["MSE sum"]
     assert whole["MSE sum"] == pytest.approx(sum(terms["MSE sum"][key]["mean"] for key in ("reconstruction", "kl")))
     foretold = numbers["collapse_weight"]["predicted"]["mse"]
@@ -67,7 +67,7 @@ def test_the_foretold_weight_is_that_of_the_largest_eigenvalue():
 
 
 def watched(*variances):
-    """What was watched at steps 0, 10, ..., of one latent whose posterior mean varies so."""
+    """What is watched at steps 0, 10, ... for one latent whose posterior mean has these variances."""
     return lambda: {10 * number: {"variance": np.array([value])} for number, value in enumerate(variances)}
 
 
@@ -79,7 +79,7 @@ def test_the_last_step_with_an_active_latent_is_found():
     run.watched = watched(1.0, 0.0, 0.5)
     assert losses.last_alive(run) is None  # alive to the end
     run.watched = watched(1.0, 0.0, 0.0)
-    assert losses.last_alive(run) is None  # that of step 0 is untrained
+    assert losses.last_alive(run) is None  # the one of step 0 is untrained
     assert losses.active({"variance": np.array([0.011, 0.009, 2.0])}) == 2
 
 

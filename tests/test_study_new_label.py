@@ -29,7 +29,7 @@ def test_a_turn_and_a_mirror_of_the_whole_space_are_no_drift():
 
 
 def test_separation_is_the_distance_of_the_means_in_standard_deviations_along_their_line():
-    """Means 6 apart; variances along the line 4 and 9, of means and posteriors together; huge ones across it."""
+    """Means 6 apart; along the line, means and posteriors together have variances 4 and 9; across it, huge ones."""
     points = rng.normal(size=(1_000, 2))
     points = (points - points.mean(axis=0)) / points.std(axis=0)
     a = points * [np.sqrt(3), 100], np.log(np.full((1_000, 2), 1.0))  # 3 + 1 = 4

@@ -21,13 +21,13 @@ def test_the_share_of_a_linear_decoder_is_known(weight):
 
 
 def test_the_share_is_unbiased_with_as_few_as_two_draws():
-    """Noise alone: with the noise left in the means, z would be said to explain a third of the variance."""
+    """Only noise: if the noise stayed in the means, z would seem to explain a third of the variance."""
     assert noise_latents.noise_share(rng.normal(size=(20_000, 2, 3))) == pytest.approx(1, abs=0.02)
     assert noise_latents.noise_share(np.repeat(rng.normal(size=(100, 1, 3)), 5, axis=1)) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_share_of_a_nonlinear_decoder_follows_the_law_of_total_variance():
-    """y = z e: its mean given z is 0, so that all of its variance comes with the noise."""
+    """y = z e: its mean given z is 0, so all of its variance comes from the noise."""
     z, e = rng.normal(size=(50_000, 1, 1)), rng.normal(size=(50_000, 8, 1))
     assert noise_latents.noise_share(z * e) == pytest.approx(1, abs=0.02)
     assert noise_latents.noise_share(z * (1 + e)) == pytest.approx(0.5, abs=0.02)
@@ -72,7 +72,7 @@ def test_a_quick_run_finds_that_the_noise_is_unlearned(run_quick):
         without, noisy = (numbers["cases"][f"{size} latents, {noise} of noise"] for noise in (0, 8))
         assert "noise_share" not in without
         by_step = [share["mean"] for share in numbers["noise_share_by_step"][f"{size} latents"].values()]
-        assert by_step[0] > 0.4  # an untrained decoder hears the eight of noise more than one or two latents
+        assert by_step[0] > 0.4  # eight noise latents affect an untrained decoder more than one or two latents do
         assert by_step[-1] == noisy["noise_share"]["mean"]
         assert 0 < by_step[-1] < by_step[0] / 2
         assert noisy["noise_cost"]["mean"] > 0

@@ -30,9 +30,9 @@ def test_the_models_are_ranked_and_nothing_beats_real_images(quick):
     for model in models.values():
         assert all(model[name]["mean"] > numbers["floor"] for name in SETS)
         assert model["reconstructions"]["mean"] < model["prior"]["mean"]
-    assert list(models)[-1] == "CE autoencoder"  # N(0, I) is not where its codes are ...
+    assert list(models)[-1] == "CE autoencoder"  # its codes are not distributed as N(0, I) ...
     autoencoder = models["CE autoencoder"]
-    assert autoencoder["mixture"]["mean"] < autoencoder["prior"]["mean"] / 2  # ... which the mixture knows
+    assert autoencoder["mixture"]["mean"] < autoencoder["prior"]["mean"] / 2  # ... but as the mixture
     assert "nll" not in autoencoder
     assert models["CE"]["nll"]["mean"] > 0
 
@@ -55,7 +55,7 @@ def test_the_picture_is_there(quick):
     with Image.open(folder / "sample_quality.png") as picture:
         assert 900 < picture.width <= 1_100
         panels = np.array_split(np.asarray(picture.convert("L")), 4, axis=1)
-    for panel in panels:  # a grid of images in each, grey ones as long as the networks have hardly learned
+    for panel in panels:  # each has a grid of images, which are grey while the networks have hardly learned
         assert (panel < 230).mean() > 0.5
     assert (panels[0] < 20).mean() > 0.4  # the training images, digits on black
 
@@ -85,7 +85,7 @@ def test_the_sets_are_what_they_are_called(monkeypatch):
     trained = SimpleNamespace(settings=settings, vae=vae)
     sets = sample_quality.sets_of(study, trained, grey)
     assert all(images.shape == (200, 1, 1, 1) for images in sets.values())
-    assert set(np.unique(np.concatenate(seen))) == {0, 1}  # the images are binarised, as the model knows them
+    assert set(np.unique(np.concatenate(seen))) == {0, 1}  # the images are binarised, as in training
     np.testing.assert_array_equal(sets["reconstructions"], 7)
     assert sets["mixture"].mean() == pytest.approx(7, abs=0.05)
     assert sets["mixture"].std() == pytest.approx(0.1, rel=0.2)

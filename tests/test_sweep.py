@@ -1,4 +1,4 @@
-"""experiments/sweep.py and side_by_side.py: every combination once, under its name, whatever becomes of the others."""
+"""experiments/sweep.py and side_by_side.py: every combination once, under its name, even if others fail."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def names(tmp_path, line):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The `names` of the runs that a stand-in has trained, which leaves them finished, but for those in `errors`."""
+    """The `names` of the runs that reach a stand-in for training; it finishes all except those in `errors`."""
     seen = SimpleNamespace(names=[], errors={})
 
     def train_one(folder, settings, watch, watch_at):
@@ -152,7 +152,7 @@ def test_a_run_that_fails_costs_a_line_and_the_same_command_tries_it_again(tmp_p
     told = capsys.readouterr()
     assert told.out.count("failed     ") == 1
     assert f"failed     {broken}: diverged in step 3: of a test\n" in told.out
-    assert "mnist-ce-z20-seed0 and 1 more" in told.out  # the comparison of those that have not failed
+    assert "mnist-ce-z20-seed0 and 1 more" in told.out  # the comparison of the runs that succeeded
     assert told.err.splitlines()[-1].startswith("sweep: error: 1 of 3 runs failed")
     trained.errors.clear()
     trained.names.clear()
@@ -188,7 +188,7 @@ def die(vae, settings, dataset):
 
 
 def die_once(vae, settings, dataset):
-    """The same, but for the second time."""
+    """The same, but only the first time."""
     before = Path(settings.output_dir) / "died"
     if not before.exists():
         before.touch()
@@ -213,7 +213,7 @@ def test_a_training_whose_process_dies_is_tried_once_more_and_takes_no_other_wit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("everybody_hears", [True, False])  # of Ctrl-C in a terminal, and of kill
+@pytest.mark.parametrize("everybody_hears", [True, False])  # Ctrl-C in a terminal, and kill
 def test_a_sweep_that_is_stopped_goes_on_where_it_was(tmp_path, everybody_hears):
     number, send = (signal.SIGINT, os.killpg) if everybody_hears else (signal.SIGTERM, os.kill)
     line = "--labels 1,7 --encoder-layers 64 --decoder-layers 64 --kl-weight-end 1 2 --epochs 12 --checkpoint-every 20"
@@ -230,7 +230,7 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(tmp_path, everybody_hears)
     assert process.returncode == 128 + number, told
     assert "stopped    the same command goes on from here\n" in told
     assert not any((folder / "report.json").exists() for folder in folders)
-    before = [runs.read_history(folder) for folder in folders]  # with how long each step took
+    before = [runs.read_history(folder) for folder in folders]  # including how long each step took
     done = subprocess.run(command, **about, timeout=200)
     assert done.returncode == 0, done.stdout
     assert re.search(r"^2 +-\d+\.\d\d ", done.stdout, re.MULTILINE)

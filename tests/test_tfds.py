@@ -1,4 +1,4 @@
-"""utils/tfds.py: sets of TensorFlow Datasets, of which a stand-in is made here, or one line that says what is wrong."""
+"""utils/tfds.py: sets of TensorFlow Datasets, which a stand-in replaces here, or one line that says what is wrong."""
 
 import io
 import sys
@@ -78,7 +78,7 @@ def test_a_tenth_of_train_is_tested_on_where_there_is_no_other_split(monkeypatch
     assert sorted(np.bincount(dataset.test_labels)) == [2, 3]
     assert dataset.details["split"] == "a tenth of its split train, drawn by a fixed key"
     before = tfds.tfds(from_params(dataset="tfds:toys", image_size=SIZE), say, as_before=True)
-    assert np.bincount(before.test_labels).tolist() == [3, 3]  # three of each label or more, as runs had it then
+    assert np.bincount(before.test_labels).tolist() == [3, 3]  # at least three of each label, as in older runs
     stand_in(monkeypatch, {"image": FEATURES["image"]}, {"train": examples(0, 50)})
     assert np.bincount(load_tfds().test_labels).tolist() == [5]
     stand_in(monkeypatch, FEATURES, {"train": examples(0, 2)})

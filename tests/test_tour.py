@@ -1,4 +1,4 @@
-"""docs/tour.ipynb and the Python of docs/python.md, run as they stand in a copy of the project."""
+"""docs/tour.ipynb and the Python of docs/python.md, run unchanged in a copy of the project."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.shared import REPOSITORY, users_environment
 
 DOCS = REPOSITORY / "docs"
 MOST_SECONDS = 180
-REQUIRED = os.environ.get("VAE_NOTEBOOK") == "required"  # a skip is a failure then
+REQUIRED = os.environ.get("VAE_NOTEBOOK") == "required"  # then a skip is a failure
 
 
 def cells(kind):

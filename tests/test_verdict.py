@@ -1,4 +1,4 @@
-"""utils/verdict.py: for each verdict a history that earns it, and one near it that does not."""
+"""utils/verdict.py: for each verdict a history that gets it, and one close to it that does not."""
 
 import json
 import re
@@ -14,12 +14,12 @@ from tests.reference_runs import CONVOLUTIONS, SHORT, command_line, draw_folder
 from utils import report, verdict
 from utils.settings import from_params, read_command_line
 
-CONSTANT = {"kl_schedule": "constant"}  # so that all lines compare
+CONSTANT = {"kl_schedule": "constant"}  # so that all lines are comparable
 DENSITY = {"loss": "mse", "decoder_scale": "learned", "binarize": "none"}
 
 
 def history(train, test=None, log_every=25, epoch=100):
-    """Lines of training objectives, one each `log_every` steps, and of test objectives, one each epoch of 100 steps.
+    """Lines of training objectives, one every `log_every` steps, and of test objectives, one per epoch of 100 steps.
 
     A number in `train` stands for a whole epoch, a list for the lines of one.
     """
@@ -76,7 +76,7 @@ def test_a_healthy_run_is_called_healthy(lines, changes):
     ("active", "kl", "changes", "verdict"),
     [
         (0, 0.2, {}, ("unhealthy", "Posterior")),
-        (1, 0.02, {}, ("unhealthy", "Posterior")),  # of all latents together: seen with KL_WEIGHT_END = 50
+        (1, 0.02, {}, ("unhealthy", "Posterior")),  # for all latents together, as with KL_WEIGHT_END = 50
         (1, 0.2, {}, ("healthy",)),
         (0, 20, {"prior": "realnvp"}, ("healthy",)),  # the scale of its latents is free
         (0, 0.02, {"prior": "realnvp"}, ("unhealthy", "Posterior")),
@@ -107,7 +107,7 @@ def test_a_mean_over_pixels_that_the_kl_outweighs_is_unhealthy(reduction, beta, 
         assert "RECONSTRUCTION_REDUCTION = sum" in found["problems"][0]
 
 
-STEADY = [[100, 103, 106.1, 109.3, 112.6, 115.9]]  # by 3 percent a line
+STEADY = [[100, 103, 106.1, 109.3, 112.6, 115.9]]  # 3 percent per line
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ STEADY = [[100, 103, 106.1, 109.3, 112.6, 115.9]]  # by 3 percent a line
         ([-1000, -1100, -1000], DENSITY, True),
         ([900, [300, 200, 100, 100], [101, 103, 110, 120]], {}, True),
         (STEADY, {}, True),
-        ([[150, 150, 1500]], {}, True),  # three lines say nothing of their noise, but this is none
+        ([[150, 150, 1500]], {}, True),  # three lines do not show their noise, but this is none
         ([[150, 150, 170]], {}, False),
-        ([50, 100, 103], {"kl_schedule": "linear", "kl_steps": 100}, True),  # whatever was before the ramp's end
+        ([50, 100, 103], {"kl_schedule": "linear", "kl_steps": 100}, True),  # lines before the ramp's end do not count
         ([50, [60, 70, 80, 90], 103], {"kl_schedule": "linear", "kl_steps": 200}, False),  # the weight rose
         ([[195, 170, 150, 145, 160]], {"kl_schedule": "cyclical", "kl_steps": 80}, False),  # lines of full cycles
     ],
@@ -130,7 +130,7 @@ def test_a_training_objective_that_rises_at_one_weight_diverges(train, changes, 
     found = judged(history(train, log_every=-(-100 // per_epoch)), **changes)
     assert any("Diverging" in sentence for sentence in found["problems"]) == diverges
     if diverges:
-        assert said(found) == ("unhealthy", "Diverging")  # one sentence for one trouble
+        assert said(found) == ("unhealthy", "Diverging")  # one sentence for one problem
 
 
 def test_a_few_lines_that_rise_diverge_only_beside_the_tests():
@@ -152,7 +152,7 @@ def test_the_noise_of_small_batches_is_hardly_ever_taken_for_a_divergence():
     [
         ([130, 100, 98], [111, 104, 107], True),
         ([130, 100, 98], [111, 104, 106], False),  # less than 2 percent
-        ([130, 100, [99, 98, 80, 70]], [111, 104, 120], True),  # it falls fast, but more of it would be worse
+        ([130, 100, [99, 98, 80, 70]], [111, 104, 120], True),  # it falls fast, but more training would be worse
         ([130, 100, 95, 90], [111, 100, 110, 108], True),  # the last epoch was better than the one before
     ],
 )
@@ -179,8 +179,8 @@ def test_a_ramp_that_was_cut_short_is_not_finished():
     ("train", "test", "log_every", "words"),
     [
         ([[400, 300, 200, 150]], [140], 25, "the training objective still fell by 25% within the last 50 steps"),
-        ([[400, 300, 151, 150]], [140], 25, None),  # of a single epoch, what comes after its first third
-        ([[400, 300, 151, 150, 120]], [140], 24, None),  # a last line of four steps is taken with the one before
+        ([[400, 300, 151, 150]], [140], 25, None),  # of a single epoch, only what comes after its first third
+        ([[400, 300, 151, 150, 120]], [140], 24, None),  # a last line of four steps is joined with the one before
         ([[220, 220, 200, 190], [180, 170, 160, 150]], [190, 150], 25, "the test objective still fell by 21% within"),
         ([200, 150], [106, 101], 100, None),
         ([200, 150], [107, 101], 100, "the test objective still fell by 6% within the last epoch"),
@@ -240,7 +240,7 @@ def test_a_run_that_still_learns_is_remarked(train, test, words):
 
 
 OBJECTIVES = st.lists(st.floats(-500, 500), min_size=4, max_size=4)
-CHANGED = (  # for a run's health
+CHANGED = (  # advice on a run's health
     "(More|Fewer) EPOCHS", "lower LEARNING_RATE", "lower KL_WEIGHT_END", "fewer KL_STEPS", "smaller LOG_EVERY",
     "RECONSTRUCTION_REDUCTION = sum", "--best",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""experiments/whole_images.py against Pillow, which training reads its images by."""
+"""experiments/whole_images.py against Pillow, which training uses to read its images."""
 
 import io
 
@@ -34,7 +34,7 @@ def test_an_image_is_prepared_as_training_does_to_one_of_255(mode, crop, fit, sh
     content.seek(0)
     found = 255 * whole_images.prepare(tf.constant(pixels), how).numpy()
     wrong = np.abs(found - images.decode(content, how))
-    if fit == "keep" and not crop:  # which Pillow cuts at fractions of a pixel, up to half of one
+    if fit == "keep" and not crop:  # Pillow cuts at fractions of a pixel, up to half of one
         assert wrong.mean() < 8
     else:
         assert wrong.max() < (1.01 if "A" not in mode else 2.01)

@@ -1,4 +1,4 @@
-"""Whole runs by the clock: how their times are told and compared is checked, how long they take is not."""
+"""Timed whole runs: these tests check how times are reported and compared, but not how long they are."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ TITLES = {"loop": "the loop alone", "ours": "main.py", "keras": "Keras fit", "ag
 
 
 def made_run(epochs, end=0.0, elbo=-96.0):
-    """What a run measured that took a second to start."""
+    """The measurements of a run that took a second to start."""
     total = 1.0 + sum(epochs) + end
     return {"startup": 1.0, "epochs": epochs, "end": end, "total": total, "megabytes": 900.0, "test_elbo": elbo}
 

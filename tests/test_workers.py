@@ -1,4 +1,4 @@
-"""utils/workers.py: TF_CONFIG and its mistakes, the start, and what two processes tell each other until one dies."""
+"""utils/workers.py: TF_CONFIG and its errors, the start, and what two processes exchange until one dies."""
 
 import json
 import signal
@@ -83,7 +83,7 @@ def test_a_worker_waits_until_the_others_answer_and_says_for_whom():
     timer = threading.Timer(3.0, lambda: late.enter_context(workers.listen(addresses[0])))
     timer.start()
     workers.wait_for_others(addresses, 1, lines.append)
-    assert workers.answers(addresses[0])  # not before it came
+    assert workers.answers(addresses[0])  # it has waited for worker 0
     assert not workers.answers(addresses[1])  # its own port is free again, for TensorFlow
     assert lines == [f"waiting    for worker 0 (the chief, {addresses[0]})"]
     assert present.fileno() > 0
@@ -102,7 +102,7 @@ def test_a_worker_is_waited_for_at_its_own_address_only():
     with workers.listen(address) as here:
         assert here.getsockname()[0] == "127.0.0.1"
     port = address.rpartition(":")[2]
-    with workers.listen(f"203.0.113.7:{port}") as here:  # an address that this machine has not got
+    with workers.listen(f"203.0.113.7:{port}") as here:  # an address that this machine does not have
         assert here.getsockname() == ("0.0.0.0", int(port))
 
 
@@ -125,9 +125,9 @@ SILENT = "Error reported from /job:worker/task:{0}: tasks are unhealthy (no hear
     ("message", "own", "lost"),
     [
         (RESET.format(2), 0, 2),
-        (RESET.format(2) + RESET.format(0), 1, 2),  # worker 1 has it from worker 0
+        (RESET.format(2) + RESET.format(0), 1, 2),  # worker 1 got this from worker 0
         (SILENT.format(1), 0, 1),
-        ("Deadline Exceeded RPC: /tensorflow.CoordinationService/Heartbeat", 1, 0),  # the service is in the chief
+        ("Deadline Exceeded RPC: /tensorflow.CoordinationService/Heartbeat", 1, 0),  # the service runs in the chief
         (SILENT.format(1), 1, 1),  # it was frozen itself
     ],
 )

@@ -1,7 +1,7 @@
-"""python main.py in two processes on loopback: what one process learns, and what is left when one of them dies.
+"""python main.py in two processes on loopback: they learn what one process learns; what is left when one dies.
 
-The images are drawn faces in CelebA's layout, streamed, and the networks are convolutional: in graph mode, as one
-process has them too, random numbers are the same.
+The images are drawn faces in CelebA's layout, streamed, and the networks are convolutional. So one process uses graph
+mode, too, and the random numbers are the same.
 """
 
 import json
@@ -56,7 +56,7 @@ def start_two(words, place, faces):
 
 
 def history(folder):
-    """The lines of a run's history, all that is in them but timings."""
+    """The lines of a run's history without timings."""
     return [json.loads(line) | TIMINGS for line in (folder / "r" / "history.jsonl").read_text().splitlines()]
 
 
@@ -66,7 +66,7 @@ def numbers(lines):
 
 @pytest.fixture(scope="module")
 def unbroken(faces, tmp_path_factory):
-    """The place of a run by two workers that nothing happened to, whose chief's folder is place0."""
+    """The place of an undisturbed run by two workers; the chief's folder is place0."""
     place = tmp_path_factory.mktemp("unbroken") / "worker"
     assert [process.wait(240) for process in start_two(WORDS, place, faces)] == [0, 0]
     return place
@@ -81,7 +81,7 @@ def alone(faces, tmp_path_factory):
 
 
 def check_same_learning(place, alone):
-    """Whether the run in a place is that of one process, but for rounding."""
+    """Check that the run in a place is that of one process, except for rounding."""
     one, two = history(alone), history(place)
     assert [(line["split"], line["step"]) for line in two] == [(line["split"], line["step"]) for line in one]
     assert len(one) == STEPS // 5 + 16
@@ -214,8 +214,8 @@ def test_two_workers_keep_to_the_images_that_a_run_began_with(tmp_path):
         both = start_two(more, tmp_path / "worker", tmp_path / "images")
         consoles = [(tmp_path / f"worker{index}.txt") for index in (0, 1)]
         assert [process.wait(120) for process in both] == [0, 0], [path.read_text() for path in consoles]
-        for number in range(40, 60):  # between the two
+        for number in range(40, 60):  # added between the two runs
             draw(tmp_path / "images" / "eel" / f"{number:02}.png", number)
     told = "note       20 images are new since the run began, e.g. eel/40.png; they are left out"
-    assert [path.read_text().count(told) for path in consoles] == [1, 0]  # the chief speaks
+    assert [path.read_text().count(told) for path in consoles] == [1, 0]  # only the chief prints it
     assert history(tmp_path / "worker0")[-1]["step"] == 2 * (36 // 8)

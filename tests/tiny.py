@@ -1,4 +1,4 @@
-"""A VAE small enough for differences and integrals, the same one written anew in NumPy, and images for both."""
+"""A VAE small enough for differences and integrals, the same one written again in NumPy, and images for both."""
 
 import math
 from functools import cache
@@ -31,7 +31,7 @@ def graph(function, compiled):
 
 
 def drawn(function, *arguments, compiled=False):
-    """What a function draws; under XLA it is not the same as without."""
+    """What a function draws; under XLA it draws other numbers."""
     return graph(function, compiled)(*arguments).numpy()
 
 
