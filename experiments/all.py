@@ -12,7 +12,10 @@ import sys
 
 from experiments.study import ROOT, Study, is_finished, mark, read_command_line
 
-EXPERIMENTS = ("losses", "kl_weight", "architecture", "latent_space", "new_label", "noise_latents", "sample_quality")
+EXPERIMENTS = (
+    "losses", "kl_weight", "architecture", "latent_space",
+    "new_label", "noise_latents", "sample_quality", "loss_claims",
+)  # fmt: skip
 
 
 def command(study: Study) -> list[str]:

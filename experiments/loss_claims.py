@@ -332,12 +332,14 @@ def draw_steps(study: Study, runs: dict[tuple[str, str, str], list[Trained]]) ->
 
 
 def draw_nine(study: Study, groups: dict[str, np.ndarray], drawn: dict[str, np.ndarray]) -> None:
-    """Write loss_claims_nine.png: for all images and each third, three of them, their median, and what is drawn."""
-    figure = Figure(figsize=(9, 2.1), layout="constrained")
-    for axes, (name, images) in zip(figure.subplots(1, len(groups)), groups.items(), strict=True):
-        examples = images[np.linspace(0, len(images) - 1, 3).astype(int)] / 255
-        row = np.concatenate([examples, np.median(images, axis=0)[np.newaxis] / 255, drawn[name][np.newaxis]])
-        figures.draw_images(axes, row, 5, f"{name}: three of them,\ntheir median, what AD draws")
+    """Write loss_claims_nine.png: of all images and of each third, six examples, the median, and what AD draws."""
+    figure = Figure(figsize=(7, 1.15 * len(groups)), layout="constrained")
+    rows = figure.subplots(len(groups), 3, width_ratios=(6, 1, 1))
+    for row, (name, images) in zip(rows, groups.items(), strict=True):
+        examples = images[np.linspace(0, len(images) - 1, 6).astype(int)]
+        figures.draw_images(row[0], examples, 6, name)
+        figures.draw_images(row[1], np.median(images, axis=0)[np.newaxis] / 255, 1, "the median")
+        figures.draw_images(row[2], drawn[name][np.newaxis], 1, "drawn by AD")
     save_figure(study.images / "loss_claims_nine.png", figure)
 
 

@@ -54,7 +54,7 @@ def main(folder, *words):
 def test_three_things_are_changed_and_help_has_them(copy):
     assert len(BLOCKS) == 3
     told = " ".join(main(copy, "--help").split())
-    assert "--adam-beta-1 X how much of the gradients before Adam keeps" in told
+    assert "--adam-beta-1 X share of the earlier gradients that Adam keeps" in told
     assert "'huber'" in told
     assert "'patches'" in told
 
