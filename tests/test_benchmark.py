@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import math
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -203,10 +204,16 @@ def test_all_contenders_at_hand_reach_a_mark(tmp_path, monkeypatch, capsys):
     by how often it is white costs 206, without any latents. Weights that are passed on wrongly are far off."""
     monkeypatch.setattr(benchmark, "OUTPUT", tmp_path)
     monkeypatch.setattr(benchmark, "MARKS", (-1000.0, -240.0))
+    start = time.perf_counter()
     benchmark.main(["--time-to-quality", "--rounds", "5", "--steps", "20", "--held-out"])
+    seconds = time.perf_counter() - start
     assert "not within" not in capsys.readouterr().out
     written = json.loads((tmp_path / "time_to_quality.json").read_text())
     assert {"ours", "keras"} <= set(written["rounds"][0])
+    assert min(results["start_up"] for results in written["rounds"][0].values()) > 0
+    parts = [results.get(part, 0) for one in written["rounds"] for results in one.values()
+             for part in ("start_up", "seconds", "judging")]  # fmt: skip
+    assert sum(parts) < seconds  # nothing is counted twice
     assert len(written["rounds"]) == 2  # rounds end as soon as all have reached the last mark
     last = [results["test_elbo"] for results in written["rounds"][-1].values()]
     assert max(last) - min(last) < 15
