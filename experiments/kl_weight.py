@@ -186,8 +186,8 @@ def beta_table(numbers: dict[str, Any], real: dict[str, float]) -> str:
 
 def draw_betas(study: Study, sizes: Sizes, by_beta: dict[float, list[Trained]], numbers: dict[str, Any]) -> Figure:
     """Rate against distortion, active units and clear samples over beta, and samples."""
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    curves, samples = figure.subfigures(2, 1, height_ratios=[2, 1])
+    figure = Figure(figsize=(10, 7.8), layout="constrained")
+    curves, samples = figure.subfigures(2, 1, height_ratios=[2.3, 1])
     plane, over_beta = curves.subplots(1, 2)
     draw_rate_distortion(plane, numbers)
 
@@ -227,9 +227,10 @@ def draw_rate_distortion(axes: Axes, numbers: dict[str, Any]) -> None:
     bottom, top = axes.set_ylim(*axes.get_ylim())
     for total in MaxNLocator(10, steps=(1, 2, 5, 10)).tick_values(left + bottom, right + top):
         axes.plot([left, right], [total - left, total - right], color="grey", linewidth=0.6, linestyle=":")
-        edge = max(left, total - top)  # where the line enters the picture
-        if edge < right - (right - left) / 10 and total - edge > bottom + (top - bottom) / 50:
-            axes.text(edge, total - edge, f" {-total:.0f}", color="grey", fontsize=7, va="top")
+        if bottom < total - right < top:  # the line leaves the picture on the right; its label is outside
+            axes.text(right, total - right, f" {-total:.0f}", color="grey", fontsize=7, va="center")
+        elif left < total - bottom < right:  # at the bottom
+            axes.text(total - bottom, bottom, f"{-total:.0f} ", color="grey", fontsize=7, va="bottom", ha="right")
     axes.set(xlabel="rate: KL (nats)", ylabel="distortion: reconstruction loss (nats)")
     axes.set_title("what a nat of rate buys (dotted: equal ELBO, in nats)", fontsize=10)
 
@@ -451,26 +452,35 @@ def draw_ways(study: Study, sizes: Sizes, posteriors: Posteriors, numbers: dict[
         z_mean, z_log_std = (part[:1_000] for part in posteriors[beta][0])
         analytic = main.kl_to_standard_normal(z_mean, z_log_std).numpy().sum(axis=1)
         axes.plot(analytic, draw_values(z_mean, z_log_std, 1, study.seed)[0], ".", markersize=2)
-        axes.axline((analytic.mean(), analytic.mean()), slope=1, color="black", linewidth=1)
+        axes.axline((analytic.mean(), analytic.mean()), slope=1, color="black", linewidth=1, label="both the same")
         axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
         deviation = numbers["by_beta"][f"{beta:g}"]["one_sample_sd_closed_form"]["values"][0]
         axes.set(xlabel="KL by the formula (nats)", title=f"beta {beta:g}: sd of a sample {deviation:.1f} nats")
     above.axes[0].set_ylabel("by one sample (nats)")
+    above.axes[0].legend(fontsize=8, loc="upper left")
 
-    axes = below.subplots()
-    counts = numbers["counts"]
-    for place, (beta, n) in enumerate(numbers["by_beta"].items()):
-        axes.plot(counts, n["by_count"]["mixture"], "o-", color=f"C{place}", markersize=4, label=f"beta {beta}")
-        axes.plot(counts, n["by_count"]["least"], ":", color=f"C{place}")
-        axes.plot(counts[-1], n["moments"]["values"][0], "x", color=f"C{place}")
-    axes.set(xscale="log", xlabel="images in the mixture (log scale)", ylabel="nats")
-    axes.set_title(
-        "KL of all images' latents together to the prior, as a mixture\n"
-        "dotted: the least it can be, mean KL - log(images); crosses: the Gaussian with the moments of all",
-        fontsize=10,
-    )
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.grid(alpha=0.3)
+    by_count, by_beta = below.subplots(1, 2)
+    counts, measured = numbers["counts"], numbers["by_beta"]
+    for place, (beta, n) in enumerate(measured.items()):
+        by_count.plot(counts, n["by_count"]["mixture"], "o", color=f"C{place}", markersize=4)
+        by_count.plot(counts, n["by_count"]["least"], ":", color=f"C{place}")
+        end = (counts[-1], n["by_count"]["mixture"][-1])
+        by_count.annotate(f"beta {beta}", end, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+    by_count.margins(x=0.2)
+    by_count.set(xscale="log", yscale="log", xlabel="images in the mixture", ylabel="nats")
+    by_count.set_title("all images' latents together, as a mixture\n(dotted: mean KL - log(images))", fontsize=10)
+
+    betas = [float(beta) for beta in measured]
+    for key, label in (("analytic", "mean KL of an image"), ("mixture", "all together, as a mixture"),
+                       ("moments", "all together, by their moments")):  # fmt: skip
+        draw_spread(by_beta, betas, np.transpose([n[key]["values"] for n in measured.values()]), label)
+    by_beta.set(xscale="log", yscale="log", xlabel="beta", ylabel="nats")
+    by_beta.set_xticks(betas, list(measured))
+    by_beta.minorticks_off()
+    by_beta.set_title(f"the KL of {counts[-1]:,} images, by what it charges for", fontsize=10)
+    by_beta.legend(fontsize=8)
+    for axes in (by_count, by_beta):
+        axes.grid(alpha=0.3)
     return figure
 
 
