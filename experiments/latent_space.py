@@ -218,12 +218,8 @@ def draw_sizes(study: Study, pictures: dict[int, np.ndarray], labels: np.ndarray
     for axes, (latents, picture) in zip(panels, pictures.items(), strict=True):
         draw_digits(axes, picture, labels, size=2)
         found = numbers[str(latents)]
-        axes.set_title(
-            f"{latents} latents, {percent(found['pca_variance'], 0)} % of variance\n"
-            f"kNN: here {percent(found['knn_pca'], 0)} %, in all {percent(found['knn'], 0)} %",
-            fontsize=8,
-        )
-        axes.set(aspect="equal", xticks=[], yticks=[])
+        axes.set_title(f"{latents} latents\n{percent(found['pca_variance'], 0)} % of the variance", fontsize=9)
+        axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim", box_aspect=1)
     left.supxlabel("first principal component", fontsize=9)
     left.supylabel("second principal component", fontsize=9)
     draw_legend(left, labels)
@@ -268,6 +264,7 @@ def measure_projections(study: Study, size: Sizes, space: Space, dataset: Datase
 def measure_walks(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset, judge: Any) -> dict[str, Any]:
     """Walk between test images of different digits, straight and spherical, in the VAE and in the autoencoder."""
     pairs = draw_pairs(dataset.test_labels, size.pairs, study.seed)
+    shown_pairs = most_different(spaces["vae", LATENTS, study.seed], pairs)[:WALKS_SHOWN]
     numbers, curves, pictures = {}, {}, {}
     for kind in KINDS:
         for name, walk in WALKS.items():
@@ -275,10 +272,18 @@ def measure_walks(study: Study, size: Sizes, spaces: Spaces, dataset: Dataset, j
             curves[kind, name] = found
             numbers[f"{kind} {name}"] = over_seeds([at_middle(curve) for curve in found])
             first = spaces[kind, LATENTS, study.seed]
-            z = walk_between(walk, *(first.z_mean[ends] for ends in pairs[:WALKS_SHOWN].T))
+            z = walk_between(walk, *(first.z_mean[ends] for ends in shown_pairs.T))
             pictures[kind, name] = [main.decode(first.vae, codes) for codes in z]
-    draw_walks(study, pictures, dataset.test_labels[pairs[:WALKS_SHOWN]], curves)
+    draw_walks(study, pictures, dataset.test_labels[shown_pairs], curves)
     return {"pairs": len(pairs), "walks": numbers}
+
+
+def most_different(space: Space, pairs: np.ndarray) -> np.ndarray:
+    """The pairs (P, 2), sorted: first those for which the midpoints of the different walks look least alike."""
+    ends = [space.z_mean[ends] for ends in pairs.T]
+    middles = [walk_between(walk, *ends)[:, WALK_STEPS // 2] for walk in WALKS.values()]
+    straight, spherical = (main.decode(space.vae, z) for z in middles)
+    return pairs[np.argsort(-np.square(straight - spherical).sum(axis=(1, 2, 3)), kind="stable")]
 
 
 def measure_walk(space: Space, walk: Callable, pairs: np.ndarray, judge: Any) -> dict[str, Any]:
@@ -348,7 +353,7 @@ def draw_walks(study: Study, pictures: dict, digits: np.ndarray, curves: dict) -
     lower.set(xlabel="share of the way", ylabel="length of code / mean length")
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
-    lower.legend(fontsize=8)
+    upper.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     save_figure(study.images / "latent_space_walks.png", figure)
 
 
