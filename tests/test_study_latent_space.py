@@ -1,6 +1,7 @@
 """experiments/latent_space.py: its quick run, and its measures against closed forms."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,15 @@ def test_a_walk_between_right_angles_is_as_long_as_geometry_says_and_unsure_in_t
     right = [latent_space.measure_walk(space, w, np.array([[0, 2]]), Judge()) for w in latent_space.WALKS.values()]
     middles = [latent_space.at_middle(curve)["length_middle"] for curve in right]
     assert middles == pytest.approx([np.sqrt(0.5), 1])
+
+
+def test_the_pairs_shown_first_are_those_whose_walks_differ_most(monkeypatch):
+    """On a circle, the middle of a line is off the arc by 1 - cos(half the angle)."""
+    angles = np.radians([0, 20, 150, 90])
+    codes = SimpleNamespace(z_mean=np.stack([np.cos(angles), np.sin(angles)], axis=1), vae=None)
+    monkeypatch.setattr(main, "decode", lambda vae, z: np.reshape(z, (-1, 1, 2, 1)))
+    pairs = np.array([(0, 1), (0, 2), (0, 3)])
+    assert latent_space.most_different(codes, pairs).tolist() == [[0, 2], [0, 3], [0, 1]]
 
 
 def test_the_numbers_at_the_middle_are_those_of_the_middle():
