@@ -557,7 +557,8 @@ def test_help_lists_every_constant_with_comment_choice_and_default(monkeypatch):
     assert f"[none or a list of {WIDTHS} as in 512 512; default 512 512]\n" in printed
     assert "()" not in printed  # the notation of the file; typed, it is none
     assert f"[{LOSSES}; default {from_params().loss!r}]\n" in printed
-    assert "brightness as the probability of white; likelihoods need this ['dynamic'" in printed  # a second line
+    second_line = """brightness as the probability of white; with "ce", a likelihood needs this ['dynamic'"""
+    assert second_line in printed
     assert "[default False]\n" in printed
     assert "--resume RUN" in printed
 
