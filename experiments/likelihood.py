@@ -74,8 +74,8 @@ ROWS = {
     "mlp": Row(
         "2 x 512 GELU, 40 latents, RealNVP prior",
         (
-            FLOW | {"epochs": 40},
-            FLOW | TIGHTEN | {"bound_samples": 3, "epochs": 44, "learning_rate": 2e-3},
+            FLOW | {"epochs": 105},
+            FLOW | TIGHTEN | {"bound_samples": 8, "epochs": 6},
         ),
         published="",
     ),
