@@ -236,5 +236,5 @@ def test_the_rows_of_the_table_have_the_names_from_before_constants_were_added(m
     """The names of commit 803fe99, whatever constants a user has added."""
     for name in read_constants().keys() - OURS:
         monkeypatch.setitem(BEFORE, name, read_constants()[name].value)
-    names = [stage.run_name for stage in likelihood.stages_of("iwae", likelihood.read_command_line(["iwae"]))]
-    assert names == ["mnist-ce-z50-28d148e2", "mnist-ce-z50-dreg5-dc5055c2", "mnist-ce-z50-dreg50-f6152959"]
+    names = [stage.run_name for stage in likelihood.stages_of("best", likelihood.read_command_line(["best"]))]
+    assert names == ["mnist-ce-z40-realnvp-380fb7e4", "mnist-ce-z40-realnvp-dreg8-05c5e7b2"]
